@@ -1,0 +1,1 @@
+//! EventBus: local devices on MQTT, by the broker inside or by an external one.

@@ -1,0 +1,3 @@
+//! Edged: pods on containerd.
+
+pub mod runtime;

@@ -1,0 +1,234 @@
+//! What a pod worker may ask of the container runtime. Two implementations: containerd's native
+//! API, and the scripted fake that the worker's tests drive.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+/// One pod's shared namespaces and network, before any container exists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SandboxSpec {
+    pub pod_uid: String,
+    pub namespace: String,
+    pub name: String,
+    pub hostname: String,
+    pub host_network: bool,
+    pub host_ipc: bool,
+    /// `(host_port, container_port, protocol in lower case, host ip or empty)`
+    pub port_mappings: Vec<(u16, u16, String, String)>,
+    pub sysctls: BTreeMap<String, String>,
+    /// Absolute cgroup of the pod, e.g. `/edgepods/burstable/pod<uid>`.
+    pub cgroup_parent: String,
+}
+
+/// A sandbox that stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    pub pod_uid: String,
+    /// Empty for host network (the node's own address is the pod's).
+    pub ips: Vec<String>,
+}
+
+/// A host path bound into a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mount {
+    pub source: PathBuf,
+    pub target: PathBuf,
+    pub read_only: bool,
+    /// e.g. `rslave`, empty for private.
+    pub propagation: String,
+}
+
+/// Resource limits as cgroups want them; `None` leaves the default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    pub cpu_shares: Option<u64>,
+    /// Quota per 100 ms period, in microseconds.
+    pub cpu_quota_us: Option<i64>,
+    pub memory_limit_bytes: Option<i64>,
+    pub pids_limit: Option<i64>,
+    pub oom_score_adj: Option<i32>,
+}
+
+/// Everything needed to create one container of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerSpec {
+    pub pod_uid: String,
+    pub pod_namespace: String,
+    pub pod_name: String,
+    pub name: String,
+    /// Counts restarts from 0; part of the container's id.
+    pub attempt: u32,
+    /// Hash of what was asked for; adoption compares it.
+    pub spec_hash: String,
+    /// Image reference as written in the pod; must be present (see [`Runtime::pull`]).
+    pub image: String,
+    /// Empty: the image's entrypoint.
+    pub command: Vec<String>,
+    /// Empty: the image's cmd (unless `command` is given).
+    pub args: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub working_dir: Option<String>,
+    pub mounts: Vec<Mount>,
+    pub resources: Resources,
+    pub cgroup_parent: String,
+    pub host_network: bool,
+    pub host_pid: bool,
+    pub host_ipc: bool,
+    pub tty: bool,
+    pub stdin: bool,
+    pub privileged: bool,
+    pub read_only_rootfs: bool,
+    pub no_new_privileges: bool,
+    pub add_capabilities: Vec<String>,
+    pub drop_capabilities: Vec<String>,
+    pub run_as_user: Option<i64>,
+    pub run_as_group: Option<i64>,
+    pub supplemental_groups: Vec<i64>,
+    /// Absolute path of the CRI-format log file, `…/<container>/<attempt>.log`.
+    pub log_path: PathBuf,
+    pub log_bytes_max: u64,
+    pub log_files_max: u32,
+}
+
+/// A container's state as the runtime has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContainerState {
+    Created,
+    Running {
+        started_at_ms: i64,
+    },
+    Exited {
+        exit_code: i32,
+        oom_killed: bool,
+        started_at_ms: i64,
+        finished_at_ms: i64,
+    },
+    /// The record is there but its task is gone (reboot, shim killed): the exit code is lost.
+    Unknown,
+}
+
+/// One container that carries our labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    pub id: String,
+    pub pod_uid: String,
+    pub pod_namespace: String,
+    pub pod_name: String,
+    pub name: String,
+    pub attempt: u32,
+    pub spec_hash: String,
+    pub image: String,
+    /// Digest reference of the image, e.g. `docker.io/library/busybox@sha256:…`.
+    pub image_id: String,
+    pub log_path: PathBuf,
+    pub state: ContainerState,
+}
+
+/// An image that is present.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Image {
+    pub reference: String,
+    /// `sha256:…` of the manifest.
+    pub digest: String,
+    /// Image config's `User`; empty is root.
+    pub user: String,
+    pub size_bytes: u64,
+}
+
+/// Credentials for one registry.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct RegistryAuth {
+    pub username: String,
+    pub password: String,
+}
+
+impl std::fmt::Debug for RegistryAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryAuth")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the runtime is, for node status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeInfo {
+    /// e.g. `containerd://1.6.20`
+    pub version: String,
+    pub ready: bool,
+    /// False with a reason when no CNI configuration or plugin is found.
+    pub network_ready: bool,
+    pub network_reason: String,
+}
+
+/// Why the runtime refused. `reason()` is what kubelet would put in the container status.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    #[error("containerd does not answer at `{address}`")]
+    Unavailable {
+        address: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("image `{reference}` is not present")]
+    ImageNotPresent { reference: String },
+    #[error("image reference `{reference}` is not valid: {reason}")]
+    InvalidImageName { reference: String, reason: String },
+    #[error("cannot pull image `{reference}`: {reason}")]
+    Pull { reference: String, reason: String },
+    #[error("cannot create container: {reason}")]
+    Create { reason: String },
+    #[error("cannot start container: {reason}")]
+    Start { reason: String },
+    #[error("network set-up failed: {reason}")]
+    Network { reason: String },
+    #[error("container `{id}` is not known to the runtime")]
+    NotFound { id: String },
+    #[error("{step} took longer than {limit:?}")]
+    Timeout { step: &'static str, limit: Duration },
+    #[error("{step} failed: {reason}")]
+    Other { step: &'static str, reason: String },
+}
+
+/// The container runtime as a pod worker sees it. Every method is idempotent: a worker repeats
+/// it after a crash without first asking how far it got.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    async fn info(&self) -> RuntimeInfo;
+
+    /// The image if it is present with all its content.
+    async fn image(&self, reference: &str) -> Result<Option<Image>, RuntimeError>;
+    /// Pulls (or finds) the image. Resumes a broken pull where the daemon allows it.
+    async fn pull(
+        &self,
+        reference: &str,
+        auth: Option<&RegistryAuth>,
+    ) -> Result<Image, RuntimeError>;
+
+    /// Makes the pod's namespaces and network, or returns what stands already.
+    async fn ensure_sandbox(&self, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError>;
+    /// Removes network, namespaces and pod cgroup. No containers may be left.
+    async fn remove_sandbox(&self, pod_uid: &str) -> Result<(), RuntimeError>;
+    /// Pod uids whose sandbox stands on this node.
+    async fn sandboxes(&self) -> Result<Vec<Sandbox>, RuntimeError>;
+
+    /// Creates and starts; returns the container's id. An existing one of the same id is reused.
+    async fn start(&self, spec: &ContainerSpec) -> Result<String, RuntimeError>;
+    /// Sends the image's stop signal (TERM by default); returns at once.
+    async fn signal_stop(&self, id: &str) -> Result<(), RuntimeError>;
+    /// SIGKILL to every process of the container; returns at once.
+    async fn kill(&self, id: &str) -> Result<(), RuntimeError>;
+    /// Deletes task, container record and snapshot of a container that is not running.
+    async fn remove(&self, id: &str) -> Result<(), RuntimeError>;
+    /// Every container that carries our labels, exited ones too.
+    async fn containers(&self) -> Result<Vec<Container>, RuntimeError>;
+
+    /// Rises whenever some container changed state, and after every reconnect to the daemon.
+    /// Only a hint: the reader lists again.
+    fn changes(&self) -> watch::Receiver<u64>;
+}

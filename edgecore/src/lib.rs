@@ -1,0 +1,11 @@
+//! The Outpost node daemon: everything `main.rs` wires together, as a library so that the
+//! simulation and the end-to-end tests drive the shipped code.
+//!
+//! Read [`ARCHITECTURE.md`](../../ARCHITECTURE.md) first: it has the two ways through the system.
+
+pub mod bus;
+pub mod clock;
+pub mod edged;
+pub mod outbox;
+pub mod store;
+pub mod twin;

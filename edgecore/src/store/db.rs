@@ -1,0 +1,247 @@
+//! The synchronous core: open, migrate, commit a batch of jobs.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::schema::MIGRATIONS;
+
+/// Bound of the write-ahead log file kept after a checkpoint: an SD card has little room.
+const JOURNAL_BYTES_MAX: u64 = 4 << 20;
+/// Pages between automatic checkpoints (4 KiB each): fewer, larger writes to flash.
+const CHECKPOINT_PAGES: u32 = 1000;
+/// SQLite's page cache. 1 MiB holds the working set of a node; memory is the budget here.
+const CACHE_KIB: i32 = 1024;
+
+/// Why the store refused. Everything but `Busy` and `Full` needs an operator or a newer binary.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    #[error("cannot open database `{path}`")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: rusqlite::Error,
+    },
+    #[error("`{path}` is not a usable database ({reason}); it was set aside as `{set_aside}`")]
+    Corrupt {
+        path: PathBuf,
+        reason: String,
+        set_aside: PathBuf,
+    },
+    #[error(
+        "database has schema version {found}, this program knows up to {known}; install the newer edgecore"
+    )]
+    TooNew { found: usize, known: usize },
+    #[error("database statement failed")]
+    Sql(#[from] rusqlite::Error),
+    #[error("the disk is full; free space or raise the quota")]
+    Full,
+    #[error("the store's queue is full")]
+    Busy,
+    #[error("the store has stopped")]
+    Stopped,
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl StoreError {
+    /// Whether trying again, unchanged, can succeed.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Full | Self::Busy => true,
+            Self::Open { .. }
+            | Self::Corrupt { .. }
+            | Self::TooNew { .. }
+            | Self::Sql(_)
+            | Self::Stopped
+            | Self::Refused(_) => false,
+        }
+    }
+
+    fn of_commit(source: rusqlite::Error) -> Self {
+        match source.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            _ => Self::Sql(source),
+        }
+    }
+}
+
+/// One change: runs inside a savepoint; an `Err` undoes this job alone.
+pub trait Job: Send {
+    /// Does the work on the open transaction.
+    fn run(&mut self, tx: &Connection) -> Result<(), StoreError>;
+    /// Told once the batch is durable (`Ok`) or undone (`Err`). Must not block.
+    fn done(self: Box<Self>, outcome: Result<(), StoreError>);
+}
+
+/// An open database with its schema in place. One of these writes a file; there is no second.
+#[derive(Debug)]
+pub struct Db {
+    conn: Connection,
+}
+
+impl Db {
+    /// Opens or creates `path`. A file that is no database is set aside (renamed) and replaced by
+    /// an empty one; the second value then says so, for the log.
+    pub fn open(path: &Path) -> Result<(Self, Option<StoreError>), StoreError> {
+        match Self::open_checked(path) {
+            Ok(db) => Ok((db, None)),
+            Err(StoreError::Open { source, .. }) if is_corruption(&source) => {
+                let set_aside = set_aside(path)?;
+                let told = StoreError::Corrupt {
+                    path: path.to_owned(),
+                    reason: source.to_string(),
+                    set_aside,
+                };
+                Ok((Self::open_checked(path)?, Some(told)))
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// An empty database in memory, for tests and the simulator.
+    pub fn open_in_memory() -> Result<Self, StoreError> {
+        let mut db = Self {
+            conn: Connection::open_in_memory()?,
+        };
+        db.migrate()?;
+        Ok(db)
+    }
+
+    fn open_checked(path: &Path) -> Result<Self, StoreError> {
+        let at = |source| StoreError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let conn = Connection::open(path).map_err(at)?;
+        let pragmas = format!(
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000;
+             PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY; PRAGMA mmap_size=0;
+             PRAGMA journal_size_limit={JOURNAL_BYTES_MAX}; PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES};
+             PRAGMA cache_size=-{CACHE_KIB};"
+        );
+        conn.execute_batch(&pragmas).map_err(at)?;
+        let health: String = conn
+            .query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
+            .map_err(at)?;
+        if health != "ok" {
+            return Err(at(rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+                Some(health),
+            )));
+        }
+        let mut db = Self { conn };
+        db.migrate()?;
+        Ok(db)
+    }
+
+    fn migrate(&mut self) -> Result<(), StoreError> {
+        let found: usize = self
+            .conn
+            .query_row("PRAGMA user_version", [], |r| r.get(0))?;
+        if found > MIGRATIONS.len() {
+            return Err(StoreError::TooNew {
+                found,
+                known: MIGRATIONS.len(),
+            });
+        }
+        for (index, sql) in MIGRATIONS.iter().enumerate().skip(found) {
+            let tx = self
+                .conn
+                .transaction_with_behavior(TransactionBehavior::Immediate)?;
+            tx.execute_batch(sql)?;
+            tx.pragma_update(None, "user_version", index + 1)?;
+            tx.commit()?;
+        }
+        Ok(())
+    }
+
+    /// Runs every job in one transaction and reports to each after the commit. A job that fails
+    /// is undone alone; if the commit fails, all are undone and all are told.
+    pub fn commit(&mut self, jobs: Vec<Box<dyn Job>>) {
+        let mut outcomes = Vec::with_capacity(jobs.len());
+        match self.run_all(jobs, &mut outcomes) {
+            Ok(()) => {
+                for (job, outcome) in outcomes {
+                    job.done(outcome);
+                }
+            }
+            Err(error) => {
+                let text = error.to_string();
+                let full = matches!(error, StoreError::Full);
+                for (job, _) in outcomes {
+                    job.done(Err(if full {
+                        StoreError::Full
+                    } else {
+                        StoreError::Refused(text.clone())
+                    }));
+                }
+            }
+        }
+    }
+
+    fn run_all(
+        &mut self,
+        jobs: Vec<Box<dyn Job>>,
+        outcomes: &mut Vec<(Box<dyn Job>, Result<(), StoreError>)>,
+    ) -> Result<(), StoreError> {
+        let begun = self
+            .conn
+            .transaction_with_behavior(TransactionBehavior::Immediate);
+        let mut tx = match begun {
+            Ok(tx) => tx,
+            Err(source) => {
+                outcomes.extend(jobs.into_iter().map(|job| (job, Ok(()))));
+                return Err(StoreError::of_commit(source));
+            }
+        };
+        for mut job in jobs {
+            let outcome = (|| {
+                let savepoint = tx.savepoint()?;
+                job.run(&savepoint)?;
+                savepoint.commit()?;
+                Ok(())
+            })();
+            outcomes.push((job, outcome));
+        }
+        tx.commit().map_err(StoreError::of_commit)
+    }
+
+    /// A connection for reads inside this thread; the writer thread's own view.
+    pub fn reader(&self) -> &Connection {
+        &self.conn
+    }
+
+    /// Folds the write-ahead log into the file; called on shutdown.
+    pub fn checkpoint(&self) -> Result<(), StoreError> {
+        self.conn
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+}
+
+fn is_corruption(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt)
+    )
+}
+
+/// Renames the database and its side files out of the way; returns the new name.
+fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
+    let stamp = crate::clock::unix_millis();
+    let aside = path.with_extension(format!("corrupt-{stamp}"));
+    std::fs::rename(path, &aside)
+        .map_err(|e| StoreError::Refused(format!("cannot set `{}` aside: {e}", path.display())))?;
+    for suffix in ["-wal", "-shm"] {
+        let mut side = path.as_os_str().to_owned();
+        side.push(suffix);
+        match std::fs::remove_file(&side) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(StoreError::Refused(format!("cannot remove {side:?}: {e}"))),
+        }
+    }
+    Ok(aside)
+}

@@ -1,0 +1,47 @@
+//! Schema migrations, forward only: one entry a version, each applied in one transaction.
+//! `PRAGMA user_version` says how many have been applied. Never edit an entry that was released.
+
+/// Applied in order; index + 1 is the resulting `user_version`.
+pub(super) const MIGRATIONS: &[&str] = &[
+    // 1: first release
+    "
+    -- small facts about this node: outbox epoch, last good time, node uid
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+    -- desired objects as the hub sent them (MetaManager); value is JSON, encrypted for secrets
+    CREATE TABLE objects (
+        kind TEXT NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL,
+        uid TEXT NOT NULL, resource_version TEXT NOT NULL, sealed INTEGER NOT NULL DEFAULT 0,
+        value BLOB NOT NULL,
+        PRIMARY KEY (kind, namespace, name)
+    ) WITHOUT ROWID;
+
+    -- upstream messages that must not be lost; seq is the ledger's order and is never reused
+    CREATE TABLE outbox (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        stream TEXT NOT NULL, created_ms INTEGER NOT NULL, message BLOB NOT NULL
+    );
+    -- per stream: accepted = delivered + pending + expired + evicted, always
+    CREATE TABLE streams (
+        stream TEXT PRIMARY KEY,
+        accepted INTEGER NOT NULL DEFAULT 0, delivered INTEGER NOT NULL DEFAULT 0,
+        expired INTEGER NOT NULL DEFAULT 0, evicted INTEGER NOT NULL DEFAULT 0
+    ) WITHOUT ROWID;
+
+    -- device twins (DeviceTwin); document is the device-twin crate's own JSON
+    CREATE TABLE devices (
+        namespace TEXT NOT NULL, name TEXT NOT NULL, document BLOB NOT NULL,
+        PRIMARY KEY (namespace, name)
+    ) WITHOUT ROWID;
+
+    -- the broker inside: persistent sessions, queued messages, retained messages, QoS 2 ids
+    CREATE TABLE mqtt_sessions (client TEXT PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE mqtt_queue (
+        id INTEGER PRIMARY KEY, client TEXT NOT NULL, message BLOB NOT NULL
+    );
+    CREATE INDEX mqtt_queue_client ON mqtt_queue (client, id);
+    CREATE TABLE mqtt_retained (topic TEXT PRIMARY KEY, message BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE mqtt_received (client TEXT NOT NULL, packet_id INTEGER NOT NULL,
+        PRIMARY KEY (client, packet_id)) WITHOUT ROWID;
+    ",
+];
