@@ -1,1 +1,4 @@
 //! wire
+
+pub mod topic;
+pub mod twin;
