@@ -1,0 +1,166 @@
+//! What two ends of ours may use beyond KubeEdge's protocol (design D1), negotiated in the
+//! upgrade: the edge lists what it can in a request header, the hub answers with what both can.
+//! A plain peer sends and sees none of it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::message::{Content, Message, Operation, Route};
+
+/// Request and response header: comma-separated names.
+pub const HEADER: &str = "outpost-extensions";
+/// Request header: the outbox epoch; sequence numbers mean something only within one.
+pub const HEADER_EPOCH: &str = "outpost-epoch";
+/// Response header: the highest sequence number of that epoch which the hub has stored.
+pub const HEADER_ACKED: &str = "outpost-acked";
+/// Group of extension messages; KubeEdge drops unknown groups with a log line.
+pub const GROUP: &str = "outpost";
+
+/// The extensions in force on one connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extensions {
+    /// Upstream batches with sequence numbers and cumulative acknowledgement.
+    pub batch: bool,
+    /// The edge tells what it holds at connect; the hub sends only differences, deletes included.
+    pub inventory: bool,
+    /// WebSocket ping for liveness in both directions in place of keepalive and lease messages.
+    pub ping: bool,
+}
+
+impl Extensions {
+    /// Everything this version knows.
+    pub const ALL: Self = Self {
+        batch: true,
+        inventory: true,
+        ping: true,
+    };
+    /// A plain KubeEdge peer.
+    pub const NONE: Self = Self {
+        batch: false,
+        inventory: false,
+        ping: false,
+    };
+
+    /// Reads a header value; unknown names are skipped, so that a newer peer can be talked to.
+    pub fn parse(value: &str) -> Self {
+        let mut found = Self::NONE;
+        for name in value.split(',').map(str::trim) {
+            match name {
+                "batch" => found.batch = true,
+                "inventory" => found.inventory = true,
+                "ping" => found.ping = true,
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// The header value; empty for none.
+    pub fn to_header(self) -> String {
+        [
+            (self.batch, "batch"),
+            (self.inventory, "inventory"),
+            (self.ping, "ping"),
+        ]
+        .into_iter()
+        .filter_map(|(on, name)| on.then_some(name))
+        .collect::<Vec<_>>()
+        .join(", ")
+    }
+
+    /// What both ends can.
+    pub fn both(self, other: Self) -> Self {
+        Self {
+            batch: self.batch && other.batch,
+            inventory: self.inventory && other.inventory,
+            ping: self.ping && other.ping,
+        }
+    }
+}
+
+/// One durable upstream message in a batch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Outbox sequence number; rises strictly within a batch and between batches of an epoch.
+    pub seq: u64,
+    /// Ledger stream, e.g. `twin/default/thermometer`.
+    pub stream: String,
+    /// The KubeEdge message a plain peer would be sent.
+    pub message: Message,
+}
+
+/// Durable upstream entries, oldest first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Epoch of the sequence numbers.
+    pub epoch: String,
+    /// At most [`crate::limits::BATCH_ENTRIES_MAX`].
+    pub entries: Vec<Entry>,
+}
+
+impl Batch {
+    /// The message that carries this batch.
+    pub fn into_message(self, id: String, now_ms: i64) -> Message {
+        let route = Route::new("edgehub", GROUP, &Operation::Batch, "outbox");
+        Message::new(id, now_ms, route, Content::json(&self).unwrap_or_default())
+    }
+}
+
+/// Cumulative acknowledgement: everything up to `acked` is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchAck {
+    /// Epoch of the sequence number.
+    pub epoch: String,
+    /// Highest stored sequence number.
+    pub acked: u64,
+}
+
+/// One object that a node holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Path on the wire, e.g. `default/pod/p1`.
+    pub path: String,
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub version: String,
+}
+
+/// What a node holds, sent by our edge as its first message.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Every desired object in the node's store.
+    pub objects: Vec<Held>,
+}
+
+impl Inventory {
+    /// The message that carries this inventory.
+    pub fn into_message(self, id: String, now_ms: i64) -> Message {
+        let route = Route::new("edgehub", GROUP, &Operation::Inventory, "inventory");
+        Message::new(id, now_ms, route, Content::json(&self).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn negotiation_keeps_what_both_know() {
+        assert_eq!(
+            Extensions::parse(&Extensions::ALL.to_header()),
+            Extensions::ALL
+        );
+        assert_eq!(
+            Extensions::parse("batch, from-the-future"),
+            Extensions {
+                batch: true,
+                ..Extensions::NONE
+            }
+        );
+        assert_eq!(Extensions::parse(""), Extensions::NONE);
+        assert_eq!(
+            Extensions::ALL.both(Extensions::parse("ping")),
+            Extensions::parse("ping")
+        );
+    }
+}

@@ -1,0 +1,563 @@
+//! The edge's half.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::{Ids, Transmit};
+use crate::extension::{Batch, BatchAck, Entry, Extensions, GROUP, Inventory};
+use crate::limits;
+use crate::message::{Content, Message, Operation, Route};
+use crate::resource::ResourcePath;
+
+/// What the shell must act on.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The hub has stored every durable message up to this sequence number.
+    Delivered {
+        /// Inclusive.
+        up_to: u64,
+    },
+    /// A plain hub has confirmed one durable message.
+    DeliveredOne {
+        /// Its sequence number.
+        seq: u64,
+    },
+    /// A plain hub never confirmed it; it was sent [`limits::PLAIN_TRANSMISSIONS_MAX`] times.
+    GaveUp {
+        /// Its sequence number.
+        seq: u64,
+    },
+    /// The hub pushes an object (insert, update, delete) or a notice. Make it durable, then call
+    /// [`EdgeSession::ack`]; on failure [`EdgeSession::refuse`].
+    Push(Box<Message>),
+    /// The answer to [`EdgeSession::request`].
+    Reply {
+        /// Id of the request.
+        to: String,
+        /// The answer; classify its content with [`crate::body::Reply`].
+        message: Box<Message>,
+    },
+    /// No answer came in [`limits::REPLY_WITHIN`], or the link broke.
+    RequestFailed {
+        /// Id of the request.
+        to: String,
+    },
+    /// Nothing was heard for too long: close the socket and reconnect.
+    LinkDead,
+}
+
+/// Refused because a bound is reached; try again when something was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the session is full")]
+pub struct Full;
+
+#[derive(Debug)]
+struct Durable {
+    stream: String,
+    message: Message,
+    /// Zero: not sent on this connection.
+    transmissions: u32,
+    sent_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Latest {
+    message: Message,
+    /// Id it was last sent with on this connection.
+    in_flight: Option<String>,
+}
+
+#[derive(Debug)]
+struct Link {
+    extensions: Extensions,
+    heard_at: Instant,
+    ping_sent_at: Option<Instant>,
+    keepalive_due: Instant,
+}
+
+/// State of the edge's half; lives as long as the process, over many connections.
+#[derive(Debug)]
+pub struct EdgeSession {
+    ids: Ids,
+    epoch: String,
+    link: Option<Link>,
+    /// Pushed and not yet delivered, by sequence number. `next_unsent` splits sent from unsent.
+    durable: BTreeMap<u64, Durable>,
+    next_unsent: u64,
+    latest: BTreeMap<String, Latest>,
+    latest_order: VecDeque<String>,
+    best_effort: VecDeque<Message>,
+    requests: BTreeMap<String, (Option<Message>, Instant)>,
+    /// Acknowledgements and control: leave before anything else.
+    priority: VecDeque<Message>,
+    events: VecDeque<Event>,
+    now_ms: i64,
+}
+
+impl EdgeSession {
+    /// `ids` must be unique per process start; `epoch` is the outbox's.
+    pub fn new(ids: Ids, epoch: impl Into<String>) -> Self {
+        Self {
+            ids,
+            epoch: epoch.into(),
+            link: None,
+            durable: BTreeMap::new(),
+            next_unsent: 0,
+            latest: BTreeMap::new(),
+            latest_order: VecDeque::new(),
+            best_effort: VecDeque::new(),
+            requests: BTreeMap::new(),
+            priority: VecDeque::new(),
+            events: VecDeque::new(),
+            now_ms: 0,
+        }
+    }
+
+    /// Wall time for the `timestamp` of messages made here; nothing is decided by it.
+    pub fn set_wall_time(&mut self, now_ms: i64) {
+        self.now_ms = now_ms;
+    }
+
+    /// The upgrade succeeded. `acked` is the hub's answer for our epoch, `inventory` what the
+    /// store holds. Everything undelivered becomes unsent again, oldest first.
+    pub fn handle_connected(
+        &mut self,
+        extensions: Extensions,
+        acked: Option<u64>,
+        inventory: Inventory,
+        now: Instant,
+    ) {
+        self.link = Some(Link {
+            extensions,
+            heard_at: now,
+            ping_sent_at: None,
+            keepalive_due: now,
+        });
+        self.rewind();
+        if let Some(acked) = acked.filter(|_| extensions.batch) {
+            self.deliver_up_to(acked);
+        }
+        if extensions.inventory {
+            let message = inventory.into_message(self.ids.fresh(), self.now_ms);
+            self.priority.push_back(message);
+        }
+    }
+
+    /// The socket is gone.
+    pub fn handle_disconnected(&mut self) {
+        self.link = None;
+        self.priority.clear();
+        self.rewind();
+        let waiting = std::mem::take(&mut self.requests);
+        self.events
+            .extend(waiting.into_keys().map(|to| Event::RequestFailed { to }));
+    }
+
+    fn rewind(&mut self) {
+        self.next_unsent = 0;
+        for entry in self.durable.values_mut() {
+            entry.sent_at = None;
+        }
+        self.latest_order.clear();
+        for (key, entry) in &mut self.latest {
+            entry.in_flight = None;
+            self.latest_order.push_back(key.clone());
+        }
+    }
+
+    /// Whether a connection stands.
+    pub fn is_connected(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// How many durable messages may still be pushed.
+    pub fn capacity(&self) -> usize {
+        limits::UPSTREAM_WINDOW.saturating_sub(self.durable.len())
+    }
+
+    /// The highest sequence number pushed and not delivered; the shell continues reading its
+    /// outbox after it.
+    pub fn last_pushed(&self) -> Option<u64> {
+        self.durable.keys().next_back().copied()
+    }
+
+    /// Hands over a durable message from the outbox. Pushing one twice changes nothing.
+    ///
+    /// # Errors
+    /// [`Full`] when [`Self::capacity`] is zero.
+    pub fn push(&mut self, seq: u64, stream: String, message: Message) -> Result<(), Full> {
+        if self.durable.contains_key(&seq) {
+            return Ok(());
+        }
+        if self.capacity() == 0 {
+            return Err(Full);
+        }
+        let entry = Durable {
+            stream,
+            message,
+            transmissions: 0,
+            sent_at: None,
+        };
+        self.durable.insert(seq, entry);
+        Ok(())
+    }
+
+    /// Sets the newest value under `key` (e.g. a pod's status). It is sent until answered; an
+    /// older value that was not sent yet is forgotten.
+    ///
+    /// # Errors
+    /// [`Full`] when a new key would exceed [`limits::LATEST_KEYS_MAX`].
+    pub fn set_latest(&mut self, key: &str, message: Message) -> Result<(), Full> {
+        if !self.latest.contains_key(key) && self.latest.len() >= limits::LATEST_KEYS_MAX {
+            return Err(Full);
+        }
+        self.latest.insert(
+            key.to_owned(),
+            Latest {
+                message,
+                in_flight: None,
+            },
+        );
+        if !self.latest_order.iter().any(|queued| queued == key) {
+            self.latest_order.push_back(key.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Sends once if the link is up. When too many wait, the oldest is dropped; `true` says so.
+    pub fn best_effort(&mut self, message: Message) -> bool {
+        let full = self.best_effort.len() >= limits::BEST_EFFORT_MAX;
+        if full {
+            self.best_effort.pop_front();
+        }
+        self.best_effort.push_back(message);
+        full
+    }
+
+    /// Sends a request; `Reply` or `RequestFailed` follows with its id.
+    ///
+    /// # Errors
+    /// [`Full`] when the link is down or [`limits::REQUESTS_MAX`] requests wait already.
+    pub fn request(&mut self, message: Message, now: Instant) -> Result<String, Full> {
+        if self.link.is_none() || self.requests.len() >= limits::REQUESTS_MAX {
+            return Err(Full);
+        }
+        let id = message.header.id.clone();
+        self.requests
+            .insert(id.clone(), (Some(message), now + limits::REPLY_WITHIN));
+        Ok(id)
+    }
+
+    /// Acknowledges a push that is durable now.
+    pub fn ack(&mut self, push: &Message) {
+        if self.link.is_some() {
+            let ack = push.acknowledgement(self.ids.fresh(), self.now_ms);
+            self.priority.push_back(ack);
+        }
+    }
+
+    /// Tells the hub that a push could not be stored; it will come again.
+    pub fn refuse(&mut self, push: &Message, reason: &str) {
+        if self.link.is_some() {
+            let negative = push.negative(self.ids.fresh(), self.now_ms, reason);
+            self.priority.push_back(negative);
+        }
+    }
+
+    /// Anything was received: a frame, a ping, a pong.
+    pub fn handle_heard(&mut self, now: Instant) {
+        if let Some(link) = &mut self.link {
+            link.heard_at = now;
+            link.ping_sent_at = None;
+        }
+    }
+
+    /// A message was received.
+    pub fn handle_message(&mut self, message: Message, now: Instant) {
+        self.handle_heard(now);
+        match message.route.operation() {
+            Operation::Response => self.handle_response(message),
+            Operation::Ping => {
+                let pong = message.reply(
+                    self.ids.fresh(),
+                    self.now_ms,
+                    &message.route.source,
+                    Content::string("ack"),
+                );
+                self.priority.push_back(pong);
+            }
+            Operation::Insert
+            | Operation::Delete
+            | Operation::Query
+            | Operation::Update
+            | Operation::Patch
+            | Operation::Upload
+            | Operation::Error
+            | Operation::Keepalive
+            | Operation::Get
+            | Operation::Batch
+            | Operation::Inventory
+            | Operation::Other(_) => self.handle_push(message),
+        }
+    }
+
+    fn handle_push(&mut self, message: Message) {
+        if message.header.parent_id.is_empty() {
+            self.events.push_back(Event::Push(Box::new(message)));
+        } else {
+            // `applicationResponse` and the like: an answer with an operation of its own.
+            self.handle_response(message);
+        }
+    }
+
+    fn handle_response(&mut self, message: Message) {
+        if message.route.group == GROUP {
+            if let Ok(ack) = message.content.decode::<BatchAck>()
+                && ack.epoch == self.epoch
+            {
+                self.deliver_up_to(ack.acked);
+            }
+            return;
+        }
+        let to = message.header.parent_id.clone();
+        if self.requests.remove(&to).is_some() {
+            self.ack_reply(&message);
+            self.events.push_back(Event::Reply {
+                to,
+                message: Box::new(message),
+            });
+            return;
+        }
+        if let Some(key) = self.latest_in_flight(&to) {
+            self.latest.remove(&key);
+            return;
+        }
+        if let Some(seq) = self.durable_by_id(&to) {
+            self.durable.remove(&seq);
+            self.events.push_back(Event::DeliveredOne { seq });
+            return;
+        }
+        // A late reply: acknowledge it all the same, or a plain hub sends it for ever (§8.4).
+        self.ack_reply(&message);
+    }
+
+    /// A plain hub delivers some replies reliably (group `resource`) and waits for our OK.
+    fn ack_reply(&mut self, message: &Message) {
+        let plain = self.link.as_ref().is_some_and(|link| !link.extensions.ping);
+        if plain && message.route.group == "resource" {
+            self.ack(message);
+        }
+    }
+
+    fn latest_in_flight(&self, id: &str) -> Option<String> {
+        self.latest
+            .iter()
+            .find(|(_, entry)| entry.in_flight.as_deref() == Some(id))
+            .map(|(key, _)| key.clone())
+    }
+
+    fn durable_by_id(&self, id: &str) -> Option<u64> {
+        self.durable
+            .iter()
+            .find(|(_, entry)| entry.message.header.id == id)
+            .map(|(seq, _)| *seq)
+    }
+
+    fn deliver_up_to(&mut self, up_to: u64) {
+        self.durable = self.durable.split_off(&up_to.saturating_add(1));
+        self.events.push_back(Event::Delivered { up_to });
+    }
+
+    /// The next thing to put on the socket, or `None`. Priority: acknowledgements and control,
+    /// requests, newest states, durable messages in order, best effort.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
+        let extensions = self.link.as_ref()?.extensions;
+        if let Some(message) = self.keepalive(now) {
+            return Some(message);
+        }
+        if let Some(message) = self.priority.pop_front() {
+            return Some(Transmit::Message(Box::new(message)));
+        }
+        if let Some(message) = self
+            .requests
+            .values_mut()
+            .find_map(|(message, _)| message.take())
+        {
+            return Some(Transmit::Message(Box::new(message)));
+        }
+        if let Some(message) = self.next_latest() {
+            return Some(Transmit::Message(Box::new(message)));
+        }
+        let durable = if extensions.batch {
+            self.next_batch(now)
+        } else {
+            self.next_single(now)
+        };
+        if let Some(message) = durable {
+            return Some(Transmit::Message(Box::new(message)));
+        }
+        self.best_effort
+            .pop_front()
+            .map(|message| Transmit::Message(Box::new(message)))
+    }
+
+    fn keepalive(&mut self, now: Instant) -> Option<Transmit> {
+        let link = self.link.as_mut()?;
+        if !link.extensions.ping && link.keepalive_due <= now {
+            link.keepalive_due = now + limits::KEEPALIVE_EVERY;
+            let route = Route::new("websocket", "resource", &Operation::Keepalive, "node");
+            let message = Message::new(
+                self.ids.fresh(),
+                self.now_ms,
+                route,
+                Content::string("ping"),
+            );
+            return Some(Transmit::Message(Box::new(message)));
+        }
+        // A plain peer answers WebSocket pings too (§3.2), so half-open links are found there.
+        if link.ping_sent_at.is_none() && link.heard_at + limits::PING_AFTER <= now {
+            link.ping_sent_at = Some(now);
+            return Some(Transmit::Ping);
+        }
+        None
+    }
+
+    fn next_latest(&mut self) -> Option<Message> {
+        while let Some(key) = self.latest_order.pop_front() {
+            if let Some(entry) = self.latest.get_mut(&key) {
+                let mut message = entry.message.clone();
+                if entry.in_flight.is_some() || message.header.id.is_empty() {
+                    message.header.id = self.ids.fresh();
+                }
+                entry.in_flight = Some(message.header.id.clone());
+                return Some(message);
+            }
+        }
+        None
+    }
+
+    fn next_batch(&mut self, now: Instant) -> Option<Message> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for (seq, entry) in self.durable.range_mut(self.next_unsent..) {
+            let size = entry.message.content.raw().len() + 512;
+            let full = entries.len() >= limits::BATCH_ENTRIES_MAX
+                || bytes + size > limits::BATCH_BYTES_MAX;
+            if full && !entries.is_empty() {
+                break;
+            }
+            bytes += size;
+            entry.transmissions += 1;
+            entry.sent_at = Some(now);
+            entries.push(Entry {
+                seq: *seq,
+                stream: entry.stream.clone(),
+                message: entry.message.clone(),
+            });
+        }
+        self.next_unsent = entries.last()?.seq + 1;
+        let batch = Batch {
+            epoch: self.epoch.clone(),
+            entries,
+        };
+        Some(batch.into_message(self.ids.fresh(), self.now_ms))
+    }
+
+    fn next_single(&mut self, now: Instant) -> Option<Message> {
+        let (seq, entry) = self.durable.range_mut(self.next_unsent..).next()?;
+        entry.transmissions += 1;
+        entry.sent_at = Some(now);
+        self.next_unsent = seq + 1;
+        let (seq, message) = (*seq, entry.message.clone());
+        if !is_confirmed_by_plain_hub(&message) {
+            // Nothing will ever come back: handing it to the socket is all there is (§5.1.7).
+            self.durable.remove(&seq);
+            self.events.push_back(Event::DeliveredOne { seq });
+        }
+        Some(message)
+    }
+
+    /// The next thing that happened, or `None`.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] must be called next; `None` while disconnected.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let link = self.link.as_ref()?;
+        let liveness = link
+            .ping_sent_at
+            .map_or(link.heard_at + limits::PING_AFTER, |sent| {
+                sent + limits::PONG_WITHIN
+            });
+        let keepalive = (!link.extensions.ping).then_some(link.keepalive_due);
+        let confirm = (!link.extensions.batch)
+            .then(|| self.durable.values().filter_map(|e| e.sent_at).min())
+            .flatten()
+            .map(|sent| sent + limits::PLAIN_CONFIRM_WITHIN);
+        let reply = self.requests.values().map(|(_, deadline)| *deadline).min();
+        [Some(liveness), keepalive, confirm, reply]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Time has passed. Call whenever `poll_timeout` is due; then poll as usual.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let Some(link) = &self.link else { return };
+        if link
+            .ping_sent_at
+            .is_some_and(|sent| sent + limits::PONG_WITHIN <= now)
+        {
+            self.events.push_back(Event::LinkDead);
+        }
+        if !link.extensions.batch {
+            self.resend_unconfirmed(now, limits::PLAIN_CONFIRM_WITHIN);
+        }
+        let late: Vec<String> = self
+            .requests
+            .iter()
+            .filter(|(_, (_, deadline))| *deadline <= now)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for to in late {
+            self.requests.remove(&to);
+            self.events.push_back(Event::RequestFailed { to });
+        }
+    }
+
+    fn resend_unconfirmed(&mut self, now: Instant, within: Duration) {
+        let mut gave_up = Vec::new();
+        for (seq, entry) in &mut self.durable {
+            if entry.sent_at.is_none_or(|sent| sent + within > now) {
+                continue;
+            }
+            entry.sent_at = None;
+            if entry.transmissions >= limits::PLAIN_TRANSMISSIONS_MAX {
+                gave_up.push(*seq);
+            } else {
+                self.next_unsent = self.next_unsent.min(*seq);
+            }
+        }
+        for seq in gave_up {
+            self.durable.remove(&seq);
+            self.events.push_back(Event::GaveUp { seq });
+        }
+    }
+}
+
+/// Whether a plain cloudcore answers this durable message: twin and state reports are confirmed,
+/// uploads are not (§5.1.5, §5.1.7).
+fn is_confirmed_by_plain_hub(message: &Message) -> bool {
+    match ResourcePath::parse(&message.route.resource) {
+        ResourcePath::DeviceTwin { .. }
+        | ResourcePath::DeviceState { .. }
+        | ResourcePath::Object { .. } => message.route.operation() != Operation::Upload,
+        ResourcePath::Membership
+        | ResourcePath::MembershipDetail
+        | ResourcePath::Node
+        | ResourcePath::TwinConfirmation
+        | ResourcePath::ClusterCa
+        | ResourcePath::Other(_) => false,
+    }
+}
