@@ -1,0 +1,133 @@
+//! A small HTTPS client towards the hub's API.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::{Context, bail};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use serde::Deserialize;
+
+/// The parts of a kubeconfig that we write ourselves.
+#[derive(Debug, Deserialize)]
+struct Kubeconfig {
+    clusters: Vec<NamedCluster>,
+    users: Vec<NamedUser>,
+}
+
+#[derive(Debug, Deserialize)]
+struct NamedCluster {
+    cluster: Cluster,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Cluster {
+    server: String,
+    certificate_authority_data: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct NamedUser {
+    user: User,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct User {
+    client_certificate_data: String,
+    client_key_data: String,
+}
+
+/// A client of one hub.
+pub struct Client {
+    uri: Uri,
+    tls: Arc<rustls::ClientConfig>,
+}
+
+impl Client {
+    /// Reads a kubeconfig as the hub writes it.
+    pub fn from_kubeconfig(path: &Path) -> Result<Self, anyhow::Error> {
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!(
+                "`{}` could not be read: has the hub been started?",
+                path.display()
+            )
+        })?;
+        let config: Kubeconfig = serde_saphyr::from_str(&text)
+            .map_err(|error| anyhow::anyhow!("{error}"))
+            .with_context(|| format!("`{}` is not the hub's kubeconfig", path.display()))?;
+        let cluster = &config
+            .clusters
+            .first()
+            .context("kubeconfig has no cluster")?
+            .cluster;
+        let user = &config.users.first().context("kubeconfig has no user")?.user;
+        let mut roots = rustls::RootCertStore::empty();
+        let ca = STANDARD.decode(&cluster.certificate_authority_data)?;
+        roots.add(CertificateDer::from_pem_slice(&ca)?)?;
+        let certificate =
+            CertificateDer::from_pem_slice(&STANDARD.decode(&user.client_certificate_data)?)?;
+        let key = PrivateKeyDer::from_pem_slice(&STANDARD.decode(&user.client_key_data)?)?;
+        let tls = rustls::ClientConfig::builder_with_provider(crate::listen::tls::provider())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![certificate], key)?;
+        Ok(Self {
+            uri: cluster.server.parse()?,
+            tls: Arc::new(tls),
+        })
+    }
+
+    /// Sends one request; the body of a refusal becomes the error.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&serde_json::Value>,
+    ) -> Result<serde_json::Value, anyhow::Error> {
+        let host = self
+            .uri
+            .host()
+            .context("kubeconfig names no server")?
+            .to_owned();
+        let port = self.uri.port_u16().unwrap_or(443);
+        let plain = host.trim_matches(['[', ']']).to_owned();
+        let stream = tokio::net::TcpStream::connect((plain.as_str(), port))
+            .await
+            .with_context(|| format!("no hub answers at {host}:{port}"))?;
+        let name = ServerName::try_from(plain)?;
+        let stream = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls))
+            .connect(name, stream)
+            .await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let driver = tokio::spawn(connection);
+        let bytes = body
+            .map(serde_json::to_vec)
+            .transpose()?
+            .unwrap_or_default();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, host)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(bytes)))?;
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let bytes = response.into_body().collect().await?.to_bytes();
+        driver.abort();
+        let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        if status == StatusCode::OK || status == StatusCode::CREATED {
+            return Ok(value);
+        }
+        let message = value
+            .get("message")
+            .and_then(|m| m.as_str())
+            .unwrap_or(status.as_str());
+        bail!("{message}")
+    }
+}

@@ -1,0 +1,189 @@
+//! The API listener: who asks, then the hub's own paths, then the Kubernetes API.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::http::{Peer, json};
+use crate::{
+    clock,
+    pki::{ADMIN_GROUP, EnrollError, Enrollment, Pki, tokens::Record},
+};
+
+/// Largest body on the hub's own paths.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// User name.
+    pub user: String,
+    /// Groups, with `system:authenticated` or `system:unauthenticated`.
+    pub groups: Vec<String>,
+}
+
+impl Caller {
+    /// Whether this is an administrator.
+    pub fn is_admin(&self) -> bool {
+        self.groups.iter().any(|g| g == ADMIN_GROUP)
+    }
+}
+
+/// What the listener needs.
+pub struct ApiState {
+    /// Keys and the administrator's token.
+    pub pki: Arc<Pki>,
+    /// Tokens and node certificates.
+    pub enrollment: Arc<Enrollment>,
+}
+
+/// A token could not be recognised.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unauthorized;
+
+/// Finds out who asks: client certificate, else bearer token, else anonymous.
+///
+/// A bad token is refused even where anonymous would be allowed (API specification §9).
+pub fn authenticate(
+    pki: &Pki,
+    peer: &Peer,
+    headers: &http::HeaderMap,
+) -> Result<Caller, Unauthorized> {
+    if let Some(identity) = &peer.identity {
+        let mut groups = identity.groups.clone();
+        groups.push("system:authenticated".to_owned());
+        return Ok(Caller {
+            user: identity.user.clone(),
+            groups,
+        });
+    }
+    let Some(value) = headers.get(header::AUTHORIZATION) else {
+        return Ok(Caller {
+            user: "system:anonymous".to_owned(),
+            groups: vec!["system:unauthenticated".to_owned()],
+        });
+    };
+    let token = value
+        .to_str()
+        .ok()
+        .and_then(|v| v.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim());
+    match token {
+        Some(token) if pki.is_admin_token(token) => Ok(Caller {
+            user: "kubernetes-admin".to_owned(),
+            groups: vec![ADMIN_GROUP.to_owned(), "system:authenticated".to_owned()],
+        }),
+        _ => Err(Unauthorized),
+    }
+}
+
+/// A Kubernetes `Status` for a refusal.
+pub fn status(code: StatusCode, reason: &str, message: &str) -> Response<Full<Bytes>> {
+    json(
+        code,
+        &json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": message, "reason": reason, "code": code.as_u16(),
+        }),
+    )
+}
+
+/// Body of `POST /outpost/v1/tokens`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TokenRequest {
+    /// The node.
+    pub node: String,
+    /// Seconds to live.
+    pub ttl_secs: u64,
+    /// Take the place of a node that has joined.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+/// Answer to `POST /outpost/v1/tokens`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenCreated {
+    /// The token, shown once.
+    pub token: String,
+    /// What is kept.
+    pub record: Record,
+}
+
+/// Answers the hub's own paths (`/outpost/…`), for administrators only.
+pub async fn outpost(
+    state: &ApiState,
+    caller: &Caller,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    if !caller.is_admin() {
+        let message = format!("`{}` may not use the hub's own paths", caller.user);
+        return status(StatusCode::FORBIDDEN, "Forbidden", &message);
+    }
+    let path = request.uri().path().to_owned();
+    match (
+        request.method().clone(),
+        path.strip_prefix("/outpost/v1/tokens"),
+    ) {
+        (Method::GET, Some("")) => match state.enrollment.tokens().await {
+            Ok(tokens) => json(StatusCode::OK, &json!({ "items": tokens })),
+            Err(error) => refused(&error),
+        },
+        (Method::POST, Some("")) => create_token(state, request).await,
+        (Method::DELETE, Some(rest)) if rest.starts_with('/') => {
+            match state.enrollment.revoke_token(&rest[1..]).await {
+                Ok(true) => json(StatusCode::OK, &json!({ "revoked": &rest[1..] })),
+                Ok(false) => status(
+                    StatusCode::NOT_FOUND,
+                    "NotFound",
+                    &format!("no token `{}`", &rest[1..]),
+                ),
+                Err(error) => refused(&error),
+            }
+        }
+        _ => status(
+            StatusCode::NOT_FOUND,
+            "NotFound",
+            "the server could not find the requested resource",
+        ),
+    }
+}
+
+async fn create_token(state: &ApiState, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let body = match Limited::new(request.into_body(), BODY_BYTES_MAX)
+        .collect()
+        .await
+    {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return status(StatusCode::BAD_REQUEST, "BadRequest", &error.to_string()),
+    };
+    let wish: TokenRequest = match serde_json::from_slice(&body) {
+        Ok(wish) => wish,
+        Err(error) => return status(StatusCode::BAD_REQUEST, "BadRequest", &error.to_string()),
+    };
+    let now = clock::unix_secs();
+    match state
+        .enrollment
+        .create_token(&wish.node, wish.ttl_secs, wish.replace, now)
+        .await
+    {
+        Ok((token, record)) => json(StatusCode::CREATED, &TokenCreated { token, record }),
+        Err(error) => refused(&error),
+    }
+}
+
+fn refused(error: &EnrollError) -> Response<Full<Bytes>> {
+    let (code, reason) = match error {
+        EnrollError::Facts(_) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
+        EnrollError::Token(_) => (StatusCode::CONFLICT, "Conflict"),
+        _ => (StatusCode::BAD_REQUEST, "BadRequest"),
+    };
+    status(code, reason, &error.to_string())
+}
