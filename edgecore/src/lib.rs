@@ -3,9 +3,16 @@
 //!
 //! Read [`ARCHITECTURE.md`](../../ARCHITECTURE.md) first: it has the two ways through the system.
 
+pub mod api;
+pub mod app;
 pub mod bus;
+pub mod check;
 pub mod clock;
+pub mod config;
 pub mod edged;
+pub mod files;
+pub mod hub;
 pub mod outbox;
 pub mod store;
+pub mod telemetry;
 pub mod twin;

@@ -1,0 +1,251 @@
+//! What `edgecore status` shows, as JSON and as a table.
+
+use serde::{Deserialize, Serialize};
+
+use crate::outbox::Balance;
+
+/// Everything a person asks a node first.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub version: String,
+    pub node: String,
+    pub uptime_secs: u64,
+    pub link: LinkStatus,
+    pub pods: Vec<PodStatus>,
+    pub devices: Vec<DeviceStatus>,
+    pub ledger: Vec<StreamStatus>,
+    pub disk: DiskStatus,
+    pub memory: MemoryStatus,
+}
+
+/// The link to the hub.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkStatus {
+    /// `connected`, `connecting`, `offline` or `disabled`.
+    pub state: String,
+    /// `host:port`.
+    pub hub: String,
+    /// Why it is not connected; empty otherwise.
+    pub reason: String,
+    pub since_secs: u64,
+    /// Extensions in force, comma-separated; empty with a plain KubeEdge hub.
+    pub extensions: String,
+    pub connects: u64,
+}
+
+/// One pod.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStatus {
+    pub namespace: String,
+    pub name: String,
+    pub phase: String,
+    pub ready: String,
+    pub restarts: u64,
+    pub ip: String,
+    pub containers: Vec<String>,
+}
+
+/// One device.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    pub namespace: String,
+    pub name: String,
+    pub state: String,
+    /// `property: reported (desired …)`
+    pub twins: Vec<String>,
+}
+
+/// One stream of the ledger.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamStatus {
+    pub stream: String,
+    pub accepted: u64,
+    pub delivered: u64,
+    pub pending: u64,
+    pub expired: u64,
+    pub evicted: u64,
+    /// accepted = delivered + pending + expired + evicted
+    pub balanced: bool,
+}
+
+impl From<Balance> for StreamStatus {
+    fn from(balance: Balance) -> Self {
+        Self {
+            balanced: balance.is_balanced(),
+            stream: balance.stream,
+            accepted: balance.accepted,
+            delivered: balance.delivered,
+            pending: balance.pending,
+            expired: balance.expired,
+            evicted: balance.evicted,
+        }
+    }
+}
+
+/// Disk.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskStatus {
+    pub database_bytes: u64,
+    pub free_bytes: u64,
+    /// Written by this process to storage since its start.
+    pub written_bytes: u64,
+}
+
+/// Memory of this process.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoryStatus {
+    pub rss_bytes: u64,
+    pub pss_bytes: u64,
+}
+
+impl Status {
+    /// The table for people.
+    pub fn render(&self) -> String {
+        let mut out = format!(
+            "node     {}   edgecore {}   up {}\n",
+            self.node,
+            self.version,
+            span(self.uptime_secs)
+        );
+        let link = &self.link;
+        out.push_str(&format!(
+            "link     {} to {} for {}{}{}\n",
+            link.state,
+            link.hub,
+            span(link.since_secs),
+            prefixed("   extensions ", &link.extensions),
+            prefixed("   because ", &link.reason),
+        ));
+        out.push_str(&format!(
+            "memory   {} MiB resident, {} MiB proportional\ndisk     database {} KiB, {} MiB free\n",
+            self.memory.rss_bytes >> 20,
+            self.memory.pss_bytes >> 20,
+            self.disk.database_bytes >> 10,
+            self.disk.free_bytes >> 20
+        ));
+        let pods = self.pods.iter().map(|pod| {
+            vec![
+                format!("{}/{}", pod.namespace, pod.name),
+                pod.phase.clone(),
+                pod.ready.clone(),
+                pod.restarts.to_string(),
+                pod.ip.clone(),
+                pod.containers.join(", "),
+            ]
+        });
+        section(
+            &mut out,
+            &["POD", "PHASE", "READY", "RESTARTS", "IP", "CONTAINERS"],
+            pods,
+        );
+        let devices = self.devices.iter().map(|device| {
+            vec![
+                format!("{}/{}", device.namespace, device.name),
+                device.state.clone(),
+                device.twins.join(", "),
+            ]
+        });
+        section(&mut out, &["DEVICE", "STATE", "TWINS"], devices);
+        let streams = self.ledger.iter().map(|s| {
+            vec![
+                s.stream.clone(),
+                s.accepted.to_string(),
+                s.delivered.to_string(),
+                s.pending.to_string(),
+                s.expired.to_string(),
+                s.evicted.to_string(),
+                if s.balanced { "yes" } else { "NO" }.to_owned(),
+            ]
+        });
+        section(
+            &mut out,
+            &[
+                "STREAM",
+                "ACCEPTED",
+                "DELIVERED",
+                "PENDING",
+                "EXPIRED",
+                "EVICTED",
+                "BALANCED",
+            ],
+            streams,
+        );
+        out
+    }
+}
+
+fn prefixed(prefix: &str, text: &str) -> String {
+    if text.is_empty() {
+        String::new()
+    } else {
+        format!("{prefix}{text}")
+    }
+}
+
+fn span(secs: u64) -> String {
+    match secs {
+        0..=119 => format!("{secs}s"),
+        120..=7199 => format!("{}m", secs / 60),
+        7200..=172_799 => format!("{}h", secs / 3600),
+        _ => format!("{}d", secs / 86_400),
+    }
+}
+
+/// A table with columns as wide as their widest cell; nothing for no rows.
+fn section(out: &mut String, heads: &[&str], rows: impl Iterator<Item = Vec<String>>) {
+    let mut table: Vec<Vec<String>> = vec![heads.iter().map(|&h| h.to_owned()).collect()];
+    table.extend(rows);
+    if table.len() == 1 {
+        return;
+    }
+    let width = |column: usize| {
+        table
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..heads.len()).map(width).collect();
+    out.push('\n');
+    for row in &table {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push_str(&format!("{cell:<width$}  "));
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_when_a_stream_does_not_balance() {
+        let status = Status {
+            node: "n1".into(),
+            ledger: vec![
+                Balance {
+                    stream: "twin/a/b".into(),
+                    accepted: 2,
+                    delivered: 1,
+                    ..Balance::default()
+                }
+                .into(),
+            ],
+            ..Status::default()
+        };
+        let text = status.render();
+        assert!(text.contains("twin/a/b") && text.contains("NO"), "{text}");
+        assert!(!text.contains("PHASE"), "no pods, no table: {text}");
+    }
+}

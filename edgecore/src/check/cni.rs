@@ -1,0 +1,94 @@
+//! A network configuration for pods, and the plugins that it names.
+
+use serde_json::Value;
+
+use super::Finding;
+use crate::config::RuntimeConfig;
+
+const CHECK: &str = "cni";
+
+pub(super) fn check(runtime: &RuntimeConfig) -> Finding {
+    let dir = &runtime.cni_conf_dir;
+    let mut files: Vec<_> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|e| e == "conf" || e == "conflist" || e == "json")
+        })
+        .collect();
+    files.sort();
+    let Some(file) = files.first() else {
+        return Finding::warn(
+            CHECK,
+            format!("no network configuration in {}", dir.display()),
+            "pods with hostNetwork run without one; for others install the plugins \
+             (`apt install containernetworking-plugins`) and write a bridge configuration there",
+        );
+    };
+    let shown = file.display();
+    let parsed = std::fs::read(file)
+        .map_err(|e| e.to_string())
+        .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).map_err(|e| e.to_string()));
+    let config = match parsed {
+        Ok(config) => config,
+        Err(error) => {
+            return Finding::fail(
+                CHECK,
+                format!("{shown}: {error}"),
+                "mend or remove that file",
+            );
+        }
+    };
+    let missing: Vec<String> = plugins(&config)
+        .into_iter()
+        .filter(|plugin| {
+            !runtime
+                .cni_bin_dirs
+                .iter()
+                .any(|bin| bin.join(plugin).is_file())
+        })
+        .collect();
+    if missing.is_empty() {
+        return Finding::pass(CHECK, shown.to_string());
+    }
+    Finding::fail(
+        CHECK,
+        format!(
+            "{shown} names plugins that are missing: {}",
+            missing.join(", ")
+        ),
+        "`apt install containernetworking-plugins`, or set outpost.cniBinDirectory",
+    )
+}
+
+/// The plugin programs a configuration or a list needs, address management included.
+fn plugins(config: &Value) -> Vec<String> {
+    let entries: Vec<&Value> = match config.get("plugins").and_then(Value::as_array) {
+        Some(list) => list.iter().collect(),
+        None => vec![config],
+    };
+    entries
+        .into_iter()
+        .flat_map(|plugin| [plugin.get("type"), plugin.pointer("/ipam/type")])
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(ToOwned::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_program_of_a_list_is_named() {
+        let list = serde_json::json!({"plugins": [
+            {"type": "bridge", "ipam": {"type": "host-local"}}, {"type": "portmap"}
+        ]});
+        assert_eq!(plugins(&list), ["bridge", "host-local", "portmap"]);
+        assert_eq!(plugins(&serde_json::json!({"type": "ptp"})), ["ptp"]);
+    }
+}

@@ -1,0 +1,149 @@
+//! Flags. The code in `main.rs` turns them into an exit code.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Exit codes, as documented in `--help`.
+pub(crate) mod exit {
+    pub(crate) const OK: u8 = 0;
+    pub(crate) const FAILED: u8 = 1;
+    pub(crate) const USAGE: u8 = 64;
+    pub(crate) const UNAVAILABLE: u8 = 69;
+    pub(crate) const SOFTWARE: u8 = 70;
+    pub(crate) const TRANSIENT: u8 = 75;
+    pub(crate) const REFUSED: u8 = 77;
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 well; 1 failed, or a check failed; 64 wrong usage or \
+configuration; 69 the daemon is not running; 70 a core task ended (restart it); 75 the hub cannot \
+be reached now, try again; 77 the hub refused this node.";
+
+/// The Outpost node daemon: pods, devices and their twins, with or without a hub.
+#[derive(Debug, Parser)]
+#[command(name = "edgecore", version, after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Print a commented configuration file with every key and its default.
+    #[arg(long)]
+    pub defaultconfig: bool,
+    /// Print a commented configuration file with the keys a node usually sets.
+    #[arg(long)]
+    pub minconfig: bool,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Join a hub: exchange a one-time token for a certificate and write the configuration file.
+    Join(JoinArgs),
+    /// Run the daemon.
+    Run(RunArgs),
+    /// What the running daemon does: link, pods, devices, ledger, disk and memory. Works offline.
+    Status(AskArgs),
+    /// Look for what would keep this node from working, and say what to do.
+    Check(AskArgs),
+    /// Container images.
+    #[command(subcommand)]
+    Image(ImageCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Import an OCI or docker archive.
+    Import {
+        /// The archive (tar).
+        file: PathBuf,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ConfigArgs {
+    /// Configuration file [default: /etc/edgecore/edgecore.yaml if it exists].
+    #[arg(long, value_name = "FILE", env = "EDGECORE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Set one key, e.g. `--set modules.eventBus.mqttServerInternal=tcp://127.0.0.1:1884`.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// The node's name.
+    #[arg(long)]
+    pub node_name: Option<String>,
+    /// error, warn, info, debug, trace, or a tracing filter; `RUST_LOG` beats it.
+    #[arg(long)]
+    pub log_level: Option<String>,
+    #[arg(long, value_enum)]
+    pub log_format: Option<LogFormat>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+impl LogFormat {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// The hub's certificate service, e.g. https://hub.example:10002.
+    #[arg(long, value_name = "URL")]
+    pub hub: String,
+    /// The hub's WebSocket, host:port [default: the same host, port 10000].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub websocket: Option<String>,
+    /// Token from `cloudhub token create`, or from `keadm gettoken`.
+    #[arg(long, env = "EDGECORE_TOKEN", hide_env_values = true)]
+    pub token: String,
+    /// This node's name [default: the one in the token, else the host's name].
+    #[arg(long)]
+    pub node_name: Option<String>,
+    /// Directory for the database, the certificates and pod volumes.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/edgecore")]
+    pub data_dir: PathBuf,
+    /// Configuration file to write.
+    #[arg(long, value_name = "FILE", default_value = edgecore::config::DEFAULT_PATH)]
+    pub config: PathBuf,
+    /// Further keys to write into the file.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+    /// Replace a configuration file that differs.
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AskArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .ok_or_else(|| format!("`{text}` is not KEY=VALUE"))
+}

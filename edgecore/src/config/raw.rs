@@ -1,0 +1,130 @@
+//! The configuration as written: KubeEdge's shape, every key present because the defaults are the
+//! lowest layer.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Raw {
+    pub api_version: String,
+    pub kind: String,
+    pub database: Database,
+    pub modules: Modules,
+    pub outpost: Outpost,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Database {
+    pub data_source: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Modules {
+    pub edge_hub: EdgeHub,
+    pub edged: Edged,
+    pub event_bus: EventBus,
+    pub meta_manager: MetaManager,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EdgeHub {
+    pub enable: bool,
+    pub heartbeat: u32,
+    pub http_server: String,
+    #[serde(rename = "projectID")]
+    pub project_id: String,
+    pub rotate_certificates: bool,
+    pub tls_ca_file: String,
+    pub tls_cert_file: String,
+    pub tls_private_key_file: String,
+    pub token: String,
+    pub websocket: WebSocket,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct WebSocket {
+    pub enable: bool,
+    pub handshake_timeout: u32,
+    pub server: String,
+    pub write_deadline: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Edged {
+    pub enable: bool,
+    pub hostname_override: String,
+    #[serde(rename = "nodeIP")]
+    pub node_ip: String,
+    pub node_labels: BTreeMap<String, String>,
+    pub register_schedulable: bool,
+    pub remote_runtime_endpoint: String,
+    pub report_event: bool,
+    pub root_directory: String,
+    pub tailored_kubelet_config: Kubelet,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Kubelet {
+    #[serde(rename = "clusterDNS")]
+    pub cluster_dns: Vec<String>,
+    pub cluster_domain: String,
+    pub container_log_max_files: u32,
+    pub container_log_max_size: String,
+    pub container_runtime_endpoint: String,
+    pub max_pods: u32,
+    pub pod_logs_dir: String,
+    pub resolv_conf: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EventBus {
+    pub enable: bool,
+    #[serde(rename = "eventBusTLS")]
+    pub tls: EventBusTls,
+    pub mqtt_mode: u8,
+    pub mqtt_password: String,
+    pub mqtt_server_external: String,
+    pub mqtt_server_internal: String,
+    #[serde(rename = "mqttSubClientID")]
+    pub mqtt_sub_client_id: String,
+    pub mqtt_username: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EventBusTls {
+    pub enable: bool,
+    #[serde(rename = "tlsMqttCAFile")]
+    pub ca_file: String,
+    #[serde(rename = "tlsMqttCertFile")]
+    pub cert_file: String,
+    #[serde(rename = "tlsMqttPrivateKeyFile")]
+    pub key_file: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct MetaManager {
+    pub remote_query_timeout: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Outpost {
+    pub cni_bin_directory: String,
+    pub cni_conf_directory: String,
+    pub containerd_namespace: String,
+    pub logger_path: String,
+    pub log_format: String,
+    pub log_level: String,
+    pub run_directory: String,
+}

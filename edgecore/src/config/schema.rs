@@ -1,0 +1,476 @@
+//! Every key the configuration file may carry: the ones that are used, with default and comment,
+//! and KubeEdge's own that mean nothing here.
+//!
+//! Source of the names: `edgecore.config.kubeedge.io/v1alpha2`
+//! (`apis/componentconfig/edgecore/v1alpha2/types.go`, `EdgeCoreConfig`).
+
+/// One key that is used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Field {
+    /// Dotted path, as in the file.
+    pub path: &'static str,
+    /// Default as JSON, which is YAML too.
+    pub default: &'static str,
+    /// Comment in the printed file.
+    pub doc: &'static str,
+    /// Whether `--minconfig` shows it.
+    pub min: bool,
+}
+
+const fn f(path: &'static str, default: &'static str, doc: &'static str) -> Field {
+    Field {
+        path,
+        default,
+        doc,
+        min: false,
+    }
+}
+
+const fn m(path: &'static str, default: &'static str, doc: &'static str) -> Field {
+    Field {
+        path,
+        default,
+        doc,
+        min: true,
+    }
+}
+
+/// Used keys, in the order in which they are printed. Siblings stand together.
+pub(super) const FIELDS: &[Field] = &[
+    m(
+        "apiVersion",
+        "\"edgecore.config.kubeedge.io/v1alpha2\"",
+        "KubeEdge's own format; a file written for KubeEdge is read as it is",
+    ),
+    m("kind", "\"EdgeCore\"", ""),
+    m(
+        "database.dataSource",
+        "\"/var/lib/edgecore/edgecore.db\"",
+        "the node's one database; its directory also holds the key that seals secrets",
+    ),
+    f(
+        "modules.edgeHub.enable",
+        "true",
+        "false runs the node alone, without any hub",
+    ),
+    f(
+        "modules.edgeHub.heartbeat",
+        "15",
+        "seconds between keepalives towards a plain KubeEdge hub",
+    ),
+    m(
+        "modules.edgeHub.httpServer",
+        "\"https://127.0.0.1:10002\"",
+        "where certificates are requested",
+    ),
+    f(
+        "modules.edgeHub.projectID",
+        "\"e632aba927ea4ac2b575ec1603d56f10\"",
+        "part of the URL; the hub ignores it",
+    ),
+    f(
+        "modules.edgeHub.rotateCertificates",
+        "true",
+        "renew the node's certificate before it expires",
+    ),
+    m(
+        "modules.edgeHub.tlsCaFile",
+        "\"/var/lib/edgecore/pki/ca.crt\"",
+        "the hub's certificate authority (PEM)",
+    ),
+    m(
+        "modules.edgeHub.tlsCertFile",
+        "\"/var/lib/edgecore/pki/node.crt\"",
+        "this node's certificate (PEM)",
+    ),
+    m(
+        "modules.edgeHub.tlsPrivateKeyFile",
+        "\"/var/lib/edgecore/pki/node.key\"",
+        "its key (PEM, mode 0600)",
+    ),
+    f(
+        "modules.edgeHub.token",
+        "\"\"",
+        "join token, used once while there is no certificate; `edgecore join` does without it",
+    ),
+    f(
+        "modules.edgeHub.websocket.enable",
+        "true",
+        "the only transport; false is the same as edgeHub.enable: false",
+    ),
+    f(
+        "modules.edgeHub.websocket.handshakeTimeout",
+        "30",
+        "seconds for TCP, TLS and the upgrade together",
+    ),
+    m(
+        "modules.edgeHub.websocket.server",
+        "\"127.0.0.1:10000\"",
+        "host:port of the hub",
+    ),
+    f(
+        "modules.edgeHub.websocket.writeDeadline",
+        "15",
+        "seconds one write may take before the link counts as dead",
+    ),
+    f(
+        "modules.edged.enable",
+        "true",
+        "false runs no pods (devices only)",
+    ),
+    m(
+        "modules.edged.hostnameOverride",
+        "\"\"",
+        "the node's name; empty takes the host's name",
+    ),
+    f(
+        "modules.edged.nodeIP",
+        "\"\"",
+        "address told to the hub; empty takes the one that routes outwards",
+    ),
+    f(
+        "modules.edged.nodeLabels",
+        "{}",
+        "labels put on the node at registration",
+    ),
+    f(
+        "modules.edged.registerSchedulable",
+        "true",
+        "false registers the node as unschedulable",
+    ),
+    f(
+        "modules.edged.remoteRuntimeEndpoint",
+        "\"\"",
+        "older name of tailoredKubeletConfig.containerRuntimeEndpoint; used if not empty",
+    ),
+    f(
+        "modules.edged.reportEvent",
+        "true",
+        "send pod events to the hub",
+    ),
+    f(
+        "modules.edged.rootDirectory",
+        "\"/var/lib/edgecore/edged\"",
+        "pod volumes and pinned namespaces",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.clusterDNS",
+        "[]",
+        "DNS servers for pods with ClusterFirst; empty uses resolvConf",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.clusterDomain",
+        "\"cluster.local\"",
+        "",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.containerLogMaxFiles",
+        "5",
+        "",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.containerLogMaxSize",
+        "\"10Mi\"",
+        "",
+    ),
+    m(
+        "modules.edged.tailoredKubeletConfig.containerRuntimeEndpoint",
+        "\"unix:///run/containerd/containerd.sock\"",
+        "containerd's socket",
+    ),
+    f("modules.edged.tailoredKubeletConfig.maxPods", "110", ""),
+    f(
+        "modules.edged.tailoredKubeletConfig.podLogsDir",
+        "\"/var/log/pods\"",
+        "",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.resolvConf",
+        "\"/etc/resolv.conf\"",
+        "",
+    ),
+    f(
+        "modules.eventBus.enable",
+        "true",
+        "false runs no MQTT and no devices",
+    ),
+    f(
+        "modules.eventBus.eventBusTLS.enable",
+        "false",
+        "TLS towards the external broker",
+    ),
+    f("modules.eventBus.eventBusTLS.tlsMqttCAFile", "\"\"", ""),
+    f("modules.eventBus.eventBusTLS.tlsMqttCertFile", "\"\"", ""),
+    f(
+        "modules.eventBus.eventBusTLS.tlsMqttPrivateKeyFile",
+        "\"\"",
+        "",
+    ),
+    m(
+        "modules.eventBus.mqttMode",
+        "0",
+        "0: the broker inside; 1: both; 2: an external broker only",
+    ),
+    f(
+        "modules.eventBus.mqttPassword",
+        "\"\"",
+        "for the external broker",
+    ),
+    f(
+        "modules.eventBus.mqttServerExternal",
+        "\"tcp://127.0.0.1:1884\"",
+        "used with mqttMode 1 and 2",
+    ),
+    m(
+        "modules.eventBus.mqttServerInternal",
+        "\"tcp://127.0.0.1:1883\"",
+        "listener of the broker inside; keep it on loopback",
+    ),
+    f(
+        "modules.eventBus.mqttSubClientID",
+        "\"\"",
+        "client id towards the external broker; empty makes one from the node name",
+    ),
+    f(
+        "modules.eventBus.mqttUsername",
+        "\"\"",
+        "for the external broker",
+    ),
+    f(
+        "modules.metaManager.remoteQueryTimeout",
+        "60",
+        "seconds to wait for an object asked of the hub",
+    ),
+    f(
+        "outpost.cniBinDirectory",
+        "\"/opt/cni/bin\"",
+        "CNI plugins; also looked for in /usr/lib/cni",
+    ),
+    f("outpost.cniConfDirectory", "\"/etc/cni/net.d\"", ""),
+    f(
+        "outpost.containerdNamespace",
+        "\"outpost\"",
+        "containerd namespace of our images and containers",
+    ),
+    f(
+        "outpost.loggerPath",
+        "\"\"",
+        "the program that writes container logs; empty: `edged-logger` beside this program",
+    ),
+    f("outpost.logFormat", "\"text\"", "text or json"),
+    f(
+        "outpost.logLevel",
+        "\"info\"",
+        "error, warn, info, debug, trace, or a tracing filter",
+    ),
+    f(
+        "outpost.runDirectory",
+        "\"/run/edgecore\"",
+        "the socket that `edgecore status` asks",
+    ),
+];
+
+/// KubeEdge's keys (or whole subtrees) that are accepted and reported as ignored.
+pub(super) const IGNORED: &[&str] = &[
+    "featureGates",
+    "database.aliasName",
+    "database.driverName",
+    "modules.dbTest",
+    "modules.deviceTwin",
+    "modules.edgeHub.messageBurst",
+    "modules.edgeHub.messageQPS",
+    "modules.edgeHub.quic",
+    "modules.edgeHub.websocket.readDeadline",
+    "modules.edgeStream",
+    "modules.edged.bandwidthManager",
+    "modules.edged.customInterfaceName",
+    "modules.edged.experimentalMounterPath",
+    "modules.edged.experimentalNodeAllocatableIgnoreEvictionThreshold",
+    "modules.edged.keepTerminatedPodVolumes",
+    "modules.edged.maxContainerCount",
+    "modules.edged.maxPerPodContainerCount",
+    "modules.edged.minimumGCAge",
+    "modules.edged.podSandboxImage",
+    "modules.edged.registerNodeNamespace",
+    "modules.edged.remoteImageEndpoint",
+    "modules.edged.runtimeCgroups",
+    "modules.edged.seccompDefault",
+    "modules.edged.windowsPriorityClass",
+    "modules.edged.windowsService",
+    "modules.eventBus.mqttPubClientID",
+    "modules.eventBus.mqttQOS",
+    "modules.eventBus.mqttRetain",
+    "modules.eventBus.mqttSessionQueueSize",
+    "modules.metaManager.contextSendGroup",
+    "modules.metaManager.contextSendModule",
+    "modules.metaManager.enable",
+    "modules.metaManager.metaServer",
+    "modules.serviceBus",
+    "modules.taskManager",
+];
+
+const KUBELET: &str = "modules.edged.tailoredKubeletConfig";
+
+/// The rest of `tailoredKubeletConfig`: kubelet's knobs that are not used.
+const IGNORED_KUBELET: &str = "staticPodPath syncFrequency fileCheckFrequency address readOnlyPort \
+    registryPullQPS registryBurst eventRecordQPS eventBurst enableDebuggingHandlers \
+    enableContentionProfiling oomScoreAdj streamingConnectionIdleTimeout nodeStatusUpdateFrequency \
+    nodeStatusReportFrequency nodeLeaseDurationSeconds imageMinimumGCAge imageMaximumGCAge \
+    imageGCHighThresholdPercent imageGCLowThresholdPercent volumeStatsAggPeriod kubeletCgroups \
+    systemCgroups cgroupRoot cgroupsPerQOS cgroupDriver cpuManagerPolicy cpuManagerPolicyOptions \
+    cpuManagerReconcilePeriod memoryManagerPolicy topologyManagerPolicy topologyManagerScope \
+    topologyManagerPolicyOptions qosReserved runtimeRequestTimeout hairpinMode podCIDR podPidsLimit \
+    cpuCFSQuota cpuCFSQuotaPeriod nodeStatusMaxImages maxOpenFiles contentType serializeImagePulls \
+    maxParallelImagePulls evictionHard evictionSoft evictionSoftGracePeriod \
+    evictionPressureTransitionPeriod evictionMaxPodGracePeriod evictionMinimumReclaim podsPerCore \
+    enableControllerAttachDetach protectKernelDefaults makeIPTablesUtilChains iptablesMasqueradeBit \
+    iptablesDropBit featureGates failSwapOn memorySwap containerLogMaxWorkers \
+    containerLogMonitorInterval configMapAndSecretChangeDetectionStrategy systemReserved \
+    kubeReserved reservedSystemCPUs showHiddenMetricsForVersion systemReservedCgroup \
+    kubeReservedCgroup enforceNodeAllocatable allowedUnsafeSysctls volumePluginDir \
+    kernelMemcgNotification logging enableSystemLogHandler enableSystemLogQuery shutdownGracePeriod \
+    shutdownGracePeriodCriticalPods shutdownGracePeriodByPodPriority reservedMemory \
+    enableProfilingHandler enableDebugFlagsHandler seccompDefault memoryThrottlingFactor \
+    registerWithTaints registerNode localStorageCapacityIsolation imageServiceEndpoint";
+
+/// What a path in the file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// A used key: its value is taken whole.
+    Leaf,
+    /// A table on the way to used or ignored keys.
+    Branch,
+    /// KubeEdge's, without meaning here.
+    Ignored,
+    /// Nobody's.
+    Unknown,
+}
+
+/// Classifies a dotted path.
+pub(super) fn classify(path: &str) -> Known {
+    if FIELDS.iter().any(|field| field.path == path) {
+        return Known::Leaf;
+    }
+    let kubelet_key = path
+        .strip_prefix(KUBELET)
+        .and_then(|rest| rest.strip_prefix('.'));
+    if IGNORED.contains(&path)
+        || kubelet_key.is_some_and(|key| IGNORED_KUBELET.split_whitespace().any(|k| k == key))
+    {
+        return Known::Ignored;
+    }
+    let is_above = |other: &str| {
+        other
+            .strip_prefix(path)
+            .is_some_and(|rest| rest.starts_with('.'))
+    };
+    if FIELDS.iter().any(|field| is_above(field.path)) || IGNORED.iter().any(|p| is_above(p)) {
+        return Known::Branch;
+    }
+    Known::Unknown
+}
+
+/// The known sibling that is closest to a mistyped key, if one is close.
+pub(super) fn suggestion(path: &str) -> Option<String> {
+    let (parent, key) = path.rsplit_once('.').unwrap_or(("", path));
+    let mut candidates: Vec<&str> = Vec::new();
+    for known in FIELDS.iter().map(|f| f.path).chain(IGNORED.iter().copied()) {
+        let below = if parent.is_empty() {
+            Some(known)
+        } else {
+            known
+                .strip_prefix(parent)
+                .and_then(|rest| rest.strip_prefix('.'))
+        };
+        candidates.extend(below.and_then(|rest| rest.split('.').next()));
+    }
+    if parent == KUBELET {
+        candidates.extend(IGNORED_KUBELET.split_whitespace());
+    }
+    let best = candidates
+        .into_iter()
+        .min_by_key(|candidate| distance(candidate, key))?;
+    let near = distance(best, key) <= (key.len() / 3).max(2);
+    near.then(|| {
+        if parent.is_empty() {
+            best.to_owned()
+        } else {
+            format!("{parent}.{best}")
+        }
+    })
+}
+
+/// Levenshtein distance without regard to case.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.to_lowercase().chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.to_lowercase().chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// A commented YAML file: `heading`, then every used key for which `select` gives a value (as
+/// JSON, which is YAML too).
+pub(super) fn print(heading: &str, select: impl Fn(&Field) -> Option<String>) -> String {
+    let mut out = format!("# {heading}\n");
+    let mut open: Vec<&str> = Vec::new();
+    for field in FIELDS {
+        let Some(value) = select(field) else { continue };
+        let parts: Vec<&str> = field.path.split('.').collect();
+        let (key, parents) = parts
+            .split_last()
+            .map_or(("", &[][..]), |(key, parents)| (*key, parents));
+        let shared = open.iter().zip(parents).take_while(|(a, b)| a == b).count();
+        open.truncate(shared);
+        for parent in &parents[shared..] {
+            out.push_str(&format!("{}{parent}:\n", "  ".repeat(open.len())));
+            open.push(parent);
+        }
+        let indent = "  ".repeat(open.len());
+        if !field.doc.is_empty() {
+            out.push_str(&format!("{indent}# {}\n", field.doc));
+        }
+        out.push_str(&format!("{indent}{key}: {value}\n"));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_classified() {
+        for (path, expected) in [
+            ("modules", Known::Branch),
+            ("modules.edgeHub", Known::Branch),
+            ("modules.edgeHub.heartbeat", Known::Leaf),
+            ("modules.edgeHub.quic", Known::Ignored),
+            (
+                "modules.edged.tailoredKubeletConfig.cgroupDriver",
+                Known::Ignored,
+            ),
+            ("modules.edgeHub.heartbeet", Known::Unknown),
+            ("modules.edge", Known::Unknown),
+        ] {
+            assert_eq!(classify(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_typo_names_its_neighbour() {
+        assert_eq!(
+            suggestion("modules.edgeHub.heartbeet").as_deref(),
+            Some("modules.edgeHub.heartbeat")
+        );
+        assert_eq!(suggestion("modlues").as_deref(), Some("modules"));
+        assert_eq!(suggestion("modules.edgeHub.zzzzzzzzzz"), None);
+    }
+}

@@ -1,0 +1,159 @@
+use super::*;
+
+fn with_file(text: &str) -> Result<Config, ConfigError> {
+    with(text, &[])
+}
+
+fn with(text: &str, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("edgecore.yaml");
+    std::fs::write(&path, text).unwrap();
+    let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    load(Some(&path), env, &Flags::default())
+}
+
+#[test]
+fn the_printed_files_are_read_back_as_the_defaults() {
+    for text in [default_file(), minimal_file(), String::new()] {
+        let config = with_file(&text).unwrap();
+        assert!(config.ignored.is_empty());
+        let hub = config.hub.unwrap();
+        assert_eq!(hub.server, "127.0.0.1:10000");
+        assert_eq!(config.bus.unwrap().mode, BusMode::Internal);
+        assert_eq!(config.runtime.unwrap().log_bytes_max, 10 << 20);
+    }
+}
+
+#[test]
+fn a_kubeedge_file_is_understood_and_its_other_fields_are_listed() {
+    let config = with_file(
+        "apiVersion: edgecore.config.kubeedge.io/v1alpha2
+kind: EdgeCore
+database: {aliasName: default, dataSource: /var/lib/kubeedge/edgecore.db, driverName: sqlite3}
+featureGates: {}
+modules:
+  dbTest: {enable: false}
+  edgeHub:
+    heartbeat: 20
+    quic: {enable: false, server: '1.2.3.4:10001'}
+    websocket: {enable: true, server: 'cloud.example:10000', readDeadline: 15}
+  edged:
+    hostnameOverride: gate-7
+    nodeLabels: {node-role.kubernetes.io/edge: ''}
+    podSandboxImage: kubeedge/pause:3.6
+    tailoredKubeletConfig: {cgroupDriver: cgroupfs, maxPods: 20, evictionHard: {memory.available: 100Mi}}
+  metaManager:
+    metaServer: {enable: false, apiAudiences: null}
+",
+    )
+    .unwrap();
+    assert_eq!(config.node_name, "gate-7");
+    assert_eq!(
+        config.node_labels.keys().collect::<Vec<_>>(),
+        ["node-role.kubernetes.io/edge"]
+    );
+    let hub = config.hub.unwrap();
+    assert_eq!(hub.server, "cloud.example:10000");
+    assert_eq!(hub.heartbeat.as_secs(), 20);
+    assert_eq!(config.runtime.unwrap().max_pods, 20);
+    assert_eq!(
+        config.ignored,
+        [
+            "database.aliasName",
+            "database.driverName",
+            "featureGates",
+            "modules.dbTest",
+            "modules.edgeHub.quic",
+            "modules.edgeHub.websocket.readDeadline",
+            "modules.edged.podSandboxImage",
+            "modules.edged.tailoredKubeletConfig.cgroupDriver",
+            "modules.edged.tailoredKubeletConfig.evictionHard",
+            "modules.metaManager.metaServer",
+        ]
+    );
+}
+
+#[test]
+fn mistakes_name_the_path() {
+    for (text, expected) in [
+        (
+            "modules: {edgeHub: {heartbeet: 15}}",
+            "unknown field `modules.edgeHub.heartbeet`, did you mean `modules.edgeHub.heartbeat`?",
+        ),
+        (
+            "modules: {edgeHub: {heartbeat: soon}}",
+            "modules.edgeHub.heartbeat",
+        ),
+        ("modules: 5", "`modules` must be a table"),
+        (
+            "modules: {edgeHub: {websocket: {server: nowhere}}}",
+            "must be host:port",
+        ),
+        ("modules: [", "is not valid YAML"),
+        (
+            "modules: {edged: {hostnameOverride: Gate_7}}",
+            "no valid node name",
+        ),
+        ("apiVersion: v1", "edgecore.config.kubeedge.io/v1alpha2"),
+        ("modules: {eventBus: {mqttMode: 7}}", "must be 0, 1 or 2"),
+    ] {
+        let told = with_file(text).unwrap_err().to_string();
+        assert!(told.contains(expected), "{text}: {told}");
+    }
+}
+
+#[test]
+fn environment_beats_the_file_and_flags_beat_both() {
+    let text = "modules: {edgeHub: {heartbeat: 20}, edged: {hostnameOverride: from-file}}";
+    let config = with(
+        text,
+        &[
+            ("EDGECORE__MODULES__EDGEHUB__HEARTBEAT", "25"),
+            ("EDGECORE__MODULES__EDGED__NODELABELS", "{a: b}"),
+            ("EDGECORE__MODULES__EDGED__HOSTNAMEOVERRIDE", "123"),
+            ("PATH", "/bin"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.hub.unwrap().heartbeat.as_secs(), 25);
+    assert_eq!(config.node_labels["a"], "b");
+    assert_eq!(config.node_name, "123");
+
+    let flags = Flags {
+        node_name: Some("from-flag".into()),
+        ..Flags::default()
+    };
+    let env = [(
+        "EDGECORE__MODULES__EDGED__HOSTNAMEOVERRIDE".to_owned(),
+        "from-env".to_owned(),
+    )];
+    assert_eq!(load(None, env, &flags).unwrap().node_name, "from-flag");
+
+    let told = with("", &[("EDGECORE__modules__edgeHub__heartbeet", "1")]).unwrap_err();
+    assert!(
+        told.to_string()
+            .contains("did you mean `modules.edgeHub.heartbeat`"),
+        "{told}"
+    );
+}
+
+#[test]
+fn the_file_written_by_join_is_read_back() {
+    let set = [
+        (
+            "modules.edged.hostnameOverride".to_owned(),
+            "n: 1".to_owned(),
+        ),
+        ("modules.edgeHub.heartbeat".to_owned(), "7".to_owned()),
+        (
+            "modules.edgehub.websocket.SERVER".to_owned(),
+            "h:1".to_owned(),
+        ),
+    ];
+    let text = file_with(&set).unwrap().replace("n: 1", "n1");
+    let config = with_file(&text).unwrap();
+    let hub = config.hub.unwrap();
+    assert_eq!((hub.heartbeat.as_secs(), hub.server.as_str()), (7, "h:1"));
+    assert_eq!(config.node_name, "n1");
+    assert!(file_with(&[("nope".into(), "1".into())]).is_err());
+}
