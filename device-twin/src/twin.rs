@@ -1,0 +1,92 @@
+//! One property and its two values.
+
+use serde::{Deserialize, Serialize};
+
+use crate::value::Kind;
+use crate::version::Version;
+
+/// A value and when this node took it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamped {
+    /// The value; always text.
+    pub value: String,
+    /// The node's clock, Unix milliseconds.
+    pub at_ms: i64,
+}
+
+/// What the cloud's Device object last said about a property. A redelivered object, or one that
+/// changed elsewhere, does not overwrite a value set locally since.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FromCloud {
+    /// The desired value.
+    pub value: String,
+    /// The object's version.
+    pub version: i64,
+}
+
+/// One property of a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Property {
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// Whether a client may remove it.
+    pub optional: bool,
+    /// What it should be (KubeEdge: expected).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired: Option<Stamped>,
+    /// What it is (KubeEdge: actual).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported: Option<Stamped>,
+    /// Version of `desired`, kept when the value is removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired_version: Option<Version>,
+    /// Version of `reported`, kept when the value is removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported_version: Option<Version>,
+    /// The Device object's own desired value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_cloud: Option<FromCloud>,
+}
+
+impl Property {
+    /// A property without values.
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            optional: true,
+            desired: None,
+            reported: None,
+            desired_version: None,
+            reported_version: None,
+            from_cloud: None,
+        }
+    }
+
+    /// Whether this is the mark of a removed property.
+    pub fn is_deleted(&self) -> bool {
+        self.kind == Kind::Deleted
+    }
+
+    /// The same property with only the chosen values and their versions: what one event wrote.
+    pub(crate) fn parts(&self, desired: bool, reported: bool) -> Self {
+        Self {
+            kind: self.kind,
+            optional: self.optional,
+            desired: self.desired.clone().filter(|_| desired),
+            reported: self.reported.clone().filter(|_| reported),
+            desired_version: self.desired_version.filter(|_| desired),
+            reported_version: self.reported_version.filter(|_| reported),
+            from_cloud: None,
+        }
+    }
+
+    /// Removes the values and marks the property; raises the versions that exist.
+    pub(crate) fn delete(&mut self) {
+        self.kind = Kind::Deleted;
+        self.desired = None;
+        self.reported = None;
+        self.desired_version = self.desired_version.map(Version::after_edge_write);
+        self.reported_version = self.reported_version.map(Version::after_edge_write);
+    }
+}
