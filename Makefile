@@ -1,0 +1,54 @@
+# The two commands of the README: `make demo` and `make test`. Everything CI runs is a target here.
+SHELL := /bin/bash
+.PHONY: all demo test setup build lint fmt docs unit e2e bench deny clean
+
+NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo 'cargo nextest run --profile $(if $(CI),ci,default)' || echo 'cargo test')
+# CI builds once, without optimisation; a person who runs the demo sees the release build.
+PROFILE ?= $(if $(CI),dev,release)
+OUT = target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+export OUTPOST_REQUIRE_NEIGHBOURS ?= 1
+
+all: build
+
+setup:
+	@scripts/setup.sh
+
+build: setup
+	cargo build --locked --workspace --profile $(PROFILE)
+
+demo: build
+	@$(OUT)/demo
+
+# Everything that CI checks, in the order in which it fails fastest.
+test: setup lint docs unit e2e
+
+fmt:
+	cargo fmt --all --check
+
+lint: fmt
+	cargo clippy --locked --workspace --lib --bins --examples -- -D warnings
+	cargo clippy --locked --workspace --tests -- -D warnings -A clippy::unwrap_used -A clippy::expect_used -A clippy::wildcard_enum_match_arm
+
+docs:
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
+
+# Tables, properties, golden bytes, the seeded simulation and the real neighbours.
+unit:
+	cargo build --locked --workspace
+	$(NEXTEST) --locked --workspace
+	cargo test --locked --quiet --doc --workspace
+
+# The demo without a person in front of it: every step is an assertion.
+e2e:
+	cargo build --locked --workspace
+	CI=1 target/debug/demo
+
+bench: setup
+	cargo build --locked --workspace --release
+	target/release/bench
+
+deny:
+	cargo deny check
+
+clean:
+	rm -rf target/demo target/bench
