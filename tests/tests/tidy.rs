@@ -12,7 +12,11 @@ fn metadata() -> Value {
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -21,8 +25,11 @@ fn arrows() -> BTreeMap<String, BTreeSet<String>> {
     let metadata = metadata();
     let packages = metadata["packages"].as_array().unwrap();
     let ours = |p: &&Value| p["source"].is_null();
-    let names: BTreeSet<&str> =
-        packages.iter().filter(ours).map(|p| p["name"].as_str().unwrap()).collect();
+    let names: BTreeSet<&str> = packages
+        .iter()
+        .filter(ours)
+        .map(|p| p["name"].as_str().unwrap())
+        .collect();
     packages
         .iter()
         .filter(ours)
@@ -51,7 +58,17 @@ fn dependencies_point_one_way() {
         ("edgecore", &["wire", "device-twin", "broker"]),
         ("cloudhub", &["wire", "apiserver"]),
         ("outpost-examples", &[]),
-        ("outpost-tests", &["wire", "device-twin", "broker", "apiserver", "edgecore", "cloudhub"]),
+        (
+            "outpost-tests",
+            &[
+                "wire",
+                "device-twin",
+                "broker",
+                "apiserver",
+                "edgecore",
+                "cloudhub",
+            ],
+        ),
     ];
     for (name, to) in arrows() {
         let (_, may) = allowed
@@ -59,19 +76,31 @@ fn dependencies_point_one_way() {
             .find(|(n, _)| *n == name)
             .unwrap_or_else(|| panic!("crate `{name}` is new: say here what it may depend on"));
         for target in to {
-            assert!(may.contains(&target.as_str()), "`{name}` must not depend on `{target}`");
+            assert!(
+                may.contains(&target.as_str()),
+                "`{name}` must not depend on `{target}`"
+            );
         }
     }
 }
 
 #[test]
 fn nothing_banned_is_linked() {
-    let banned = ["openssl-sys", "native-tls", "aws-lc-sys", "serde_yaml", "tikv-jemallocator"];
+    let banned = [
+        "openssl-sys",
+        "native-tls",
+        "aws-lc-sys",
+        "serde_yaml",
+        "tikv-jemallocator",
+    ];
     let metadata = metadata();
     for package in metadata["resolve"]["nodes"].as_array().unwrap() {
         let id = package["id"].as_str().unwrap();
         for name in banned {
-            assert!(!id.contains(&format!("#{name}@")), "{id} is linked; see deny.toml for why not");
+            assert!(
+                !id.contains(&format!("#{name}@")),
+                "{id} is linked; see deny.toml for why not"
+            );
         }
     }
 }
@@ -79,7 +108,12 @@ fn nothing_banned_is_linked() {
 #[test]
 fn every_member_takes_the_workspace_lints() {
     let metadata = metadata();
-    for package in metadata["packages"].as_array().unwrap().iter().filter(|p| p["source"].is_null()) {
+    for package in metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|p| p["source"].is_null())
+    {
         let manifest = std::fs::read_to_string(package["manifest_path"].as_str().unwrap()).unwrap();
         assert!(
             manifest.contains("[lints]\nworkspace = true"),
@@ -100,7 +134,14 @@ fn pure_code_stays_pure() {
     assert!(files.len() > 10, "the pure crates were not found");
     for file in files {
         let text = std::fs::read_to_string(&file).unwrap();
-        for word in ["tokio::", "std::fs", "std::net", "Instant::now", "SystemTime::now", "std::thread"] {
+        for word in [
+            "tokio::",
+            "std::fs",
+            "std::net",
+            "Instant::now",
+            "SystemTime::now",
+            "std::thread",
+        ] {
             assert!(!text.contains(word), "{} names {word}", file.display());
         }
     }

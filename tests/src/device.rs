@@ -1,0 +1,232 @@
+//! A thermometer that knows what was promised to it: it publishes at QoS 1, counts what was
+//! acknowledged, and sends again what was not.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Outgoing, Packet, QoS};
+use serde_json::{Value, json};
+
+/// How many readings may be on their way at once.
+const IN_FLIGHT_MAX: usize = 40;
+
+/// A device that publishes readings of its temperature.
+pub struct Thermometer {
+    broker: SocketAddr,
+    /// `<namespace>/<name>`
+    device: String,
+    connections: u32,
+    link: Option<(AsyncClient, EventLoop)>,
+    queued: VecDeque<u64>,
+    in_flight: BTreeMap<u16, u64>,
+    /// Readings that the broker acknowledged, in the order of the acknowledgements.
+    pub acknowledged: Vec<u64>,
+    /// Time from publish to PUBACK.
+    pub latencies: Vec<Duration>,
+    sent_at: BTreeMap<u64, Instant>,
+    /// Delta documents received.
+    pub deltas: Vec<Value>,
+}
+
+impl Thermometer {
+    pub fn new(broker: SocketAddr, device: &str) -> Self {
+        Self {
+            broker,
+            device: device.to_owned(),
+            connections: 0,
+            link: None,
+            queued: VecDeque::new(),
+            in_flight: BTreeMap::new(),
+            acknowledged: Vec::new(),
+            latencies: Vec::new(),
+            sent_at: BTreeMap::new(),
+            deltas: Vec::new(),
+        }
+    }
+
+    pub fn topic(&self, suffix: &str) -> String {
+        format!("$hw/events/device/{}/{suffix}", self.device)
+    }
+
+    /// The event id under which reading `n` travels; the hub's ledger shows it.
+    pub fn event_id(n: u64) -> String {
+        format!("reading-{n}")
+    }
+
+    fn payload(n: u64) -> Vec<u8> {
+        let value = format!("{n}");
+        json!({
+            "event_id": Self::event_id(n), "timestamp": 0,
+            "twin": {"temperature": {"actual": {"value": value}, "metadata": {"type": "int"}}},
+        })
+        .to_string()
+        .into_bytes()
+    }
+
+    async fn connect(&mut self) -> Result<()> {
+        self.connections += 1;
+        let id = format!("thermometer-{}", self.device.replace('/', "-"));
+        let mut options = MqttOptions::new(id, self.broker.ip().to_string(), self.broker.port());
+        options
+            .set_clean_session(true)
+            .set_keep_alive(Duration::from_secs(20));
+        options.set_max_packet_size(256 << 10, 256 << 10);
+        let (client, events) = AsyncClient::new(options, IN_FLIGHT_MAX + 8);
+        client
+            .subscribe(self.topic("twin/update/delta"), QoS::AtLeastOnce)
+            .await?;
+        // What was not acknowledged goes again, oldest first.
+        let again: Vec<u64> = self
+            .in_flight
+            .values()
+            .copied()
+            .chain(self.queued.drain(..))
+            .collect();
+        self.in_flight.clear();
+        self.link = Some((client, events));
+        let mut again = again;
+        again.sort_unstable();
+        for n in again {
+            self.enqueue(n).await?;
+        }
+        Ok(())
+    }
+
+    async fn enqueue(&mut self, n: u64) -> Result<()> {
+        let topic = self.topic("twin/update");
+        let Some((client, _)) = &self.link else {
+            bail!("not connected")
+        };
+        client
+            .publish(topic, QoS::AtLeastOnce, false, Self::payload(n))
+            .await?;
+        self.queued.push_back(n);
+        self.sent_at.entry(n).or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    /// Publishes readings `range` at `per_second`, however often the broker goes away meanwhile.
+    /// Returns when each was acknowledged.
+    pub async fn publish(
+        &mut self,
+        range: std::ops::Range<u64>,
+        per_second: u32,
+        limit: Duration,
+    ) -> Result<()> {
+        let started = Instant::now();
+        let wanted = self.acknowledged.len() + usize::try_from(range.end - range.start)?;
+        let mut next = range.start;
+        let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+        while self.acknowledged.len() < wanted {
+            if started.elapsed() > limit {
+                bail!(
+                    "{} of {wanted} readings acknowledged after {limit:?}",
+                    self.acknowledged.len()
+                );
+            }
+            if self.link.is_none() {
+                self.connect().await?;
+            }
+            let room = self.queued.len() + self.in_flight.len() < IN_FLIGHT_MAX;
+            let Some((_, events)) = &mut self.link else {
+                continue;
+            };
+            tokio::select! {
+                event = events.poll() => match event {
+                    Ok(event) => self.handle(event),
+                    Err(_) => {
+                        self.link = None;
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                _ = tick.tick(), if room && next < range.end => {
+                    self.enqueue(next).await?;
+                    next += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a delta that `accept` likes.
+    pub async fn delta(
+        &mut self,
+        limit: Duration,
+        mut accept: impl FnMut(&Value) -> bool,
+    ) -> Result<Value> {
+        let started = Instant::now();
+        loop {
+            if let Some(delta) = self.deltas.iter().find(|delta| accept(delta)) {
+                return Ok(delta.clone());
+            }
+            if started.elapsed() > limit {
+                bail!("no such delta after {limit:?}; seen: {:?}", self.deltas);
+            }
+            if self.link.is_none() {
+                self.connect().await?;
+            }
+            let Some((_, events)) = &mut self.link else {
+                continue;
+            };
+            match tokio::time::timeout(Duration::from_millis(100), events.poll()).await {
+                Ok(Ok(event)) => self.handle(event),
+                Ok(Err(_)) => {
+                    self.link = None;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Connects and subscribes; returns once the broker has confirmed the subscription.
+    pub async fn subscribe(&mut self, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        self.connect().await?;
+        loop {
+            let Some((_, events)) = &mut self.link else {
+                self.connect().await?;
+                continue;
+            };
+            match tokio::time::timeout(limit, events.poll()).await {
+                Ok(Ok(Event::Incoming(Packet::SubAck(_)))) => return Ok(()),
+                Ok(Ok(event)) => self.handle(event),
+                Ok(Err(error)) if started.elapsed() > limit => {
+                    return Err(error).context("cannot subscribe");
+                }
+                Ok(Err(_)) => {
+                    self.link = None;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(_) => bail!("the broker did not confirm the subscription"),
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Outgoing(Outgoing::Publish(packet_id)) => {
+                if let Some(n) = self.queued.pop_front() {
+                    self.in_flight.insert(packet_id, n);
+                }
+            }
+            Event::Incoming(Packet::PubAck(ack)) => {
+                if let Some(n) = self.in_flight.remove(&ack.pkid) {
+                    self.acknowledged.push(n);
+                    if let Some(sent) = self.sent_at.remove(&n) {
+                        self.latencies.push(sent.elapsed());
+                    }
+                }
+            }
+            Event::Incoming(Packet::Publish(publish)) if publish.topic.ends_with("/delta") => {
+                if let Ok(delta) = serde_json::from_slice(&publish.payload) {
+                    self.deltas.push(delta);
+                }
+            }
+            Event::Incoming(_) | Event::Outgoing(_) => {}
+        }
+    }
+}
