@@ -93,6 +93,10 @@ pub struct Entry {
 pub struct Batch {
     /// Epoch of the sequence numbers.
     pub epoch: String,
+    /// Sequence number of the entry sent before this batch, 0 for none: a hub that has not stored
+    /// it knows that a batch is missing, whatever the network did.
+    #[serde(default)]
+    pub after: u64,
     /// At most [`crate::limits::BATCH_ENTRIES_MAX`].
     pub entries: Vec<Entry>,
 }

@@ -56,6 +56,10 @@ pub const EXTENDED_SILENCE_MAX: Duration = Duration::from_secs(15);
 /// (`cloudhub` resend interval).
 pub const RESEND_AFTER: Duration = Duration::from_secs(5);
 
+/// Time without acknowledgement after which our edge sends durable batches and newest states again
+/// on a link that is alive: an acknowledgement was lost above TCP.
+pub const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
+
 /// Time without confirmation after which a plain hub is sent a durable message again.
 pub const PLAIN_CONFIRM_WITHIN: Duration = Duration::from_secs(30);
 

@@ -73,7 +73,9 @@ impl World {
         self.cut();
         self.connections += 1;
         let ids = Ids::new(format!("h{}", self.connections));
-        let mut hub = HubSession::new(ids, self.extensions, self.now);
+        let stored = self.received.iter().copied().max();
+        let mut hub = HubSession::new(ids, self.extensions, self.now)
+            .with_stored("epoch", stored.unwrap_or(0));
         if self.wanted > self.held {
             hub.offer("pod", push(self.wanted));
         }

@@ -63,8 +63,8 @@ struct Durable {
 #[derive(Debug)]
 struct Latest {
     message: Message,
-    /// Id it was last sent with on this connection.
-    in_flight: Option<String>,
+    /// Id it was last sent with on this connection, and when.
+    in_flight: Option<(String, Instant)>,
 }
 
 #[derive(Debug)]
@@ -84,6 +84,8 @@ pub struct EdgeSession {
     /// Pushed and not yet delivered, by sequence number. `next_unsent` splits sent from unsent.
     durable: BTreeMap<u64, Durable>,
     next_unsent: u64,
+    /// Highest sequence number the hub is known to have.
+    acked: u64,
     latest: BTreeMap<String, Latest>,
     latest_order: VecDeque<String>,
     best_effort: VecDeque<Message>,
@@ -103,6 +105,7 @@ impl EdgeSession {
             link: None,
             durable: BTreeMap::new(),
             next_unsent: 0,
+            acked: 0,
             latest: BTreeMap::new(),
             latest_order: VecDeque::new(),
             best_effort: VecDeque::new(),
@@ -134,6 +137,8 @@ impl EdgeSession {
             keepalive_due: now,
         });
         self.rewind();
+        // A hub that lost its store starts again from what we still have.
+        self.acked = 0;
         if let Some(acked) = acked.filter(|_| extensions.batch) {
             self.deliver_up_to(acked);
         }
@@ -352,7 +357,7 @@ impl EdgeSession {
     fn latest_in_flight(&self, id: &str) -> Option<String> {
         self.latest
             .iter()
-            .find(|(_, entry)| entry.in_flight.as_deref() == Some(id))
+            .find(|(_, entry)| entry.in_flight.as_ref().is_some_and(|(sent, _)| sent == id))
             .map(|(key, _)| key.clone())
     }
 
@@ -364,6 +369,7 @@ impl EdgeSession {
     }
 
     fn deliver_up_to(&mut self, up_to: u64) {
+        self.acked = self.acked.max(up_to);
         self.durable = self.durable.split_off(&up_to.saturating_add(1));
         self.events.push_back(Event::Delivered { up_to });
     }
@@ -385,7 +391,7 @@ impl EdgeSession {
         {
             return Some(Transmit::Message(Box::new(message)));
         }
-        if let Some(message) = self.next_latest() {
+        if let Some(message) = self.next_latest(now) {
             return Some(Transmit::Message(Box::new(message)));
         }
         let durable = if extensions.batch {
@@ -422,14 +428,14 @@ impl EdgeSession {
         None
     }
 
-    fn next_latest(&mut self) -> Option<Message> {
+    fn next_latest(&mut self, now: Instant) -> Option<Message> {
         while let Some(key) = self.latest_order.pop_front() {
             if let Some(entry) = self.latest.get_mut(&key) {
                 let mut message = entry.message.clone();
                 if entry.in_flight.is_some() || message.header.id.is_empty() {
                     message.header.id = self.ids.fresh();
                 }
-                entry.in_flight = Some(message.header.id.clone());
+                entry.in_flight = Some((message.header.id.clone(), now));
                 return Some(message);
             }
         }
@@ -439,6 +445,8 @@ impl EdgeSession {
     fn next_batch(&mut self, now: Instant) -> Option<Message> {
         let mut entries = Vec::new();
         let mut bytes = 0;
+        let before = self.durable.range(..self.next_unsent).next_back();
+        let after = before.map_or(self.acked, |(seq, _)| *seq);
         for (seq, entry) in self.durable.range_mut(self.next_unsent..) {
             let size = entry.message.content.raw().len() + 512;
             let full = entries.len() >= limits::BATCH_ENTRIES_MAX
@@ -458,6 +466,7 @@ impl EdgeSession {
         self.next_unsent = entries.last()?.seq + 1;
         let batch = Batch {
             epoch: self.epoch.clone(),
+            after,
             entries,
         };
         Some(batch.into_message(self.ids.fresh(), self.now_ms))
@@ -491,12 +500,21 @@ impl EdgeSession {
                 sent + limits::PONG_WITHIN
             });
         let keepalive = (!link.extensions.ping).then_some(link.keepalive_due);
-        let confirm = (!link.extensions.batch)
-            .then(|| self.durable.values().filter_map(|e| e.sent_at).min())
-            .flatten()
-            .map(|sent| sent + limits::PLAIN_CONFIRM_WITHIN);
+        let within = confirm_within(link.extensions);
+        let confirm = self
+            .durable
+            .values()
+            .filter_map(|e| e.sent_at)
+            .min()
+            .map(|sent| sent + within);
+        let answer = self
+            .latest
+            .values()
+            .filter_map(|entry| entry.in_flight.as_ref())
+            .map(|(_, sent)| *sent + limits::CONFIRM_WITHIN)
+            .min();
         let reply = self.requests.values().map(|(_, deadline)| *deadline).min();
-        [Some(liveness), keepalive, confirm, reply]
+        [Some(liveness), keepalive, confirm, answer, reply]
             .into_iter()
             .flatten()
             .min()
@@ -511,8 +529,17 @@ impl EdgeSession {
         {
             self.events.push_back(Event::LinkDead);
         }
-        if !link.extensions.batch {
-            self.resend_unconfirmed(now, limits::PLAIN_CONFIRM_WITHIN);
+        let extensions = link.extensions;
+        if extensions.batch {
+            self.resend_batches(now);
+        } else {
+            self.resend_unconfirmed(now, confirm_within(extensions));
+        }
+        for (key, entry) in &mut self.latest {
+            let late = |sent: Instant| sent + limits::CONFIRM_WITHIN <= now;
+            if entry.in_flight.take_if(|(_, sent)| late(*sent)).is_some() {
+                self.latest_order.push_back(key.clone());
+            }
         }
         let late: Vec<String> = self
             .requests
@@ -523,6 +550,21 @@ impl EdgeSession {
         for to in late {
             self.requests.remove(&to);
             self.events.push_back(Event::RequestFailed { to });
+        }
+    }
+
+    /// Acknowledgements are cumulative: when the oldest is late, everything after it goes again.
+    fn resend_batches(&mut self, now: Instant) {
+        let oldest = self
+            .durable
+            .values()
+            .filter_map(|entry| entry.sent_at)
+            .min();
+        if oldest.is_some_and(|sent| sent + limits::CONFIRM_WITHIN <= now) {
+            self.next_unsent = 0;
+            for entry in self.durable.values_mut() {
+                entry.sent_at = None;
+            }
         }
     }
 
@@ -543,6 +585,14 @@ impl EdgeSession {
             self.durable.remove(&seq);
             self.events.push_back(Event::GaveUp { seq });
         }
+    }
+}
+
+fn confirm_within(extensions: Extensions) -> Duration {
+    if extensions.batch {
+        limits::CONFIRM_WITHIN
+    } else {
+        limits::PLAIN_CONFIRM_WITHIN
     }
 }
 

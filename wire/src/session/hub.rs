@@ -11,8 +11,10 @@ use crate::message::{Content, Message, Operation, Route};
 /// What the shell must act on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// Durable entries, oldest first. Store them in one transaction, then call
-    /// [`HubSession::ack_batch`]. Entries at or below the stored sequence number are repeats.
+    /// Durable entries, oldest first, none of them seen on this session before. Store them in one
+    /// transaction, in the order of the events, then call [`HubSession::ack_batch`]; if that
+    /// fails, close the session. May be empty: a repeat whose acknowledgement was lost, which
+    /// needs nothing but [`HubSession::ack_batch`] again.
     Batch(Batch),
     /// What the node holds; comes once, first, from our edges.
     Inventory(Inventory),
@@ -61,6 +63,8 @@ pub struct HubSession {
     busy: BTreeSet<String>,
     replies: VecDeque<Message>,
     events: VecDeque<Event>,
+    /// Epoch and highest sequence number handed to the shell (or stored before this session).
+    upstream: Option<(String, u64)>,
     now_ms: i64,
 }
 
@@ -77,8 +81,16 @@ impl HubSession {
             busy: BTreeSet::new(),
             replies: VecDeque::new(),
             events: VecDeque::new(),
+            upstream: None,
             now_ms: 0,
         }
+    }
+
+    /// Says what is stored of the node's outbox: sequence number `stored` of `epoch`, 0 for
+    /// nothing. Repeats are then filtered, and a gap closes the session.
+    pub fn with_stored(mut self, epoch: impl Into<String>, stored: u64) -> Self {
+        self.upstream = Some((epoch.into(), stored));
+        self
     }
 
     /// Wall time for the `timestamp` of messages made here; nothing is decided by it.
@@ -151,7 +163,7 @@ impl HubSession {
                 self.send(pong);
             }
             Operation::Batch if self.extensions.batch => match message.content.decode() {
-                Ok(batch) => self.events.push_back(Event::Batch(batch)),
+                Ok(batch) => self.handle_batch(batch),
                 Err(_) => self.events.push_back(Event::Dead {
                     reason: "malformed batch",
                 }),
@@ -173,6 +185,36 @@ impl HubSession {
             | Operation::Inventory
             | Operation::Other(_) => self.events.push_back(Event::Request(Box::new(message))),
         }
+    }
+
+    fn handle_batch(&mut self, mut batch: Batch) {
+        let rising = batch.entries.is_sorted_by(|a, b| a.seq < b.seq);
+        if !rising || batch.entries.len() > limits::BATCH_ENTRIES_MAX {
+            self.events.push_back(Event::Dead {
+                reason: "malformed batch",
+            });
+            return;
+        }
+        let (epoch, seen) = self
+            .upstream
+            .get_or_insert_with(|| (batch.epoch.clone(), 0));
+        if *epoch != batch.epoch {
+            self.events.push_back(Event::Dead {
+                reason: "batch of another epoch",
+            });
+            return;
+        }
+        if batch.after > *seen {
+            self.events.push_back(Event::Dead {
+                reason: "a batch is missing",
+            });
+            return;
+        }
+        batch.entries.retain(|entry| entry.seq > *seen);
+        if let Some(last) = batch.entries.last() {
+            *seen = last.seq;
+        }
+        self.events.push_back(Event::Batch(batch));
     }
 
     fn handle_ack(&mut self, message: &Message) {
