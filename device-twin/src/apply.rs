@@ -500,7 +500,7 @@ fn document<'a>(
         .collect()
 }
 
-/// Whether clients can see a difference.
+/// Whether the property was written; what the cloud's object last said is bookkeeping of ours.
 fn is_rewritten(old: Option<&Property>, new: Option<&Property>) -> bool {
     match (old, new) {
         (Some(old), Some(new)) => {
@@ -508,6 +508,9 @@ fn is_rewritten(old: Option<&Property>, new: Option<&Property>) -> bool {
                 || old.optional != new.optional
                 || old.desired != new.desired
                 || old.reported != new.reported
+                // An equal value written again within one millisecond.
+                || old.desired_version != new.desired_version
+                || old.reported_version != new.reported_version
         }
         (None, None) => false,
         (Some(_), None) | (None, Some(_)) => true,

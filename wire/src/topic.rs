@@ -221,15 +221,15 @@ mod tests {
 
     use super::*;
 
-    fn twin(namespace: &str, name: &str, action: TwinAction) -> Option<Inbound> {
+    fn twin(namespace: &str, name: &str, action: TwinAction) -> Inbound {
         let device = DeviceRef::new(namespace, name).unwrap();
-        Some(Inbound::DeviceTwin { device, action })
+        Inbound::DeviceTwin { device, action }
     }
 
-    fn upload(topic: &str) -> Option<Inbound> {
-        Some(Inbound::Upload {
+    fn upload(topic: &str) -> Inbound {
+        Inbound::Upload {
             topic: topic.into(),
-        })
+        }
     }
 
     #[test]
@@ -241,22 +241,22 @@ mod tests {
         for (topic, expected, runtime_only) in [
             (
                 "$hw/events/device/default/t1/twin/update",
-                twin("default", "t1", TwinAction::Update),
+                Some(twin("default", "t1", TwinAction::Update)),
                 false,
             ),
             (
                 "$hw/events/device/dev/t1/twin/update",
-                twin("dev", "t1", TwinAction::Update),
+                Some(twin("dev", "t1", TwinAction::Update)),
                 false,
             ),
             (
                 "$hw/events/device/device/twin/twin/get",
-                twin("device", "twin", TwinAction::Get),
+                Some(twin("device", "twin", TwinAction::Get)),
                 false,
             ),
             (
                 "$hw/events/device/a/b/twin/cloud_updated",
-                twin("a", "b", TwinAction::CloudUpdated),
+                Some(twin("a", "b", TwinAction::CloudUpdated)),
                 true,
             ),
             ("$hw/events/device/a/b/twin/other", None, true),
@@ -275,18 +275,22 @@ mod tests {
             ("$SYS/broker/uptime", None, true),
             (
                 "$hw/events/upload/a/b",
-                upload("$hw/events/upload/a/b"),
+                Some(upload("$hw/events/upload/a/b")),
                 false,
             ),
-            ("$hw/events/upload", upload("$hw/events/upload"), false),
+            (
+                "$hw/events/upload",
+                Some(upload("$hw/events/upload")),
+                false,
+            ),
             (
                 "SYS/dis/upload_records",
-                upload("SYS/dis/upload_records"),
+                Some(upload("SYS/dis/upload_records")),
                 false,
             ),
             ("SYS/dis/upload_records/x", None, false),
-            ("acme/user/temp", upload("acme/user/temp"), false),
-            ("acme/user", upload("acme/user"), false),
+            ("acme/user/temp", Some(upload("acme/user/temp")), false),
+            ("acme/user", Some(upload("acme/user")), false),
             ("$acme/user/temp", None, false),
             ("plant/line/1", None, false),
             ("", None, false),
@@ -328,7 +332,7 @@ mod tests {
         #[test]
         fn a_parsed_device_keeps_its_levels(ns in "[a-z$.-]{1,12}", name in "[a-z0-9.-]{1,12}") {
             let topic = format!("$hw/events/device/{ns}/{name}/twin/update");
-            prop_assert_eq!(parse(&topic), twin(&ns, &name, TwinAction::Update));
+            prop_assert_eq!(parse(&topic), Some(twin(&ns, &name, TwinAction::Update)));
         }
     }
 }

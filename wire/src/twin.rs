@@ -335,6 +335,7 @@ fn is_zero(value: &i64) -> bool {
     *value == 0
 }
 
+#[expect(clippy::ref_option, reason = "the shape serde calls")]
 fn is_empty_map<T>(map: &Option<BTreeMap<String, T>>) -> bool {
     map.as_ref().is_none_or(BTreeMap::is_empty)
 }

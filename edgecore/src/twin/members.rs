@@ -85,9 +85,10 @@ pub fn membership(tx: &Connection, body: &[u8], now: UnixMillis) -> Result<Outco
     let listed = detail.devices.or(update.added_devices).unwrap_or_default();
     let mut named: BTreeMap<DeviceId, twin::Device> = BTreeMap::new();
     for device in listed {
-        match DeviceId::parse(&device.id) {
-            Some(id) => drop(named.insert(id, device)),
-            None => tracing::warn!(device = device.id, "membership names an unusable device id"),
+        if let Some(id) = DeviceId::parse(&device.id) {
+            named.insert(id, device);
+        } else {
+            tracing::warn!(device = device.id, "membership names an unusable device id");
         }
     }
     let ids: BTreeSet<_> = named.keys().cloned().collect();

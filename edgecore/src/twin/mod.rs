@@ -149,15 +149,14 @@ fn handle_get(
         outcome.refuse(topic, String::new(), Rejected::unreadable(), now);
         return Ok(outcome);
     };
-    match rows::load(tx, &convert::id(device))? {
-        Some(found) => outcome.publish(topic, &convert::whole_twin(&found, request.event_id, now)),
-        None => {
-            let rejected = Rejected {
-                reason: format!("Device {device} not found while getting twin"),
-                ..Rejected::unknown_device()
-            };
-            outcome.refuse(topic, request.event_id, rejected, now);
-        }
+    if let Some(found) = rows::load(tx, &convert::id(device))? {
+        outcome.publish(topic, &convert::whole_twin(&found, request.event_id, now));
+    } else {
+        let rejected = Rejected {
+            reason: format!("Device {device} not found while getting twin"),
+            ..Rejected::unknown_device()
+        };
+        outcome.refuse(topic, request.event_id, rejected, now);
     }
     Ok(outcome)
 }
