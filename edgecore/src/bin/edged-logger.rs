@@ -1,1 +1,406 @@
-fn main() {}
+//! Writes one container's output to its log file in the CRI format, for as long as the container
+//! lives, whether or not edgecore or containerd do.
+//!
+//! containerd's shim starts it (`binary://…?--config=<file>`) with fd 3 = stdout, fd 4 = stderr,
+//! fd 5 = a pipe to close when ready. The shim closes the write ends and sends SIGTERM when the
+//! task is deleted; what is in the pipes then is written, nothing is waited for.
+//!
+//! If this process died, the container would get SIGPIPE on its next write. So: fixed buffers, no
+//! panics, and a line that cannot be written is dropped.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// CRI splits longer lines into partial ones (kubelet reads up to this much per entry).
+const LINE_BYTES_MAX: usize = 16 << 10;
+/// Rotation defaults, as kubelet's `containerLogMaxSize` and `containerLogMaxFiles`.
+const BYTES_MAX_DEFAULT: u64 = 10 << 20;
+const FILES_MAX_DEFAULT: u32 = 5;
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Config {
+    path: PathBuf,
+    #[serde(default)]
+    bytes_max: u64,
+    #[serde(default)]
+    files_max: u32,
+}
+
+fn main() -> std::process::ExitCode {
+    match run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        // Standard error is /dev/null here; the agent sees the missing log file.
+        Err(_) => std::process::ExitCode::FAILURE,
+    }
+}
+
+fn run() -> io::Result<()> {
+    let argument = std::env::args()
+        .find_map(|argument| argument.strip_prefix("--config=").map(str::to_owned))
+        .ok_or_else(|| io::Error::other("--config=<file> is missing"))?;
+    let config: Config =
+        serde_json::from_slice(&std::fs::read(argument)?).map_err(io::Error::from)?;
+    let mut log = Log::open(config)?;
+    let (stdout, stderr, ready) = inherited::take()?;
+    let stop = inherited::stop_signal()?;
+    drop(ready);
+    pump(&mut log, stdout, stderr, &stop)
+}
+
+/// Copies until both streams end, or until told to stop and both are empty.
+fn pump(log: &mut Log, stdout: File, stderr: File, stop: &File) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let mut streams = [
+        Some(Stream::new("stdout", stdout)?),
+        Some(Stream::new("stderr", stderr)?),
+    ];
+    let mut stopping = false;
+    while streams.iter().any(Option::is_some) {
+        let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(3);
+        for stream in streams.iter().flatten() {
+            polled.push(PollFd::new(&stream.source, PollFlags::IN));
+        }
+        if !stopping {
+            polled.push(PollFd::new(stop, PollFlags::IN));
+        }
+        let zero = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let ready = match poll(&mut polled, stopping.then_some(&zero)) {
+            Ok(ready) => ready,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if !stopping && polled.last().is_some_and(|fd| !fd.revents().is_empty()) {
+            stopping = true;
+            continue;
+        }
+        if ready == 0 {
+            break;
+        }
+        drop(polled);
+        for slot in &mut streams {
+            if let Some(stream) = slot
+                && stream.read_into(log)
+            {
+                stream.finish(log);
+                *slot = None;
+            }
+        }
+    }
+    for stream in streams.iter_mut().flatten() {
+        stream.finish(log);
+    }
+    Ok(())
+}
+
+/// One of the container's two streams, cut into lines.
+struct Stream {
+    name: &'static str,
+    source: File,
+    line: Vec<u8>,
+    chunk: Vec<u8>,
+}
+
+impl Stream {
+    fn new(name: &'static str, source: File) -> io::Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&source)?;
+        rustix::fs::fcntl_setfl(&source, flags | rustix::fs::OFlags::NONBLOCK)?;
+        Ok(Self {
+            name,
+            source,
+            line: Vec::with_capacity(LINE_BYTES_MAX),
+            chunk: vec![0; LINE_BYTES_MAX],
+        })
+    }
+
+    /// Reads once; true at the end of the stream.
+    fn read_into(&mut self, log: &mut Log) -> bool {
+        let length = match self.source.read(&mut self.chunk) {
+            Ok(0) => return true,
+            Ok(length) => length,
+            Err(error) => {
+                return !matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                );
+            }
+        };
+        for byte in self.chunk.iter().take(length) {
+            if *byte == b'\n' {
+                log.write(self.name, b"F", &self.line);
+                self.line.clear();
+            } else {
+                self.line.push(*byte);
+                if self.line.len() >= LINE_BYTES_MAX {
+                    log.write(self.name, b"P", &self.line);
+                    self.line.clear();
+                }
+            }
+        }
+        false
+    }
+
+    /// The last line, if the container ended without a newline.
+    fn finish(&mut self, log: &mut Log) {
+        if !self.line.is_empty() {
+            log.write(self.name, b"F", &self.line);
+            self.line.clear();
+        }
+    }
+}
+
+/// The log file and its rotated predecessors `<path>.1` (newest) and up.
+struct Log {
+    path: PathBuf,
+    file: File,
+    written: u64,
+    bytes_max: u64,
+    files_max: u32,
+    entry: Vec<u8>,
+}
+
+impl Log {
+    fn open(config: Config) -> io::Result<Self> {
+        let file = append(&config.path)?;
+        let written = file.metadata()?.len();
+        Ok(Self {
+            path: config.path,
+            file,
+            written,
+            bytes_max: match config.bytes_max {
+                0 => BYTES_MAX_DEFAULT,
+                bytes => bytes,
+            },
+            files_max: match config.files_max {
+                0 => FILES_MAX_DEFAULT,
+                files => files,
+            },
+            entry: Vec::with_capacity(LINE_BYTES_MAX + 64),
+        })
+    }
+
+    /// `<RFC 3339 nanoseconds> <stream> <F|P> <line>`, one write per entry. Dropped if the disk
+    /// is full: the container must not notice.
+    fn write(&mut self, stream: &str, tag: &[u8], line: &[u8]) {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        self.entry.clear();
+        self.entry
+            .extend_from_slice(timestamp(now.as_secs(), now.subsec_nanos()).as_bytes());
+        self.entry.push(b' ');
+        self.entry.extend_from_slice(stream.as_bytes());
+        self.entry.push(b' ');
+        self.entry.extend_from_slice(tag);
+        self.entry.push(b' ');
+        self.entry.extend_from_slice(line);
+        self.entry.push(b'\n');
+        let length = u64::try_from(self.entry.len()).unwrap_or(u64::MAX);
+        if self.written > 0 && self.written.saturating_add(length) > self.bytes_max {
+            self.rotate();
+        }
+        if self.file.write_all(&self.entry).is_ok() {
+            self.written = self.written.saturating_add(length);
+        }
+    }
+
+    fn rotated(&self, number: u32) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(format!(".{number}"));
+        PathBuf::from(name)
+    }
+
+    /// Renames `.n` to `.n+1`, oldest dropped. If anything fails the same file goes on.
+    fn rotate(&mut self) {
+        let kept = self.files_max.saturating_sub(1);
+        if kept == 0 {
+            if self.file.set_len(0).is_ok() {
+                self.written = 0;
+            }
+            return;
+        }
+        for number in (1..kept).rev() {
+            // The first rotations have no older files to move.
+            let _ = std::fs::rename(self.rotated(number), self.rotated(number + 1));
+        }
+        if std::fs::rename(&self.path, self.rotated(1)).is_ok()
+            && let Ok(file) = append(&self.path)
+        {
+            self.file = file;
+            self.written = 0;
+        }
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o640)
+        .open(path)
+}
+
+/// RFC 3339 in UTC with nanoseconds (days to civil date after Howard Hinnant's `chrono` paper).
+fn timestamp(secs: u64, nanos: u32) -> String {
+    let (days, rest) = (secs / 86_400, secs % 86_400);
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{nanos:09}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
+}
+
+/// The only unsafe part: descriptors that the shim left us, and the signal that ends us.
+mod inherited {
+    #![expect(unsafe_code, reason = "adopting inherited descriptors and installing a handler")]
+
+    use std::fs::File;
+    use std::io;
+    use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
+    use std::sync::atomic::{AtomicI32, Ordering};
+
+    const STDOUT: RawFd = 3;
+    const STDERR: RawFd = 4;
+    const READY: RawFd = 5;
+    const SIGTERM: i32 = 15;
+
+    static WAKE: AtomicI32 = AtomicI32::new(-1);
+
+    unsafe extern "C" {
+        fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
+        fn write(fd: i32, bytes: *const u8, length: usize) -> isize;
+    }
+
+    extern "C" fn on_term(_: i32) {
+        // SAFETY: write(2) is async-signal-safe and the buffer outlives the call; a full or
+        // closed pipe is no matter, the first byte is enough.
+        unsafe { write(WAKE.load(Ordering::Relaxed), b"t".as_ptr(), 1) };
+    }
+
+    /// Standard output, standard error and the ready pipe.
+    pub(super) fn take() -> io::Result<(File, File, File)> {
+        for fd in [STDOUT, STDERR, READY] {
+            if std::fs::metadata(format!("/proc/self/fd/{fd}")).is_err() {
+                return Err(io::Error::other("started without containerd's pipes"));
+            }
+        }
+        // SAFETY: called once, before anything of ours opened a descriptor that it keeps; the
+        // three are open (checked above) and by containerd's logging protocol ours to own.
+        Ok(unsafe {
+            (
+                File::from_raw_fd(STDOUT),
+                File::from_raw_fd(STDERR),
+                File::from_raw_fd(READY),
+            )
+        })
+    }
+
+    /// Becomes readable on SIGTERM.
+    pub(super) fn stop_signal() -> io::Result<File> {
+        let (reader, writer) = io::pipe()?;
+        WAKE.store(OwnedFd::from(writer).into_raw_fd(), Ordering::Relaxed);
+        // SAFETY: the handler only calls write(2) on a descriptor stored before this line.
+        unsafe { signal(SIGTERM, on_term) };
+        Ok(File::from(OwnedFd::from(reader)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_are_rfc_3339() {
+        for (secs, nanos, text) in [
+            (0, 0, "1970-01-01T00:00:00.000000000Z"),
+            (951_782_400, 5, "2000-02-29T00:00:00.000000005Z"),
+            (1_700_000_000, 123_456_789, "2023-11-14T22:13:20.123456789Z"),
+        ] {
+            assert_eq!(timestamp(secs, nanos), text);
+        }
+    }
+
+    fn log(dir: &Path, bytes_max: u64, files_max: u32) -> Log {
+        let path = dir.join("0.log");
+        Log::open(Config {
+            path,
+            bytes_max,
+            files_max,
+        })
+        .unwrap()
+    }
+
+    fn feed(log: &mut Log, bytes: &[u8]) {
+        let (reader, mut writer) = io::pipe().unwrap();
+        let (quiet, _) = io::pipe().unwrap();
+        let (stop, _keep) = io::pipe().unwrap();
+        let file = |pipe| File::from(std::os::fd::OwnedFd::from(pipe));
+        let owned = bytes.to_vec();
+        let feeder = std::thread::spawn(move || writer.write_all(&owned).unwrap());
+        pump(log, file(reader), file(quiet), &file(stop)).unwrap();
+        feeder.join().unwrap();
+    }
+
+    #[test]
+    fn lines_partials_and_the_last_line_without_newline() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log(dir.path(), 0, 0);
+        let mut input = b"one\n\n".to_vec();
+        input.extend(std::iter::repeat_n(b'x', LINE_BYTES_MAX + 3));
+        input.extend(b"\nend");
+        feed(&mut log, &input);
+        let text = std::fs::read_to_string(dir.path().join("0.log")).unwrap();
+        let tags: Vec<(&str, usize)> = text
+            .lines()
+            .map(|line| {
+                let mut parts = line.splitn(4, ' ');
+                assert!(parts.next().unwrap().ends_with('Z'));
+                assert_eq!(parts.next(), Some("stdout"));
+                (parts.next().unwrap(), parts.next().unwrap().len())
+            })
+            .collect();
+        assert_eq!(
+            tags,
+            [("F", 3), ("F", 0), ("P", LINE_BYTES_MAX), ("F", 3), ("F", 3)]
+        );
+    }
+
+    #[test]
+    fn rotation_keeps_the_newest_files_without_a_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log(dir.path(), 2_000, 3);
+        let input: String = (0..100).map(|n| format!("line {n:03}\n")).collect();
+        feed(&mut log, input.as_bytes());
+        let mut numbers = Vec::new();
+        for name in ["0.log.2", "0.log.1", "0.log"] {
+            let text = std::fs::read_to_string(dir.path().join(name)).unwrap();
+            assert!(text.len() <= 2_000);
+            numbers.extend(
+                text.lines()
+                    .map(|l| l.rsplit(' ').next().unwrap().parse::<u32>().unwrap()),
+            );
+        }
+        assert!(!dir.path().join("0.log.3").exists());
+        let expected: Vec<u32> = (100 - u32::try_from(numbers.len()).unwrap()..100).collect();
+        assert_eq!(numbers, expected);
+    }
+}

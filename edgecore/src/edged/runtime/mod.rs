@@ -1,6 +1,10 @@
 //! What a pod worker may ask of the container runtime. Two implementations: containerd's native
 //! API, and the scripted fake that the worker's tests drive.
 
+pub mod cni;
+pub mod containerd;
+pub mod sandbox;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,0 +1,416 @@
+//! Pod networks through CNI plugins (CNI spec 1.0.0): the conflist is walked with `prevResult`,
+//! what was added is cached on disk together with the configuration that added it, so that DEL
+//! undoes exactly that, even after the configuration changed or we restarted.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncWriteExt;
+
+/// A plugin that hangs (waiting for DHCP, for the xtables lock) is given this long.
+const PLUGIN_MAX: Duration = Duration::from_secs(60);
+const IF_NAME: &str = "eth0";
+
+/// A pod to be connected.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Attachment {
+    pub(super) pod_uid: String,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) netns: PathBuf,
+    /// `(host_port, container_port, protocol, host ip or empty)`
+    pub(super) port_mappings: Vec<(u16, u16, String, String)>,
+}
+
+/// Why a network could not be made or undone.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CniError {
+    #[error("{0}")]
+    Config(String),
+    #[error("plugin `{plugin}` not found in {searched}")]
+    Missing { plugin: String, searched: String },
+    #[error("plugin `{plugin}`: {reason}")]
+    Plugin { plugin: String, reason: String },
+    #[error("network cache: {0}")]
+    Cache(#[from] io::Error),
+}
+
+/// What DEL needs to know of an ADD. Written before the first plugin runs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Cached {
+    conflist: Value,
+    netns: PathBuf,
+    args: String,
+    runtime: Value,
+    result: Option<Value>,
+}
+
+/// The plugins of this node.
+#[derive(Clone, Debug)]
+pub(super) struct Cni {
+    conf_dir: PathBuf,
+    bin_dirs: Vec<PathBuf>,
+    state_dir: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Command {
+    Add,
+    Del,
+}
+
+impl Command {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+        }
+    }
+}
+
+impl Cni {
+    pub(super) fn new(conf_dir: PathBuf, bin_dirs: Vec<PathBuf>, state_dir: PathBuf) -> Self {
+        Self {
+            conf_dir,
+            bin_dirs,
+            state_dir,
+        }
+    }
+
+    /// Whether a configuration is there (or can be made) and all its plugins are installed.
+    pub(super) fn status(&self) -> Result<(), String> {
+        let conflist = self.conflist().map_err(|error| error.to_string())?;
+        for plugin in plugins(&conflist) {
+            self.find(plugin_type(plugin))
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// The operator's configuration: the first file by name, as every CNI runtime chooses. Ours
+    /// if there is none.
+    fn conflist(&self) -> Result<Value, CniError> {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(&self.conf_dir)
+            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+            .unwrap_or_default();
+        files.retain(|file| {
+            file.extension()
+                .and_then(|e| e.to_str())
+                .is_some_and(|e| matches!(e, "conf" | "conflist" | "json"))
+        });
+        files.sort();
+        match files.first() {
+            None => self.builtin(),
+            Some(file) => {
+                let parsed: Value = serde_json::from_slice(&std::fs::read(file)?)
+                    .map_err(|error| CniError::Config(format!("{}: {error}", file.display())))?;
+                as_conflist(parsed)
+                    .ok_or_else(|| CniError::Config(format!("{}: no plugins", file.display())))
+            }
+        }
+    }
+
+    /// Bridge, host-local and portmap, written once to the state directory. The address range
+    /// and the bridge's name come from the state directory's path, so that two nodes on one
+    /// machine do not share them.
+    fn builtin(&self) -> Result<Value, CniError> {
+        let path = self.state_dir.join("builtin.conflist");
+        if let Ok(bytes) = std::fs::read(&path)
+            && let Ok(conflist) = serde_json::from_slice(&bytes)
+        {
+            return Ok(conflist);
+        }
+        let hash = Sha256::digest(self.state_dir.as_os_str().as_encoded_bytes());
+        let bridge = format!("edge{}", hex::encode(&hash[..4]));
+        let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+        let third = free_subnet(&routes, &bridge, hash[4]);
+        let conflist = json!({
+            "cniVersion": "0.4.0",
+            "name": "edgecore",
+            "plugins": [
+                {
+                    "type": "bridge",
+                    "bridge": bridge,
+                    "isGateway": true,
+                    "ipMasq": true,
+                    "hairpinMode": true,
+                    "ipam": {
+                        "type": "host-local",
+                        "ranges": [[{ "subnet": format!("10.88.{third}.0/24") }]],
+                        "routes": [{ "dst": "0.0.0.0/0" }],
+                        "dataDir": self.state_dir.join("ipam"),
+                    },
+                },
+                { "type": "portmap", "capabilities": { "portMappings": true } },
+            ],
+        });
+        std::fs::create_dir_all(&self.state_dir)?;
+        std::fs::write(path, conflist.to_string())?;
+        Ok(conflist)
+    }
+
+    fn find(&self, plugin: &str) -> Result<PathBuf, CniError> {
+        let searched = || {
+            let all: Vec<String> = self.bin_dirs.iter().map(|d| d.display().to_string()).collect();
+            all.join(":")
+        };
+        if plugin.is_empty() || plugin.contains('/') {
+            return Err(CniError::Config(format!("plugin type `{plugin}`")));
+        }
+        self.bin_dirs
+            .iter()
+            .map(|dir| dir.join(plugin))
+            .find(|path| path.is_file())
+            .ok_or_else(|| CniError::Missing {
+                plugin: plugin.to_owned(),
+                searched: searched(),
+            })
+    }
+
+    fn cache_path(&self, uid: &str) -> PathBuf {
+        self.state_dir.join("results").join(format!("{uid}.json"))
+    }
+
+    fn write_cache(&self, uid: &str, cached: &Cached) -> Result<(), CniError> {
+        let path = self.cache_path(uid);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        let partial = path.with_extension("new");
+        std::fs::write(&partial, serde_json::to_vec(cached).map_err(io::Error::from)?)?;
+        Ok(std::fs::rename(partial, path)?)
+    }
+
+    /// Connects the pod; its addresses.
+    pub(super) async fn add(&self, attachment: &Attachment) -> Result<Vec<String>, CniError> {
+        let mut cached = Cached {
+            conflist: self.conflist()?,
+            netns: attachment.netns.clone(),
+            args: format!(
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={}",
+                attachment.namespace, attachment.name, attachment.pod_uid
+            ),
+            runtime: runtime_config(attachment),
+            result: None,
+        };
+        self.write_cache(&attachment.pod_uid, &cached)?;
+        match self.walk_add(&attachment.pod_uid, &cached).await {
+            Ok(result) => {
+                let ips = addresses(&result);
+                cached.result = Some(result);
+                self.write_cache(&attachment.pod_uid, &cached)?;
+                Ok(ips)
+            }
+            Err(error) => {
+                if let Err(leftover) = self.del(&attachment.pod_uid).await {
+                    tracing::warn!(error = %leftover, pod = attachment.pod_uid, "half-made network not undone");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn walk_add(&self, uid: &str, cached: &Cached) -> Result<Value, CniError> {
+        let mut previous = None;
+        for plugin in plugins(&cached.conflist) {
+            let answer = self
+                .run(Command::Add, uid, plugin, cached, previous.as_ref())
+                .await?;
+            previous = Some(answer);
+        }
+        previous.ok_or_else(|| CniError::Config("no plugins".to_owned()))
+    }
+
+    /// Disconnects the pod, plugins in reverse order. Nothing cached: nothing to do. Must run
+    /// while the network namespace still stands: without it bridge leaves its masquerade rules.
+    pub(super) async fn del(&self, uid: &str) -> Result<(), CniError> {
+        let path = self.cache_path(uid);
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        match serde_json::from_slice::<Cached>(&bytes) {
+            Err(error) => {
+                tracing::warn!(%error, pod = uid, "network cache unreadable; network not undone");
+            }
+            Ok(cached) => {
+                let all: Vec<&Value> = plugins(&cached.conflist).collect();
+                for plugin in all.into_iter().rev() {
+                    self.run(Command::Del, uid, plugin, &cached, cached.result.as_ref())
+                        .await?;
+                }
+            }
+        }
+        Ok(std::fs::remove_file(path)?)
+    }
+
+    async fn run(
+        &self,
+        command: Command,
+        uid: &str,
+        plugin: &Value,
+        cached: &Cached,
+        previous: Option<&Value>,
+    ) -> Result<Value, CniError> {
+        let kind = plugin_type(plugin);
+        let failed = |reason: String| CniError::Plugin {
+            plugin: kind.to_owned(),
+            reason,
+        };
+        let binary = self.find(kind)?;
+        let search: Vec<String> = self.bin_dirs.iter().map(|d| d.display().to_string()).collect();
+        let input = plugin_config(plugin, cached, previous).to_string();
+        // DEL with a namespace that is gone: the plugins want an empty name, not a dead path.
+        let netns = if command == Command::Del && !cached.netns.exists() {
+            Path::new("")
+        } else {
+            &cached.netns
+        };
+        let mut child = tokio::process::Command::new(binary)
+            .env("CNI_COMMAND", command.name())
+            .env("CNI_CONTAINERID", uid)
+            .env("CNI_NETNS", netns)
+            .env("CNI_IFNAME", IF_NAME)
+            .env("CNI_ARGS", &cached.args)
+            .env("CNI_PATH", search.join(":"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| failed(error.to_string()))?;
+        let stdin = child.stdin.take();
+        let answered = tokio::time::timeout(PLUGIN_MAX, async move {
+            if let Some(mut stdin) = stdin {
+                stdin.write_all(input.as_bytes()).await?;
+            }
+            child.wait_with_output().await
+        })
+        .await
+        .map_err(|_| failed(format!("no answer within {PLUGIN_MAX:?}")))?
+        .map_err(|error| failed(error.to_string()))?;
+        if !answered.status.success() {
+            return Err(failed(complaint(&answered.stdout, &answered.stderr)));
+        }
+        if command == Command::Del {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&answered.stdout).map_err(|error| failed(error.to_string()))
+    }
+}
+
+/// The plugin's own words: `msg` and `details` of its error object, else its stderr.
+fn complaint(stdout: &[u8], stderr: &[u8]) -> String {
+    const TEXT_MAX: usize = 512;
+    let error: Value = serde_json::from_slice(stdout).unwrap_or_default();
+    let part = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
+    let said = format!("{} {}", part("msg"), part("details"));
+    let text = if said.trim().is_empty() {
+        String::from_utf8_lossy(stderr).into_owned()
+    } else {
+        said
+    };
+    text.trim().chars().take(TEXT_MAX).collect()
+}
+
+fn as_conflist(parsed: Value) -> Option<Value> {
+    if parsed.get("plugins").is_some_and(|p| p.as_array().is_some_and(|p| !p.is_empty())) {
+        return Some(parsed);
+    }
+    // A single `.conf`.
+    parsed.get("type")?;
+    let (version, name) = (parsed.get("cniVersion").cloned(), parsed.get("name").cloned());
+    Some(json!({ "cniVersion": version, "name": name, "plugins": [parsed] }))
+}
+
+fn plugins(conflist: &Value) -> impl Iterator<Item = &Value> {
+    conflist
+        .get("plugins")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+}
+
+fn plugin_type(plugin: &Value) -> &str {
+    plugin.get("type").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn runtime_config(attachment: &Attachment) -> Value {
+    let mappings: Vec<Value> = attachment
+        .port_mappings
+        .iter()
+        .map(|(host, container, protocol, ip)| {
+            let mut mapping = json!({
+                "hostPort": host, "containerPort": container, "protocol": protocol,
+            });
+            if !ip.is_empty() {
+                mapping["hostIP"] = json!(ip);
+            }
+            mapping
+        })
+        .collect();
+    json!({ "portMappings": mappings })
+}
+
+/// One plugin's input: its own part, the list's name and version, what it may know of the pod by
+/// its capabilities, and the result so far (CNI spec 1.0.0, section 4).
+fn plugin_config(plugin: &Value, cached: &Cached, previous: Option<&Value>) -> Value {
+    let mut config: Map<String, Value> = plugin.as_object().cloned().unwrap_or_default();
+    for key in ["name", "cniVersion"] {
+        if let Some(value) = cached.conflist.get(key).filter(|value| !value.is_null()) {
+            config.insert(key.to_owned(), value.clone());
+        }
+    }
+    let capabilities = config.remove("capabilities").unwrap_or_default();
+    let mut runtime = Map::new();
+    for (name, value) in cached.runtime.as_object().into_iter().flatten() {
+        let wanted = capabilities.get(name).and_then(Value::as_bool) == Some(true);
+        let is_empty = value.as_array().is_some_and(Vec::is_empty);
+        if wanted && !is_empty {
+            runtime.insert(name.clone(), value.clone());
+        }
+    }
+    if !runtime.is_empty() {
+        config.insert("runtimeConfig".to_owned(), Value::Object(runtime));
+    }
+    if let Some(previous) = previous {
+        config.insert("prevResult".to_owned(), previous.clone());
+    }
+    Value::Object(config)
+}
+
+fn addresses(result: &Value) -> Vec<String> {
+    result
+        .get("ips")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|ip| ip.get("address")?.as_str()?.split('/').next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Third octet of a `10.88.x.0/24` that no other interface routes, `start` if possible.
+/// `/proc/net/route` writes addresses as little-endian hex.
+fn free_subnet(routes: &str, bridge: &str, start: u8) -> u8 {
+    (0..=u8::MAX)
+        .map(|step| start.wrapping_add(step))
+        .find(|third| {
+            let destination = format!("00{third:02X}580A");
+            !routes.lines().any(|line| {
+                let mut columns = line.split_whitespace();
+                let interface = columns.next();
+                columns.next() == Some(destination.as_str()) && interface != Some(bridge)
+            })
+        })
+        .unwrap_or(start)
+}
+
+#[cfg(test)]
+#[path = "cni_tests.rs"]
+mod tests;

@@ -1,0 +1,490 @@
+//! The runtime on containerd's own API: no CRI, no pause container. One code path for containerd
+//! 1.6, 1.7 and 2.x; nothing newer than 1.6's services is needed.
+//!
+//! What is where: `channel` the connection and its errors, `content`/`image`/`import`/`pull` from
+//! references to unpacked snapshots, `spec` the pure OCI spec builder, `task` containers and their
+//! processes, `cgroup` the host's tree, `events` the daemon's news. Namespaces and network of a pod
+//! are [`super::sandbox`] and [`super::cni`].
+//!
+//! The source of truth is the daemon: container labels, task states, and what is pinned under the
+//! state directory. Nothing is remembered here that a restart could lose.
+
+mod cgroup;
+mod channel;
+mod content;
+mod events;
+mod host;
+mod image;
+mod import;
+mod pull;
+mod spec;
+mod task;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use self::pull::Registries;
+use self::cgroup::Cgroups;
+use self::channel::{CALL, Daemon};
+use self::image::{Descriptor, ImageError, ImageFacts, image_id, normalize};
+use self::import::{Archive, Neighbour};
+pub(crate) use self::spec::PodPaths;
+use self::spec::{HostFacts, UserDatabase};
+use super::cni::Cni;
+use super::sandbox::Sandboxes;
+use super::{
+    Container, ContainerSpec, Image, RegistryAuth, Runtime, RuntimeError, RuntimeInfo, Sandbox,
+    SandboxSpec,
+};
+
+/// How the runtime is reached and where it keeps its things.
+#[derive(Clone, Debug)]
+pub struct ContainerdConfig {
+    /// Path of the daemon's socket, with or without `unix://`.
+    pub address: String,
+    /// containerd namespace; ours alone, since runc's state is keyed by namespace and id.
+    pub namespace: String,
+    /// On tmpfs, so that a reboot forgets pins, network leases and logger configurations.
+    pub state_dir: PathBuf,
+    pub snapshotter: String,
+    pub cni_conf_dir: PathBuf,
+    /// Searched in order.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// The `edged-logger` executable.
+    pub logger_path: PathBuf,
+    /// Root of all pods' cgroups.
+    pub cgroup_root: String,
+    /// Other namespaces of the same daemon whose images count as present (preloaded images).
+    pub adopt_namespaces: Vec<String>,
+    pub registries: Registries,
+}
+
+impl Default for ContainerdConfig {
+    fn default() -> Self {
+        Self {
+            address: "/run/containerd/containerd.sock".to_owned(),
+            namespace: "edgecore".to_owned(),
+            state_dir: PathBuf::from("/run/edgecore"),
+            snapshotter: "overlayfs".to_owned(),
+            cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
+            cni_bin_dirs: vec![PathBuf::from("/opt/cni/bin"), PathBuf::from("/usr/lib/cni")],
+            logger_path: PathBuf::from("/usr/libexec/edged-logger"),
+            cgroup_root: "/edgepods".to_owned(),
+            adopt_namespaces: vec!["k8s.io".to_owned(), "default".to_owned()],
+            registries: Registries::default(),
+        }
+    }
+}
+
+/// Images whose documents are kept parsed; more are read again when needed.
+const FACTS_MAX: usize = 64;
+
+/// [`Runtime`] on containerd.
+pub struct ContainerdRuntime {
+    config: ContainerdConfig,
+    daemon: Daemon,
+    cgroups: Cgroups,
+    host: HostFacts,
+    sandboxes: Sandboxes,
+    /// By manifest digest, so never stale.
+    facts: Mutex<HashMap<String, Arc<ImageFacts>>>,
+    /// One image comes in at a time (kubelet's default too); its layers go in parallel.
+    bringing: tokio::sync::Mutex<()>,
+    changes: watch::Receiver<u64>,
+    events: JoinHandle<()>,
+}
+
+impl Drop for ContainerdRuntime {
+    fn drop(&mut self) {
+        self.events.abort();
+    }
+}
+
+/// `<pod uid>-<12 hex of name/attempt>`: containerd allows 76 characters, a uid and a container
+/// name together can have 99.
+pub(crate) fn container_id(pod_uid: &str, name: &str, attempt: u32) -> String {
+    let hash = hex::encode(Sha256::digest(format!("{name}/{attempt}").as_bytes()));
+    format!("{pod_uid}-{}", &hash[..12])
+}
+
+impl ContainerdRuntime {
+    /// Builds the runtime and starts listening for events. The daemon may be absent: it is
+    /// connected to when it comes. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// Only for a configuration that can never work.
+    pub fn connect(config: ContainerdConfig) -> Result<Arc<Self>, RuntimeError> {
+        let daemon = Daemon::lazy(&config.address, &config.namespace)?;
+        let cgroups = Cgroups::detect();
+        let host = host::facts(&cgroups);
+        let cni = Cni::new(
+            config.cni_conf_dir.clone(),
+            config.cni_bin_dirs.clone(),
+            config.state_dir.join("cni"),
+        );
+        let (announce, changes) = watch::channel(0);
+        let events = tokio::spawn(events::watch_events(
+            daemon.clone(),
+            config.namespace.clone(),
+            announce,
+        ));
+        Ok(Arc::new(Self {
+            sandboxes: Sandboxes::new(config.state_dir.clone(), cni),
+            daemon,
+            cgroups,
+            host,
+            facts: Mutex::new(HashMap::new()),
+            bringing: tokio::sync::Mutex::new(()),
+            changes,
+            events,
+            config,
+        }))
+    }
+
+    fn known_facts(&self, digest: &str) -> Option<Arc<ImageFacts>> {
+        let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        facts.get(digest).cloned()
+    }
+
+    fn remember(&self, digest: &str, facts: ImageFacts) -> Arc<ImageFacts> {
+        let shared = Arc::new(facts);
+        let mut known = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= FACTS_MAX {
+            known.clear();
+        }
+        known.insert(digest.to_owned(), Arc::clone(&shared));
+        shared
+    }
+
+    /// The image under `name` with its facts, unpacked; `None` if it is not there with all its
+    /// content.
+    async fn present(
+        &self,
+        name: &str,
+    ) -> Result<Option<(Descriptor, Arc<ImageFacts>)>, ImageError> {
+        let Some(target) = image::target(&self.daemon, name).await? else {
+            return Ok(None);
+        };
+        let facts = if let Some(known) = self.known_facts(&target.digest) {
+            known
+        } else {
+            match image::read_facts(&self.daemon, &target).await {
+                Err(error) if error.is_not_found() => return Ok(None),
+                other => self.remember(&target.digest, other?),
+            }
+        };
+        let snapshotter = &self.config.snapshotter;
+        if !image::is_unpacked(&self.daemon, snapshotter, &facts.chain_id).await? {
+            let _one = self.bringing.lock().await;
+            let lease = image::Lease::take(&self.daemon).await?;
+            let unpacked = image::unpack(&lease.daemon, snapshotter, &facts).await;
+            lease.release().await;
+            match unpacked {
+                Err(error) if error.is_not_found() => return Ok(None),
+                other => other?,
+            }
+        }
+        Ok(Some((target, facts)))
+    }
+
+    /// An image that someone preloaded into another namespace of the daemon, brought into ours
+    /// without a byte copied.
+    async fn adopt(&self, name: &str) -> Result<Option<(Descriptor, Arc<ImageFacts>)>, ImageError> {
+        for namespace in &self.config.adopt_namespaces {
+            if *namespace == self.config.namespace {
+                continue;
+            }
+            let Ok(neighbour) = self.daemon.with_namespace(namespace) else {
+                continue;
+            };
+            let Some(target) = image::target(&neighbour, name).await? else {
+                continue;
+            };
+            let _one = self.bringing.lock().await;
+            let source = Neighbour(neighbour);
+            let snapshotter = &self.config.snapshotter;
+            match import::bring(&self.daemon, snapshotter, &source, &target, name).await {
+                Ok(facts) => {
+                    tracing::info!(image = name, namespace, "image adopted");
+                    let facts = self.remember(&target.digest, facts);
+                    return Ok(Some((target, facts)));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, image = name, namespace, "image not adopted");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Brings in the images of an OCI archive (a tar of an image layout). `name` overrides what
+    /// the archive calls its image; it must then hold exactly one.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Pull`] with what is wrong with the archive, or the daemon is away.
+    pub async fn import_archive(
+        &self,
+        path: &Path,
+        name: Option<&str>,
+    ) -> Result<Vec<Image>, RuntimeError> {
+        let shown = path.display().to_string();
+        let failed = |error: ImageError| error.into_pull(&shown);
+        let archive = Archive::open(path).await.map_err(failed)?;
+        let found = archive.images().map_err(failed)?;
+        if name.is_some() && found.len() != 1 {
+            return Err(failed(ImageError::invalid(format!(
+                "the archive holds {} images, a name fits one",
+                found.len()
+            ))));
+        }
+        let mut images = Vec::with_capacity(found.len());
+        for (target, written) in found {
+            let asked = name
+                .map(str::to_owned)
+                .or(written)
+                .ok_or_else(|| failed(ImageError::invalid("the image has no name".to_owned())))?;
+            let full = normalize(&asked)?.whole();
+            let _one = self.bringing.lock().await;
+            let snapshotter = &self.config.snapshotter;
+            let facts = import::bring(&self.daemon, snapshotter, &archive, &target, &full)
+                .await
+                .map_err(failed)?;
+            let facts = self.remember(&target.digest, facts);
+            images.push(image::describe(&full, &target, &facts));
+        }
+        Ok(images)
+    }
+
+    async fn users(
+        &self,
+        container: &ContainerSpec,
+        facts: &ImageFacts,
+    ) -> Result<UserDatabase, RuntimeError> {
+        if !spec::needs_users(container, &facts.config.config) {
+            return Ok(UserDatabase::default());
+        }
+        facts
+            .users
+            .get_or_try_init(|| {
+                image::read_users(&self.daemon, &self.config.snapshotter, &facts.chain_id)
+            })
+            .await
+            .cloned()
+            .map_err(|error| RuntimeError::Create {
+                reason: format!("users of the image: {error}"),
+            })
+    }
+
+    /// Whether `id` is already as a start would leave it. Leftovers of a start that broke off
+    /// are removed.
+    async fn is_started(&self, id: &str) -> Result<bool, RuntimeError> {
+        use containerd_client::types::v1::Status;
+        let task = task::get(&self.daemon, id).await?;
+        match task.map(|process| process.status()) {
+            None | Some(Status::Created | Status::Unknown) => {
+                task::delete(&self.daemon, &self.config.snapshotter, id).await?;
+                Ok(false)
+            }
+            Some(Status::Running | Status::Stopped | Status::Paused | Status::Pausing) => Ok(true),
+        }
+    }
+
+    fn write_logger_config(&self, id: &str, spec: &ContainerSpec) -> std::io::Result<PathBuf> {
+        let directory = self.config.state_dir.join("log");
+        std::fs::create_dir_all(&directory)?;
+        if let Some(parent) = spec.log_path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        let path = directory.join(format!("{id}.json"));
+        let config = serde_json::json!({
+            "path": spec.log_path,
+            "bytesMax": spec.log_bytes_max,
+            "filesMax": spec.log_files_max,
+        });
+        std::fs::write(&path, config.to_string())?;
+        Ok(path)
+    }
+}
+
+#[async_trait]
+impl Runtime for ContainerdRuntime {
+    async fn info(&self) -> RuntimeInfo {
+        let version = self
+            .daemon
+            .call("version", CALL, self.daemon.version().version(()))
+            .await;
+        let network = self.sandboxes.network_status();
+        RuntimeInfo {
+            ready: version.is_ok(),
+            version: version.map_or_else(
+                |_| "containerd://unknown".to_owned(),
+                |answer| format!("containerd://{}", answer.version.trim_start_matches('v')),
+            ),
+            network_ready: network.is_ok(),
+            network_reason: network.err().unwrap_or_default(),
+        }
+    }
+
+    async fn image(&self, reference: &str) -> Result<Option<Image>, RuntimeError> {
+        let name = normalize(reference)?.whole();
+        let failed = |error: ImageError| error.into_pull(reference);
+        let found = match self.present(&name).await.map_err(failed)? {
+            None => self.adopt(&name).await.map_err(failed)?,
+            some => some,
+        };
+        Ok(found.map(|(target, facts)| image::describe(&name, &target, &facts)))
+    }
+
+    async fn pull(
+        &self,
+        reference: &str,
+        auth: Option<&RegistryAuth>,
+    ) -> Result<Image, RuntimeError> {
+        let parsed = normalize(reference)?;
+        let name = parsed.whole();
+        let failed = |error: ImageError| error.into_pull(reference);
+        let remote = pull::Remote::new(&self.config.registries, &parsed, auth);
+        let target = remote.resolve().await.map_err(failed)?;
+        if let Some((present, facts)) = self.present(&name).await.map_err(failed)?
+            && present.digest == target.digest
+        {
+            return Ok(image::describe(&name, &present, &facts));
+        }
+        let _one = self.bringing.lock().await;
+        let snapshotter = &self.config.snapshotter;
+        let facts = import::bring(&self.daemon, snapshotter, &remote, &target, &name)
+            .await
+            .map_err(failed)?;
+        let facts = self.remember(&target.digest, facts);
+        Ok(image::describe(&name, &target, &facts))
+    }
+
+    async fn ensure_sandbox(&self, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {
+        if !spec.cgroup_parent.is_empty()
+            && let Err(error) = self.cgroups.create(&spec.cgroup_parent)
+        {
+            tracing::warn!(%error, pod = spec.pod_uid, "pod cgroup not made; runc will try");
+        }
+        self.sandboxes.ensure(spec).await
+    }
+
+    async fn remove_sandbox(&self, pod_uid: &str) -> Result<(), RuntimeError> {
+        let cgroup_parent = self.sandboxes.remove(pod_uid).await?;
+        if let Some(parent) = cgroup_parent.filter(|parent| !parent.is_empty()) {
+            let cgroups = self.cgroups.clone();
+            let removed = tokio::task::spawn_blocking(move || cgroups.remove(&parent)).await;
+            if let Ok(Err(error)) = removed {
+                tracing::warn!(%error, pod = pod_uid, "pod cgroup not removed");
+            }
+        }
+        Ok(())
+    }
+
+    async fn sandboxes(&self) -> Result<Vec<Sandbox>, RuntimeError> {
+        self.sandboxes.list().await
+    }
+
+    async fn start(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
+        let id = container_id(&spec.pod_uid, &spec.name, spec.attempt);
+        let create_failed = |reason: String| RuntimeError::Create { reason };
+        let reference = normalize(&spec.image)?;
+        let (target, facts) = self
+            .present(&reference.whole())
+            .await
+            .map_err(|error| error.into_pull(&spec.image))?
+            .ok_or_else(|| RuntimeError::ImageNotPresent {
+                reference: spec.image.clone(),
+            })?;
+        let users = self.users(spec, &facts).await?;
+        let paths = self.sandboxes.paths(spec)?;
+        let dropped = spec::dropped_limits(&spec.resources, &self.host);
+        if !dropped.is_empty() {
+            tracing::warn!(container = id, limits = ?dropped, "controller missing; limits dropped");
+        }
+        let host = if spec.privileged {
+            host::with_devices(&self.host)
+        } else {
+            self.host.clone()
+        };
+        let oci = spec::build(spec, &facts.config.config, &users, &paths, &host)
+            .map_err(|error| create_failed(error.to_string()))?;
+        let config = self
+            .write_logger_config(&id, spec)
+            .map_err(|error| create_failed(format!("log directory: {error}")))?;
+        let runc_root = self.config.state_dir.join("runc").display().to_string();
+        let log_address = format!(
+            "binary://{}?--config={}",
+            self.config.logger_path.display(),
+            config.display()
+        );
+        let launch = task::Launch {
+            id: &id,
+            container: spec,
+            spec: &oci,
+            snapshotter: &self.config.snapshotter,
+            chain_id: &facts.chain_id,
+            image_id: &image_id(&reference, &target.digest),
+            stop_signal: &facts.config.config.stop_signal,
+            runc_root: &runc_root,
+            log_address: &log_address,
+        };
+        if !task::create_record(&self.daemon, &launch).await? {
+            if self.is_started(&id).await? {
+                return Ok(id);
+            }
+            task::create_record(&self.daemon, &launch).await?;
+        }
+        if let Err(error) = task::launch(&self.daemon, &launch).await {
+            let removed = task::delete(&self.daemon, &self.config.snapshotter, &id).await;
+            if let Err(leftover) = removed {
+                tracing::debug!(error = %leftover, id, "broken container left to the next start");
+            }
+            return Err(error);
+        }
+        Ok(id)
+    }
+
+    async fn signal_stop(&self, id: &str) -> Result<(), RuntimeError> {
+        const TERM: u32 = 15;
+        let record = task::record(&self.daemon, id)
+            .await?
+            .ok_or_else(|| RuntimeError::NotFound { id: id.to_owned() })?;
+        let signal = record
+            .labels
+            .get(task::label::STOP_SIGNAL)
+            .and_then(|name| task::signal_number(name))
+            .unwrap_or(TERM);
+        task::kill(&self.daemon, id, signal, false).await
+    }
+
+    async fn kill(&self, id: &str) -> Result<(), RuntimeError> {
+        const KILL: u32 = 9;
+        task::kill(&self.daemon, id, KILL, true).await
+    }
+
+    async fn remove(&self, id: &str) -> Result<(), RuntimeError> {
+        task::delete(&self.daemon, &self.config.snapshotter, id).await?;
+        let config = self.config.state_dir.join("log").join(format!("{id}.json"));
+        match std::fs::remove_file(config) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::debug!(%error, id, "logger configuration left behind");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn containers(&self) -> Result<Vec<Container>, RuntimeError> {
+        Ok(task::list(&self.daemon, &self.cgroups).await?)
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+}

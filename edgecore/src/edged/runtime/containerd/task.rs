@@ -1,0 +1,488 @@
+//! Containers and their tasks: create, start, signal, delete, list.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+use containerd_client::services::v1::container::Runtime as RuntimeRecord;
+use containerd_client::services::v1::sandbox::{StoreCreateRequest, StoreDeleteRequest};
+use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
+use containerd_client::services::v1::{
+    Container as Record, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest,
+    DeleteTaskRequest, GetContainerRequest, GetRequest, KillRequest, ListContainersRequest,
+    ListTasksRequest, StartRequest,
+};
+use containerd_client::types;
+use containerd_client::types::v1::{Process, Status};
+use oci_spec::runtime::Spec;
+use prost_types::Any;
+
+use super::cgroup::Cgroups;
+use super::channel::{CALL, CallError, DELETE, Daemon, TASK, millis, tolerate_missing};
+use super::image::remove_snapshot;
+use crate::edged::runtime::{Container, ContainerSpec, ContainerState, RuntimeError};
+
+const RUNTIME: &str = "io.containerd.runc.v2";
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+/// Task status "running", as `containerd.v1.types.Status` numbers it.
+pub(super) const RUNNING: i32 = 2;
+
+/// Exit code of a process that SIGKILL ended.
+const EXIT_KILLED: u32 = 137;
+
+pub(super) mod label {
+    pub(in super::super) const POD_UID: &str = "io.kubernetes.pod.uid";
+    pub(in super::super) const POD_NAME: &str = "io.kubernetes.pod.name";
+    pub(in super::super) const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
+    pub(in super::super) const NAME: &str = "io.kubernetes.container.name";
+    pub(in super::super) const MANAGED: &str = "io.outpost.managed";
+    pub(in super::super) const ATTEMPT: &str = "io.outpost.attempt";
+    pub(in super::super) const SPEC_HASH: &str = "io.outpost.spec-hash";
+    pub(in super::super) const LOG_PATH: &str = "io.outpost.log-path";
+    pub(in super::super) const IMAGE_ID: &str = "io.outpost.image-id";
+    pub(in super::super) const STOP_SIGNAL: &str = "io.outpost.stop-signal";
+    pub(in super::super) const CGROUP: &str = "io.outpost.cgroup";
+}
+
+/// containerd refuses a label whose key and value together are longer (`labels.Validate`).
+const LABEL_BYTES_MAX: usize = 4096;
+
+/// The few fields of runc's shim options that we set (containerd `runtime/v2/runc/options`);
+/// containerd-client does not generate this message.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RuncOptions {
+    /// Where runc keeps its state. Ours, because the default is shared by every daemon on the host.
+    #[prost(string, tag = "7")]
+    root: String,
+}
+
+/// What creating one container needs beyond its spec.
+pub(super) struct Launch<'a> {
+    pub(super) id: &'a str,
+    pub(super) container: &'a ContainerSpec,
+    pub(super) spec: &'a Spec,
+    pub(super) snapshotter: &'a str,
+    pub(super) chain_id: &'a str,
+    pub(super) image_id: &'a str,
+    pub(super) stop_signal: &'a str,
+    pub(super) runc_root: &'a str,
+    /// `binary://…` address of the logger.
+    pub(super) log_address: &'a str,
+}
+
+fn labels(launch: &Launch<'_>) -> Result<HashMap<String, String>, RuntimeError> {
+    let container = launch.container;
+    let cgroup = format!("{}/{}", container.cgroup_parent, launch.id);
+    let labels = HashMap::from([
+        (label::MANAGED, "true".to_owned()),
+        (label::POD_UID, container.pod_uid.clone()),
+        (label::POD_NAME, container.pod_name.clone()),
+        (label::POD_NAMESPACE, container.pod_namespace.clone()),
+        (label::NAME, container.name.clone()),
+        (label::ATTEMPT, container.attempt.to_string()),
+        (label::SPEC_HASH, container.spec_hash.clone()),
+        (label::LOG_PATH, container.log_path.display().to_string()),
+        (label::IMAGE_ID, launch.image_id.to_owned()),
+        (label::STOP_SIGNAL, launch.stop_signal.to_owned()),
+        (label::CGROUP, cgroup),
+    ]);
+    for (key, value) in &labels {
+        if key.len() + value.len() > LABEL_BYTES_MAX {
+            return Err(RuntimeError::Create {
+                reason: format!("`{key}` has {} bytes", value.len()),
+            });
+        }
+    }
+    Ok(labels
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect())
+}
+
+fn runtime_record(runc_root: &str) -> RuntimeRecord {
+    use prost::Message as _;
+    RuntimeRecord {
+        name: RUNTIME.to_owned(),
+        options: Some(Any {
+            type_url: "containerd.runc.v1.Options".to_owned(),
+            value: RuncOptions {
+                root: runc_root.to_owned(),
+            }
+            .encode_to_vec(),
+        }),
+    }
+}
+
+fn create_failed(error: CallError) -> RuntimeError {
+    error.or(|reason| RuntimeError::Create { reason })
+}
+
+/// Writes the container's record. It names the snapshot before that exists: a prepared snapshot
+/// that nothing references may be collected at any moment. False: a record was there.
+pub(super) async fn create_record(
+    daemon: &Daemon,
+    launch: &Launch<'_>,
+) -> Result<bool, RuntimeError> {
+    let spec = serde_json::to_vec(launch.spec).map_err(|error| RuntimeError::Create {
+        reason: error.to_string(),
+    })?;
+    let record = Record {
+        id: launch.id.to_owned(),
+        labels: labels(launch)?,
+        image: launch.container.image.clone(),
+        runtime: Some(runtime_record(launch.runc_root)),
+        spec: Some(Any {
+            type_url: SPEC_TYPE.to_owned(),
+            value: spec,
+        }),
+        snapshotter: launch.snapshotter.to_owned(),
+        snapshot_key: launch.id.to_owned(),
+        ..Record::default()
+    };
+    let created = daemon
+        .call(
+            "container create",
+            CALL,
+            daemon.containers().create(CreateContainerRequest {
+                container: Some(record),
+            }),
+        )
+        .await;
+    match created {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_already_exists() => Ok(false),
+        Err(error) => Err(create_failed(error)),
+    }
+}
+
+/// Prepares the snapshot, creates the task (shim, logger, runc create) and starts it.
+pub(super) async fn launch(daemon: &Daemon, launch: &Launch<'_>) -> Result<(), RuntimeError> {
+    let prepared = daemon
+        .call(
+            "snapshot prepare",
+            CALL,
+            daemon.snapshots().prepare(PrepareSnapshotRequest {
+                snapshotter: launch.snapshotter.to_owned(),
+                key: launch.id.to_owned(),
+                parent: launch.chain_id.to_owned(),
+                ..PrepareSnapshotRequest::default()
+            }),
+        )
+        .await
+        .map_err(create_failed)?;
+    keep_exit_code(daemon, launch.id).await;
+    let stderr = if launch.container.tty {
+        ""
+    } else {
+        launch.log_address
+    };
+    daemon
+        .call(
+            "task create",
+            TASK,
+            daemon.tasks().create(CreateTaskRequest {
+                container_id: launch.id.to_owned(),
+                rootfs: prepared.mounts,
+                stdout: launch.log_address.to_owned(),
+                stderr: stderr.to_owned(),
+                terminal: launch.container.tty,
+                ..CreateTaskRequest::default()
+            }),
+        )
+        .await
+        .map_err(create_failed)?;
+    // A logger that dies before it is ready counts as ready; what it made is the only proof.
+    if !launch.container.log_path.exists() {
+        return Err(RuntimeError::Create {
+            reason: format!(
+                "the logger did not open {}",
+                launch.container.log_path.display()
+            ),
+        });
+    }
+    daemon
+        .call(
+            "task start",
+            TASK,
+            daemon.tasks().start(StartRequest {
+                container_id: launch.id.to_owned(),
+                ..StartRequest::default()
+            }),
+        )
+        .await
+        .map_err(|error| error.or(|reason| RuntimeError::Start { reason }))?;
+    Ok(())
+}
+
+/// containerd 1.7 and later forget a task that ends while the daemon is down, unless its id is in
+/// the sandbox store. 1.6 has no such store and keeps the task anyway.
+async fn keep_exit_code(daemon: &Daemon, id: &str) {
+    let created = daemon
+        .call(
+            "exit record",
+            CALL,
+            daemon.exit_records().create(StoreCreateRequest {
+                sandbox: Some(types::Sandbox {
+                    sandbox_id: id.to_owned(),
+                    runtime: Some(types::sandbox::Runtime {
+                        name: RUNTIME.to_owned(),
+                        options: None,
+                    }),
+                    ..types::Sandbox::default()
+                }),
+            }),
+        )
+        .await;
+    if let Err(error) = created
+        && !error.is_unimplemented()
+        && !error.is_already_exists()
+    {
+        tracing::debug!(%error, id, "exit code will not survive a daemon restart");
+    }
+}
+
+/// The task's state; `None` if there is no task.
+pub(super) async fn get(daemon: &Daemon, id: &str) -> Result<Option<Process>, CallError> {
+    let got = daemon
+        .call(
+            "task get",
+            CALL,
+            daemon.tasks().get(GetRequest {
+                container_id: id.to_owned(),
+                ..GetRequest::default()
+            }),
+        )
+        .await;
+    match got {
+        Err(error) if error.is_not_found() => Ok(None),
+        other => Ok(other?.process),
+    }
+}
+
+/// One container's record.
+pub(super) async fn record(daemon: &Daemon, id: &str) -> Result<Option<Record>, CallError> {
+    let got = daemon
+        .call(
+            "container get",
+            CALL,
+            daemon.containers().get(GetContainerRequest { id: id.to_owned() }),
+        )
+        .await;
+    match got {
+        Err(error) if error.is_not_found() => Ok(None),
+        other => Ok(other?.container),
+    }
+}
+
+/// Sends a signal. A process that has ended already is fine.
+pub(super) async fn kill(
+    daemon: &Daemon,
+    id: &str,
+    signal: u32,
+    all: bool,
+) -> Result<(), RuntimeError> {
+    let killed = daemon
+        .call(
+            "task kill",
+            CALL,
+            daemon.tasks().kill(KillRequest {
+                container_id: id.to_owned(),
+                signal,
+                all,
+                ..KillRequest::default()
+            }),
+        )
+        .await;
+    match killed {
+        Err(error) if error.is_not_found() || error.is_failed_precondition() => Ok(()),
+        other => Ok(other.map(|_| ())?),
+    }
+}
+
+/// Deletes task, record and snapshot, in this order; what is gone already is fine.
+pub(super) async fn delete(
+    daemon: &Daemon,
+    snapshotter: &str,
+    id: &str,
+) -> Result<(), RuntimeError> {
+    let state = get(daemon, id).await?;
+    if state.is_some_and(|process| {
+        matches!(process.status(), Status::Running | Status::Paused | Status::Pausing)
+    }) {
+        return Err(RuntimeError::Other {
+            step: "container remove",
+            reason: "it is running".to_owned(),
+        });
+    }
+    let deleted = daemon
+        .call(
+            "task delete",
+            DELETE,
+            daemon.tasks().delete(DeleteTaskRequest {
+                container_id: id.to_owned(),
+            }),
+        )
+        .await;
+    tolerate_missing(deleted)?;
+    let forgotten = daemon
+        .call(
+            "exit record delete",
+            CALL,
+            daemon.exit_records().delete(StoreDeleteRequest {
+                sandbox_id: id.to_owned(),
+            }),
+        )
+        .await;
+    match forgotten {
+        Err(error) if error.is_unimplemented() => {}
+        other => tolerate_missing(other)?,
+    }
+    let deleted = daemon
+        .call(
+            "container delete",
+            CALL,
+            daemon
+                .containers()
+                .delete(DeleteContainerRequest { id: id.to_owned() }),
+        )
+        .await;
+    tolerate_missing(deleted)?;
+    Ok(remove_snapshot(daemon, snapshotter, id).await?)
+}
+
+/// Status of every task in our namespace, by container id.
+pub(super) async fn states(daemon: &Daemon) -> Result<BTreeMap<String, i32>, CallError> {
+    Ok(tasks(daemon)
+        .await?
+        .into_iter()
+        .map(|(id, process)| (id, process.status))
+        .collect())
+}
+
+async fn tasks(daemon: &Daemon) -> Result<BTreeMap<String, Process>, CallError> {
+    let listed = daemon
+        .call(
+            "task list",
+            CALL,
+            daemon.tasks().list(ListTasksRequest::default()),
+        )
+        .await?;
+    Ok(listed
+        .tasks
+        .into_iter()
+        .map(|process| (process.id.clone(), process))
+        .collect())
+}
+
+/// Every container with our labels and its state.
+pub(super) async fn list(
+    daemon: &Daemon,
+    cgroups: &Cgroups,
+) -> Result<Vec<Container>, CallError> {
+    let filters = vec![format!("labels.\"{}\"==true", label::MANAGED)];
+    let records = daemon
+        .call(
+            "container list",
+            CALL,
+            daemon.containers().list(ListContainersRequest { filters }),
+        )
+        .await?;
+    let tasks = tasks(daemon).await?;
+    Ok(records
+        .containers
+        .iter()
+        .map(|record| describe(record, tasks.get(&record.id), cgroups))
+        .collect())
+}
+
+fn describe(record: &Record, task: Option<&Process>, cgroups: &Cgroups) -> Container {
+    let text = |key: &str| record.labels.get(key).cloned().unwrap_or_default();
+    // The record is written tens of milliseconds before the process runs; the daemon keeps no
+    // other start time, and a second write per start is not worth the difference.
+    let started_at_ms = millis(record.created_at.as_ref()).unwrap_or(0);
+    let state = match task.map(|process| (process, process.status())) {
+        None | Some((_, Status::Unknown)) => ContainerState::Unknown,
+        Some((_, Status::Created)) => ContainerState::Created,
+        Some((_, Status::Running | Status::Paused | Status::Pausing)) => {
+            ContainerState::Running { started_at_ms }
+        }
+        Some((process, Status::Stopped)) => ContainerState::Exited {
+            exit_code: i32::try_from(process.exit_status).unwrap_or(i32::MAX),
+            oom_killed: process.exit_status == EXIT_KILLED
+                && cgroups.oom_kills(&text(label::CGROUP)) > 0,
+            started_at_ms,
+            finished_at_ms: millis(process.exited_at.as_ref()).unwrap_or(started_at_ms),
+        },
+    };
+    Container {
+        id: record.id.clone(),
+        pod_uid: text(label::POD_UID),
+        pod_namespace: text(label::POD_NAMESPACE),
+        pod_name: text(label::POD_NAME),
+        name: text(label::NAME),
+        attempt: text(label::ATTEMPT).parse().unwrap_or(0),
+        spec_hash: text(label::SPEC_HASH),
+        image: record.image.clone(),
+        image_id: text(label::IMAGE_ID),
+        log_path: PathBuf::from(text(label::LOG_PATH)),
+        state,
+    }
+}
+
+/// Number of a signal as an image names it (`SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`).
+pub(super) fn signal_number(name: &str) -> Option<u32> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+        "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    const RTMIN: u32 = 34;
+    if let Ok(number) = name.parse::<u32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let upper = name.to_ascii_uppercase();
+    let short = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(rest) = short.strip_prefix("RTMIN") {
+        let offset = rest.strip_prefix('+').unwrap_or("0").parse::<u32>().ok()?;
+        return (RTMIN + offset <= 64).then_some(RTMIN + offset);
+    }
+    let position = NAMES.iter().position(|known| *known == short)?;
+    u32::try_from(position + 1).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_name_and_number() {
+        for (name, number) in [
+            ("SIGTERM", Some(15)),
+            ("term", Some(15)),
+            ("9", Some(9)),
+            ("SIGRTMIN+3", Some(37)),
+            ("SIGSYS", Some(31)),
+            ("SIGNOPE", None),
+            ("0", None),
+            ("99", None),
+        ] {
+            assert_eq!(signal_number(name), number, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_record_without_a_task_has_lost_its_exit_code() {
+        let cgroups = Cgroups::detect();
+        let record = Record::default();
+        assert_eq!(describe(&record, None, &cgroups).state, ContainerState::Unknown);
+        let stopped = Process {
+            status: Status::Stopped.into(),
+            exit_status: 7,
+            ..Process::default()
+        };
+        assert!(matches!(
+            describe(&record, Some(&stopped), &cgroups).state,
+            ContainerState::Exited { exit_code: 7, oom_killed: false, .. }
+        ));
+    }
+}

@@ -1,0 +1,133 @@
+//! A containerd of one's own: root, state and socket under a directory that the caller owns, CRI
+//! plugin off, killed when dropped. Runs next to the host's daemon without touching it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long the daemon may take to open its socket.
+const START_MAX: Duration = Duration::from_secs(20);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// A private daemon.
+#[derive(Debug)]
+pub struct PrivateContainerd {
+    binary: PathBuf,
+    directory: PathBuf,
+    child: Option<Child>,
+}
+
+/// Why a test that needs containerd (as root) cannot run here; `None` if it can.
+pub fn missing() -> Option<String> {
+    if find("containerd").is_none() || find("runc").is_none() {
+        return Some("containerd or runc is not installed".to_owned());
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let is_root = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Uid:"))
+        .is_some_and(|ids| ids.split_whitespace().nth(1) == Some("0"));
+    (!is_root).then(|| "not root".to_owned())
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':')
+        .chain(["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"])
+        .map(|directory| Path::new(directory).join(name))
+        .find(|candidate| candidate.is_file())
+}
+
+impl PrivateContainerd {
+    /// Starts a daemon under `directory` and waits for its socket.
+    ///
+    /// # Errors
+    /// containerd is not installed, or did not open its socket in time; its log is
+    /// `<directory>/containerd.log`.
+    pub fn start(directory: &Path) -> io::Result<Self> {
+        let binary = find("containerd")
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "containerd"))?;
+        let mut daemon = Self {
+            binary,
+            directory: directory.to_owned(),
+            child: None,
+        };
+        daemon.restart()?;
+        Ok(daemon)
+    }
+
+    /// Path of the daemon's socket.
+    pub fn address(&self) -> PathBuf {
+        self.directory.join("containerd.sock")
+    }
+
+    /// The daemon's process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Starts the daemon (again) on the same directories.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.kill()?;
+        std::fs::create_dir_all(&self.directory)?;
+        let config = self.directory.join("config.toml");
+        let text = format!(
+            "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\", \"io.containerd.internal.v1.tracing\"]\n\
+             [grpc]\n  address = \"{0}/containerd.sock\"\n[ttrpc]\n  address = \"{0}/containerd.sock.ttrpc\"\n",
+            self.directory.display()
+        );
+        std::fs::write(&config, text)?;
+        match std::fs::remove_file(self.address()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.directory.join("containerd.log"))?;
+        let child = Command::new(&self.binary)
+            .arg("--config")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        self.child = Some(child);
+        let deadline = Instant::now() + START_MAX;
+        while std::os::unix::net::UnixStream::connect(self.address()).is_err() {
+            let ended = match &mut self.child {
+                Some(child) => child.try_wait()?,
+                None => None,
+            };
+            if ended.is_some() || Instant::now() > deadline {
+                return Err(io::Error::other("containerd did not open its socket"));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
+    /// Ends the daemon as a crash would (SIGKILL). Containers and their shims live on.
+    ///
+    /// # Errors
+    /// The process could not be waited for.
+    pub fn kill(&mut self) -> io::Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for PrivateContainerd {
+    fn drop(&mut self) {
+        // Nothing to report to: the directory goes with the test.
+        let _ = self.kill();
+    }
+}
