@@ -1,8 +1,10 @@
 //! What the end-to-end tests, the demo and the benchmarks share: the daemons as processes on real
 //! neighbours, a link that can be cut, kubectl, and a device on MQTT.
 
+pub mod containerd;
 pub mod device;
 pub mod kubectl;
+pub mod oci;
 pub mod process;
 pub mod proxy;
 pub mod wait;

@@ -75,7 +75,12 @@ pub fn write_archive(image: &ImageSpec, target: &Path) -> io::Result<()> {
 
     let mut archive = tar::Builder::new(std::fs::File::create(target)?);
     let blob = |bytes: &[u8]| format!("blobs/{}", digest(bytes).replacen(':', "/", 1));
-    add(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
+    add(
+        &mut archive,
+        "oci-layout",
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+        0o644,
+    )?;
     add(&mut archive, "index.json", &index, 0o644)?;
     for bytes in [&manifest, &config, &layer] {
         add(&mut archive, &blob(bytes), bytes, 0o644)?;

@@ -38,16 +38,27 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run() -> io::Result<()> {
-    let argument = std::env::args()
-        .find_map(|argument| argument.strip_prefix("--config=").map(str::to_owned))
-        .ok_or_else(|| io::Error::other("--config=<file> is missing"))?;
-    let config: Config =
-        serde_json::from_slice(&std::fs::read(argument)?).map_err(io::Error::from)?;
+    let file = config_path(std::env::args())
+        .ok_or_else(|| io::Error::other("--config <file> is missing"))?;
+    let config: Config = serde_json::from_slice(&std::fs::read(file)?).map_err(io::Error::from)?;
     let mut log = Log::open(config)?;
     let (stdout, stderr, ready) = inherited::take()?;
     let stop = inherited::stop_signal()?;
     drop(ready);
     pump(&mut log, stdout, stderr, &stop)
+}
+
+/// The shim passes `?--config=<file>` as two arguments; by hand one is handier.
+fn config_path(mut arguments: impl Iterator<Item = String>) -> Option<String> {
+    while let Some(argument) = arguments.next() {
+        if argument == "--config" {
+            return arguments.next();
+        }
+        if let Some(file) = argument.strip_prefix("--config=") {
+            return Some(file.to_owned());
+        }
+    }
+    None
 }
 
 /// Copies until both streams end, or until told to stop and both are empty.
@@ -271,7 +282,10 @@ fn timestamp(secs: u64, nanos: u32) -> String {
 
 /// The only unsafe part: descriptors that the shim left us, and the signal that ends us.
 mod inherited {
-    #![expect(unsafe_code, reason = "adopting inherited descriptors and installing a handler")]
+    #![expect(
+        unsafe_code,
+        reason = "adopting inherited descriptors and installing a handler"
+    )]
 
     use std::fs::File;
     use std::io;
@@ -339,6 +353,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn config_in_one_argument_or_two() {
+        let path = |words: &[&str]| config_path(words.iter().map(|w| (*w).to_owned()));
+        assert_eq!(path(&["x", "--config", "/a"]).as_deref(), Some("/a"));
+        assert_eq!(path(&["x", "--config=/a"]).as_deref(), Some("/a"));
+        assert_eq!(path(&["x", "--config"]), None);
+    }
+
     fn log(dir: &Path, bytes_max: u64, files_max: u32) -> Log {
         let path = dir.join("0.log");
         Log::open(Config {
@@ -380,7 +402,13 @@ mod tests {
             .collect();
         assert_eq!(
             tags,
-            [("F", 3), ("F", 0), ("P", LINE_BYTES_MAX), ("F", 3), ("F", 3)]
+            [
+                ("F", 3),
+                ("F", 0),
+                ("P", LINE_BYTES_MAX),
+                ("F", 3),
+                ("F", 3)
+            ]
         );
     }
 

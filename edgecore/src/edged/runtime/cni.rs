@@ -156,7 +156,11 @@ impl Cni {
 
     fn find(&self, plugin: &str) -> Result<PathBuf, CniError> {
         let searched = || {
-            let all: Vec<String> = self.bin_dirs.iter().map(|d| d.display().to_string()).collect();
+            let all: Vec<String> = self
+                .bin_dirs
+                .iter()
+                .map(|d| d.display().to_string())
+                .collect();
             all.join(":")
         };
         if plugin.is_empty() || plugin.contains('/') {
@@ -182,7 +186,10 @@ impl Cni {
             std::fs::create_dir_all(parent)?;
         }
         let partial = path.with_extension("new");
-        std::fs::write(&partial, serde_json::to_vec(cached).map_err(io::Error::from)?)?;
+        std::fs::write(
+            &partial,
+            serde_json::to_vec(cached).map_err(io::Error::from)?,
+        )?;
         Ok(std::fs::rename(partial, path)?)
     }
 
@@ -263,7 +270,11 @@ impl Cni {
             reason,
         };
         let binary = self.find(kind)?;
-        let search: Vec<String> = self.bin_dirs.iter().map(|d| d.display().to_string()).collect();
+        let search: Vec<String> = self
+            .bin_dirs
+            .iter()
+            .map(|d| d.display().to_string())
+            .collect();
         let input = plugin_config(plugin, cached, previous).to_string();
         // DEL with a namespace that is gone: the plugins want an empty name, not a dead path.
         let netns = if command == Command::Del && !cached.netns.exists() {
@@ -319,12 +330,18 @@ fn complaint(stdout: &[u8], stderr: &[u8]) -> String {
 }
 
 fn as_conflist(parsed: Value) -> Option<Value> {
-    if parsed.get("plugins").is_some_and(|p| p.as_array().is_some_and(|p| !p.is_empty())) {
+    if parsed
+        .get("plugins")
+        .is_some_and(|p| p.as_array().is_some_and(|p| !p.is_empty()))
+    {
         return Some(parsed);
     }
     // A single `.conf`.
     parsed.get("type")?;
-    let (version, name) = (parsed.get("cniVersion").cloned(), parsed.get("name").cloned());
+    let (version, name) = (
+        parsed.get("cniVersion").cloned(),
+        parsed.get("name").cloned(),
+    );
     Some(json!({ "cniVersion": version, "name": name, "plugins": [parsed] }))
 }
 
@@ -337,7 +354,10 @@ fn plugins(conflist: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn plugin_type(plugin: &Value) -> &str {
-    plugin.get("type").and_then(Value::as_str).unwrap_or_default()
+    plugin
+        .get("type")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
 }
 
 fn runtime_config(attachment: &Attachment) -> Value {

@@ -205,8 +205,16 @@ impl Sandboxes {
             ..Mount::default()
         };
         Ok(PodPaths {
-            net_ns: if record.host_network { None } else { pin("net") },
-            uts_ns: if record.host_network { None } else { pin("uts") },
+            net_ns: if record.host_network {
+                None
+            } else {
+                pin("net")
+            },
+            uts_ns: if record.host_network {
+                None
+            } else {
+                pin("uts")
+            },
             ipc_ns: if record.host_ipc { None } else { pin("ipc") },
             shm: (!record.host_ipc).then(|| directory.join("shm")),
             hostname: record.hostname,
@@ -293,10 +301,7 @@ fn in_new_namespaces(
         std::fs::write(path, value)?;
     }
     for pin in pins {
-        mount_bind(
-            Path::new("/proc/thread-self/ns").join(pin),
-            ns.join(pin),
-        )?;
+        mount_bind(Path::new("/proc/thread-self/ns").join(pin), ns.join(pin))?;
     }
     Ok(())
 }
@@ -378,7 +383,10 @@ fn unpin(directory: &Path) -> io::Result<()> {
 }
 
 mod unshare {
-    #![expect(unsafe_code, reason = "unshare(2) is unsafe for CLONE_FILES and CLONE_FS only")]
+    #![expect(
+        unsafe_code,
+        reason = "unshare(2) is unsafe for CLONE_FILES and CLONE_FS only"
+    )]
 
     use rustix::thread::UnshareFlags;
 

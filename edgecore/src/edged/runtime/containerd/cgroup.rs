@@ -114,8 +114,10 @@ impl Cgroups {
                 let below = path.strip_prefix(root).unwrap_or(&path);
                 for part in below.components() {
                     for controller in &self.controllers {
-                        let switched =
-                            std::fs::write(at.join("cgroup.subtree_control"), format!("+{controller}"));
+                        let switched = std::fs::write(
+                            at.join("cgroup.subtree_control"),
+                            format!("+{controller}"),
+                        );
                         if let Err(error) = switched {
                             tracing::debug!(%error, controller, "controller not delegated");
                         }

@@ -138,9 +138,7 @@ fn answer_of(message: Result<Option<WriteContentResponse>, Status>) -> Result<An
         Ok(None) => Err(ImageError::invalid(
             "the content store ended the write early".to_owned(),
         )),
-        Err(status) if status.code() == Code::AlreadyExists => {
-            Ok(Answer::Exists)
-        }
+        Err(status) if status.code() == Code::AlreadyExists => Ok(Answer::Exists),
         Err(status) => Err(ImageError::transfer(status)),
     }
 }
@@ -212,7 +210,9 @@ where
     loop {
         let part = tokio::time::timeout(PULL, source.next())
             .await
-            .map_err(|_| ImageError::invalid(format!("transfer of {} stalled", transfer.blob.digest)))?
+            .map_err(|_| {
+                ImageError::invalid(format!("transfer of {} stalled", transfer.blob.digest))
+            })?
             .transpose()
             .map_err(ImageError::transfer)?;
         let ended = part.is_none();

@@ -95,11 +95,7 @@ async fn subscribe(daemon: &Daemon, namespace: &str) -> Result<Streaming<Envelop
 }
 
 /// Reads events until the stream ends.
-async fn follow(
-    daemon: &Daemon,
-    mut stream: Streaming<Envelope>,
-    changes: &watch::Sender<u64>,
-) {
+async fn follow(daemon: &Daemon, mut stream: Streaming<Envelope>, changes: &watch::Sender<u64>) {
     let mut known = task::states(daemon).await.unwrap_or_default();
     let mut due = Instant::now() + SAFETY_RELIST;
     loop {

@@ -68,7 +68,11 @@ pub(super) struct Descriptor {
     pub(super) size: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) platform: Option<Platform>,
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
     pub(super) annotations: BTreeMap<String, String>,
 }
 
@@ -94,7 +98,10 @@ impl Descriptor {
     /// A digest ends up in references and snapshot keys: only the one algorithm we verify.
     pub(super) fn check(&self) -> Result<(), ImageError> {
         let valid = self.digest.strip_prefix("sha256:").is_some_and(|hex| {
-            hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            hex.len() == 64
+                && hex
+                    .bytes()
+                    .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
         });
         if valid && self.size >= 0 {
             Ok(())
@@ -123,11 +130,19 @@ pub(super) struct Platform {
 pub(super) struct Manifest {
     #[serde(default)]
     pub(super) media_type: String,
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub(super) manifests: Vec<Descriptor>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) config: Option<Descriptor>,
-    #[serde(default, deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub(super) layers: Vec<Descriptor>,
 }
 
@@ -226,7 +241,11 @@ pub(super) fn normalize(reference: &str) -> Result<Reference, RuntimeError> {
 
 /// `docker.io/library/busybox@sha256:…`, as kubelet writes `imageID`.
 pub(super) fn image_id(reference: &Reference, digest: &str) -> String {
-    format!("{}/{}@{digest}", reference.registry(), reference.repository())
+    format!(
+        "{}/{}@{digest}",
+        reference.registry(),
+        reference.repository()
+    )
 }
 
 /// The image record of `name` (normalized), if there is one.
@@ -323,11 +342,24 @@ pub(super) async fn unpack(
     }
     let chain = chain_ids(&facts.config.rootfs.diff_ids);
     let mut parent = String::new();
-    let layers = facts.manifest.layers.iter().zip(&facts.config.rootfs.diff_ids);
+    let layers = facts
+        .manifest
+        .layers
+        .iter()
+        .zip(&facts.config.rootfs.diff_ids);
     for ((layer, diff_id), chain_id) in layers.zip(chain) {
         if !is_unpacked(daemon, snapshotter, &chain_id).await? {
             let key = format!("extract-{}-{chain_id}", uuid::Uuid::new_v4().simple());
-            let done = apply(daemon, snapshotter, &key, &parent, layer, diff_id, &chain_id).await;
+            let done = apply(
+                daemon,
+                snapshotter,
+                &key,
+                &parent,
+                layer,
+                diff_id,
+                &chain_id,
+            )
+            .await;
             if done.is_err() {
                 let removed = remove_snapshot(daemon, snapshotter, &key).await;
                 if let Err(error) = removed {
@@ -605,7 +637,10 @@ mod tests {
         assert_eq!(chain[0], a);
         assert_eq!(
             chain[1],
-            format!("sha256:{}", hex::encode(Sha256::digest(b"sha256:aa sha256:bb")))
+            format!(
+                "sha256:{}",
+                hex::encode(Sha256::digest(b"sha256:aa sha256:bb"))
+            )
         );
     }
 

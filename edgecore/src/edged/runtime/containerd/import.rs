@@ -144,7 +144,9 @@ async fn ingest_bytes(
         )));
     }
     ingest(daemon, descriptor, labels, |offset| async move {
-        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let from = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
         Ok(stream::once(async move { Ok(bytes.slice(from..)) }).boxed())
     })
     .await
@@ -207,9 +209,7 @@ impl Archive {
         let members = tokio::task::spawn_blocking(move || list_members(&owned))
             .await
             .map_err(|error| ImageError::invalid(format!("reading the archive: {error}")))?
-            .map_err(|error| {
-                ImageError::invalid(format!("archive {}: {error}", path.display()))
-            })?;
+            .map_err(|error| ImageError::invalid(format!("archive {}: {error}", path.display())))?;
         Ok(Self {
             path: path.to_owned(),
             members,
@@ -240,9 +240,12 @@ impl Archive {
             .into_iter()
             .map(|descriptor| {
                 // containerd and nerdctl write the full name, plain OCI tools only a tag.
-                let name = ["io.containerd.image.name", "org.opencontainers.image.ref.name"]
-                    .iter()
-                    .find_map(|key| descriptor.annotations.get(*key).cloned());
+                let name = [
+                    "io.containerd.image.name",
+                    "org.opencontainers.image.ref.name",
+                ]
+                .iter()
+                .find_map(|key| descriptor.annotations.get(*key).cloned());
                 (descriptor, name)
             })
             .collect())

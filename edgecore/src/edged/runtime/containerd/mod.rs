@@ -29,11 +29,11 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use self::pull::Registries;
 use self::cgroup::Cgroups;
 use self::channel::{CALL, Daemon};
 use self::image::{Descriptor, ImageError, ImageFacts, image_id, normalize};
 use self::import::{Archive, Neighbour};
+pub use self::pull::Registries;
 pub(crate) use self::spec::PodPaths;
 use self::spec::{HostFacts, UserDatabase};
 use super::cni::Cni;

@@ -208,7 +208,8 @@ pub(super) struct Identity {
 /// Whether resolving the container's user needs the image's tables.
 pub(super) fn needs_users(container: &ContainerSpec, image: &ImageDefaults) -> bool {
     container.run_as_user.is_some_and(|uid| uid != 0)
-        || container.run_as_user.is_none() && !matches!(image.user.as_str(), "" | "0" | "0:0" | "root")
+        || container.run_as_user.is_none()
+            && !matches!(image.user.as_str(), "" | "0" | "0:0" | "root")
 }
 
 /// Builds the spec.
@@ -288,7 +289,10 @@ fn arguments(container: &ContainerSpec, image: &ImageDefaults) -> Result<Vec<Str
 }
 
 fn working_dir(container: &ContainerSpec, image: &ImageDefaults) -> Result<String, SpecError> {
-    let asked = container.working_dir.as_deref().filter(|dir| !dir.is_empty());
+    let asked = container
+        .working_dir
+        .as_deref()
+        .filter(|dir| !dir.is_empty());
     let dir = asked.unwrap_or(&image.working_dir);
     match dir {
         "" => Ok("/".to_owned()),
@@ -383,9 +387,7 @@ fn capabilities(container: &ContainerSpec) -> Result<Vec<&'static str>, SpecErro
 
 fn mounts(container: &ContainerSpec, paths: &PodPaths) -> Result<Vec<Value>, SpecError> {
     let sys_mode = if container.privileged { "rw" } else { "ro" };
-    let mount = |target: &str, kind: &str, source: &str, options: &[&str]| {
-        json!({ "destination": target, "type": kind, "source": source, "options": options })
-    };
+    let mount = |target: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": source, "options": options });
     let safe = ["nosuid", "noexec", "nodev"];
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &safe),
@@ -399,10 +401,22 @@ fn mounts(container: &ContainerSpec, paths: &PodPaths) -> Result<Vec<Value>, Spe
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         ),
         mount("/dev/mqueue", "mqueue", "mqueue", &safe),
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys_mode]),
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", sys_mode],
+        ),
         mount(
             "/sys/fs/cgroup",
             "cgroup",

@@ -265,7 +265,9 @@ pub(super) async fn record(daemon: &Daemon, id: &str) -> Result<Option<Record>, 
         .call(
             "container get",
             CALL,
-            daemon.containers().get(GetContainerRequest { id: id.to_owned() }),
+            daemon
+                .containers()
+                .get(GetContainerRequest { id: id.to_owned() }),
         )
         .await;
     match got {
@@ -307,7 +309,10 @@ pub(super) async fn delete(
 ) -> Result<(), RuntimeError> {
     let state = get(daemon, id).await?;
     if state.is_some_and(|process| {
-        matches!(process.status(), Status::Running | Status::Paused | Status::Pausing)
+        matches!(
+            process.status(),
+            Status::Running | Status::Paused | Status::Pausing
+        )
     }) {
         return Err(RuntimeError::Other {
             step: "container remove",
@@ -375,10 +380,7 @@ async fn tasks(daemon: &Daemon) -> Result<BTreeMap<String, Process>, CallError> 
 }
 
 /// Every container with our labels and its state.
-pub(super) async fn list(
-    daemon: &Daemon,
-    cgroups: &Cgroups,
-) -> Result<Vec<Container>, CallError> {
+pub(super) async fn list(daemon: &Daemon, cgroups: &Cgroups) -> Result<Vec<Container>, CallError> {
     let filters = vec![format!("labels.\"{}\"==true", label::MANAGED)];
     let records = daemon
         .call(
@@ -474,7 +476,10 @@ mod tests {
     fn a_record_without_a_task_has_lost_its_exit_code() {
         let cgroups = Cgroups::detect();
         let record = Record::default();
-        assert_eq!(describe(&record, None, &cgroups).state, ContainerState::Unknown);
+        assert_eq!(
+            describe(&record, None, &cgroups).state,
+            ContainerState::Unknown
+        );
         let stopped = Process {
             status: Status::Stopped.into(),
             exit_status: 7,
@@ -482,7 +487,11 @@ mod tests {
         };
         assert!(matches!(
             describe(&record, Some(&stopped), &cgroups).state,
-            ContainerState::Exited { exit_code: 7, oom_killed: false, .. }
+            ContainerState::Exited {
+                exit_code: 7,
+                oom_killed: false,
+                ..
+            }
         ));
     }
 }
