@@ -1,0 +1,234 @@
+//! The broker as a program sees it: load, serve, publish.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::access::Access;
+use crate::connection;
+use crate::core::Core;
+use crate::limits::{INLET_MESSAGES_MAX, Limits};
+use crate::message::{Message, Qos};
+use crate::pipeline::Pipeline;
+use crate::proto::Version;
+use crate::router::{NOBODY, Router};
+use crate::stats::{Counters, Stats};
+use crate::storage::{Storage, StorageError};
+use crate::topic;
+
+/// Why a publish of the embedding program was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// The broker is behind; trying again later can succeed.
+    #[error("the broker's inlet is full")]
+    Full,
+    /// The broker has stopped.
+    #[error("the broker has stopped")]
+    Stopped,
+    /// The topic has wildcards, is empty or too long.
+    #[error("not a topic name")]
+    Topic,
+}
+
+/// Publishes and reads counters from inside the process. Clones share one inlet.
+#[derive(Clone)]
+pub struct BrokerHandle {
+    inlet: mpsc::Sender<Message>,
+    core: Arc<Core>,
+}
+
+impl BrokerHandle {
+    /// Hands a message to the broker without waiting. It is not passed to
+    /// [`Storage::commit`] as an application message: that is for clients' messages.
+    ///
+    /// # Errors
+    /// `Full`: try again later; `Stopped` and `Topic`: do not.
+    pub fn publish(
+        &self,
+        topic: &str,
+        payload: impl Into<Bytes>,
+        qos: Qos,
+        retain: bool,
+    ) -> Result<(), PublishError> {
+        if !topic::is_valid_name(topic) {
+            return Err(PublishError::Topic);
+        }
+        let message = Message::new(topic, payload, qos, retain);
+        self.inlet.try_send(message).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                self.core.counters.dropped();
+                PublishError::Full
+            }
+            mpsc::error::TrySendError::Closed(_) => PublishError::Stopped,
+        })
+    }
+
+    /// The counters now.
+    pub fn stats(&self) -> Stats {
+        let sessions = self.core.router().session_count();
+        self.core.counters.read(sessions)
+    }
+}
+
+impl std::fmt::Debug for BrokerHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BrokerHandle").finish_non_exhaustive()
+    }
+}
+
+/// A broker that is loaded and does not serve yet.
+pub struct Broker {
+    core: Arc<Core>,
+    inlet: mpsc::Receiver<Message>,
+    handle: BrokerHandle,
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    /// Reads sessions, queued and retained messages back.
+    ///
+    /// # Errors
+    /// Whatever the storage says; the broker cannot start without it.
+    pub async fn load(
+        limits: Limits,
+        storage: Arc<dyn Storage>,
+        access: Arc<dyn Access>,
+    ) -> Result<Self, StorageError> {
+        let loaded = storage.load().await?;
+        let counters = Arc::new(Counters::default());
+        let mut router = Router::new(limits.clone(), Arc::clone(&counters));
+        let unreadable = router.load(loaded, Instant::now());
+        if unreadable > 0 {
+            tracing::warn!(rows = unreadable, "stored MQTT rows not readable; left out");
+        }
+        let core = Arc::new(Core::new(limits, storage, access, router, counters));
+        let (sender, inlet) = mpsc::channel(INLET_MESSAGES_MAX);
+        let handle = BrokerHandle {
+            inlet: sender,
+            core: Arc::clone(&core),
+        };
+        Ok(Self {
+            core,
+            inlet,
+            handle,
+        })
+    }
+
+    /// A handle for the rest of the program.
+    pub fn handle(&self) -> BrokerHandle {
+        self.handle.clone()
+    }
+
+    /// Serves until `stop`; then clients are told, open commits are waited for, and it returns.
+    pub async fn serve(self, listeners: Vec<TcpListener>, stop: CancellationToken) {
+        let Self {
+            core,
+            inlet,
+            handle,
+        } = self;
+        drop(handle);
+        let tasks = TaskTracker::new();
+        for listener in listeners {
+            tasks.spawn(accept(
+                Arc::clone(&core),
+                listener,
+                tasks.clone(),
+                stop.clone(),
+            ));
+        }
+        tasks.spawn(publish_inlet(Arc::clone(&core), inlet, stop.clone()));
+        tasks.spawn(run_timers(Arc::clone(&core), stop.clone()));
+        stop.cancelled().await;
+        tasks.close();
+        tasks.wait().await;
+        core.settle().await;
+    }
+}
+
+async fn accept(
+    core: Arc<Core>,
+    listener: TcpListener,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
+    loop {
+        // Both arms are cancel-safe: accept() loses no connection when dropped.
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                if core.counters.clients.load(Ordering::Relaxed) >= core.limits.clients_max {
+                    tracing::debug!(%peer, "connection closed: too many clients");
+                    continue;
+                }
+                core.counters.clients.fetch_add(1, Ordering::Relaxed);
+                let (core, stop) = (Arc::clone(&core), stop.clone());
+                tasks.spawn(async move {
+                    connection::run(&core, stream, peer, stop).await;
+                    core.counters.clients.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, mostly: others must end first.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn publish_inlet(
+    core: Arc<Core>,
+    mut inlet: mpsc::Receiver<Message>,
+    stop: CancellationToken,
+) {
+    let pipeline = Arc::new(Pipeline::new(Version::V5, "".into()));
+    loop {
+        // recv() is cancel-safe.
+        let message = tokio::select! {
+            message = inlet.recv() => message,
+            () = stop.cancelled() => return,
+        };
+        let Some(message) = message else { return };
+        core.publish(&pipeline, message, NOBODY, None).await;
+    }
+}
+
+async fn run_timers(core: Arc<Core>, stop: CancellationToken) {
+    let pipeline = Arc::new(Pipeline::new(Version::V5, "".into()));
+    loop {
+        let next = core.router().next_timer();
+        let due = async {
+            match next {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        // All arms only wait; nothing is lost when they are dropped.
+        tokio::select! {
+            () = due => {}
+            () = core.timers_changed.notified() => continue,
+            () = stop.cancelled() => return,
+        }
+        let mut ops = Vec::new();
+        let wills = core.router().fire_timers(Instant::now(), &mut ops);
+        core.commit_ops(ops).await;
+        for will in wills {
+            core.publish_will(&pipeline, will).await;
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! An acknowledgement means that the storage has committed, and nothing else does.
+
+mod support;
+
+use broker::{Limits, MemoryStorage, StorageError};
+use support::{GatedStorage, Harness, Raw, publish, read_publish, wait_until};
+
+const PUBACK: u8 = 0x40;
+const PUBREC: u8 = 0x50;
+
+#[tokio::test]
+async fn qos1_is_acknowledged_after_the_commit_and_in_order() {
+    let storage = GatedStorage::default();
+    let harness = Harness::start(storage.clone()).await;
+    let (mut device, _) = Raw::connect_v311(harness.addr, "d", true).await;
+    for id in 1..=3 {
+        device
+            .send(&publish("app/x", b"v", 1, false, id, false))
+            .await;
+    }
+    storage.wait_held(3).await;
+    device.assert_silent().await;
+    for id in 1..=3 {
+        storage.release_one(Ok(()));
+        assert_eq!(device.packet().await, (PUBACK, vec![0, id]));
+    }
+    assert_eq!(storage.seen.lock().unwrap().len(), 3);
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_publish_that_needs_no_commit_waits_for_its_turn() {
+    let storage = GatedStorage::default();
+    let harness = Harness::start(storage.clone()).await;
+    let (mut device, _) = Raw::connect_v311(harness.addr, "d", true).await;
+    device
+        .send(&publish("app/x", b"v", 1, false, 1, false))
+        .await;
+    device
+        .send(&publish("chat", b"v", 1, false, 2, false))
+        .await;
+    storage.wait_held(1).await;
+    device.assert_silent().await;
+    storage.release_one(Ok(()));
+    assert_eq!(device.packet().await, (PUBACK, vec![0, 1]));
+    assert_eq!(device.packet().await, (PUBACK, vec![0, 2]));
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_sees_a_message_before_it_is_committed() {
+    let storage = GatedStorage::default();
+    let harness = Harness::start(storage.clone()).await;
+    let (mut reader, _) = Raw::connect_v311(harness.addr, "r", true).await;
+    assert_eq!(reader.subscribe_v311("app/#", 1).await, 1);
+    let (mut device, _) = Raw::connect_v311(harness.addr, "d", true).await;
+    device
+        .send(&publish("app/x", b"v", 1, false, 1, false))
+        .await;
+    storage.wait_held(1).await;
+    reader.assert_silent().await;
+    storage.release_one(Ok(()));
+    let (kind, body) = reader.packet().await;
+    assert_eq!(read_publish(kind, &body, false).0, "app/x");
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_commit_closes_a_v311_client_without_an_acknowledgement() {
+    let storage = GatedStorage::default();
+    let harness = Harness::start(storage.clone()).await;
+    let (mut device, _) = Raw::connect_v311(harness.addr, "d", true).await;
+    device
+        .send(&publish("app/x", b"v", 1, false, 1, false))
+        .await;
+    storage.wait_held(1).await;
+    storage.release_one(Err(StorageError::Full));
+    device.assert_closed().await;
+    assert_eq!(harness.handle.stats().commits_failed, 1);
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_commit_is_told_to_a_v5_client_which_stays() {
+    let storage = GatedStorage::default();
+    let harness = Harness::start(storage.clone()).await;
+    let mut device = Raw::connect_v5(harness.addr, "d", true, 0).await;
+    for (id, qos, error, kind, code) in [
+        (1, 1, StorageError::Full, PUBACK, 0x97),
+        (2, 2, StorageError::Failed("io".into()), PUBREC, 0x80),
+    ] {
+        device
+            .send(&publish("app/x", b"v", qos, false, id, true))
+            .await;
+        storage.wait_held(1).await;
+        storage.release_one(Err(error));
+        assert_eq!(
+            device.packet().await,
+            (kind, vec![0, u8::try_from(id).unwrap(), code])
+        );
+    }
+    device.assert_silent().await;
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn qos2_is_stored_before_pubrec_and_a_repetition_is_not_handled_twice() {
+    let storage = GatedStorage::open();
+    let harness = Harness::start(storage.clone()).await;
+    let (mut device, _) = Raw::connect_v311(harness.addr, "d", false).await;
+    storage.close_gate();
+    device
+        .send(&publish("app/x", b"v", 2, false, 7, false))
+        .await;
+    storage.wait_held(1).await;
+    device.assert_silent().await;
+    storage.open_gate();
+    assert_eq!(device.packet().await, (PUBREC, vec![0, 7]));
+    harness.stop().await;
+
+    // The broker restarts before PUBREL; the device repeats.
+    let harness = Harness::start(storage.clone()).await;
+    let (mut device, is_present) = Raw::connect_v311(harness.addr, "d", false).await;
+    assert!(is_present);
+    let mut again = publish("app/x", b"v", 2, false, 7, false);
+    again[0] |= 8;
+    device.send(&again).await;
+    assert_eq!(device.packet().await, (PUBREC, vec![0, 7]));
+    device.send(&[0x62, 2, 0, 7]).await;
+    assert_eq!(device.packet().await, (0x70, vec![0, 7]));
+    assert_eq!(storage.seen.lock().unwrap().len(), 1);
+    device
+        .send(&publish("app/x", b"w", 2, false, 7, false))
+        .await;
+    assert_eq!(device.packet().await, (PUBREC, vec![0, 7]));
+    assert_eq!(
+        storage.seen.lock().unwrap().len(),
+        2,
+        "the id is free again after PUBREL"
+    );
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_busy_storage_stops_the_reading_and_loses_nothing() {
+    let storage = GatedStorage::default();
+    storage.set_room(Some(4));
+    let harness = Harness::start(storage.clone()).await;
+    let (mut device, _) = Raw::connect_v311(harness.addr, "d", true).await;
+    for id in 1..=40 {
+        device
+            .send(&publish("app/x", b"v", 1, false, id, false))
+            .await;
+    }
+    storage.wait_held(4).await;
+    storage.set_room(None);
+    storage.wait_held(40).await;
+    storage.open_gate();
+    for id in 1..=40 {
+        assert_eq!(device.packet().await, (PUBACK, vec![0, id]));
+    }
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn what_needs_no_row_writes_none() {
+    let storage = MemoryStorage::default();
+    let harness = Harness::start(storage.clone()).await;
+    let (mut reader, _) = Raw::connect_v311(harness.addr, "r", true).await;
+    reader.subscribe_v311("#", 1).await;
+    let (mut device, _) = Raw::connect_v311(harness.addr, "d", true).await;
+    for (qos, id) in [(0, 0), (1, 1)] {
+        device
+            .send(&publish("chat", b"v", qos, false, id, false))
+            .await;
+        let (kind, body) = reader.packet().await;
+        assert_eq!(read_publish(kind, &body, false).0, "chat");
+    }
+    device.send(&[0xe0, 0]).await;
+    drop(reader);
+    wait_until("all gone", || harness.handle.stats().sessions == 0).await;
+    harness.stop().await;
+    assert_eq!(storage.commits(), 0);
+}
+
+#[tokio::test]
+async fn a_persistent_session_gets_its_messages_after_a_restart_of_the_broker() {
+    let storage = MemoryStorage::default();
+    let harness = Harness::start(storage.clone()).await;
+    let (mut reader, was) = Raw::connect_v311(harness.addr, "r", false).await;
+    assert!(!was);
+    reader.subscribe_v311("t/#", 1).await;
+    drop(reader);
+    let (mut device, _) = Raw::connect_v311(harness.addr, "d", true).await;
+    for id in 1..=3_u8 {
+        device
+            .send(&publish("t/x", &[id], 1, false, id.into(), false))
+            .await;
+        assert_eq!(device.packet().await, (PUBACK, vec![0, id]));
+    }
+    harness.stop().await;
+    assert_eq!(storage.queued(), 3);
+
+    let harness = Harness::start(storage.clone()).await;
+    let (mut reader, was) = Raw::connect_v311(harness.addr, "r", false).await;
+    assert!(was);
+    for id in 1..=3_u8 {
+        let (kind, body) = reader.packet().await;
+        let (topic, packet_id, payload) = read_publish(kind, &body, false);
+        assert_eq!((topic.as_str(), payload), ("t/x", vec![id]));
+        let [high, low] = packet_id.to_be_bytes();
+        reader.send(&[PUBACK, 2, high, low]).await;
+    }
+    reader.send(&[0xe0, 0]).await;
+    reader.assert_closed().await;
+    harness.stop().await;
+    assert_eq!(storage.queued(), 0, "acknowledged rows are gone");
+}
+
+#[tokio::test]
+async fn qos2_to_a_subscriber_survives_a_restart_in_the_middle() {
+    let storage = MemoryStorage::default();
+    let harness = Harness::start(storage.clone()).await;
+    let (mut reader, _) = Raw::connect_v311(harness.addr, "r", false).await;
+    reader.subscribe_v311("t", 2).await;
+    let (mut device, _) = Raw::connect_v311(harness.addr, "d", true).await;
+    device.send(&publish("t", b"v", 2, false, 1, false)).await;
+    assert_eq!(device.packet().await.0, PUBREC);
+    let (kind, body) = reader.packet().await;
+    let (_, id, _) = read_publish(kind, &body, false);
+    let [high, low] = id.to_be_bytes();
+    reader.send(&[PUBREC, 2, high, low]).await;
+    assert_eq!(reader.packet().await, (0x62, vec![high, low]));
+    harness.stop().await;
+
+    let harness = Harness::start(storage.clone()).await;
+    let (mut reader, _) = Raw::connect_v311(harness.addr, "r", false).await;
+    assert_eq!(
+        reader.packet().await,
+        (0x62, vec![high, low]),
+        "PUBREL again, no PUBLISH"
+    );
+    reader.send(&[0x70, 2, high, low]).await;
+    reader.assert_silent().await;
+    harness.stop().await;
+    assert_eq!(storage.queued(), 0);
+}
+
+#[tokio::test]
+async fn a_full_queue_of_an_absent_session_is_bounded_and_counted() {
+    let storage = MemoryStorage::default();
+    let limits = Limits {
+        queue_messages_max: 2,
+        ..Limits::default()
+    };
+    let harness = Harness::with(storage.clone(), limits, broker::AllowAll).await;
+    let (mut reader, _) = Raw::connect_v311(harness.addr, "r", false).await;
+    reader.subscribe_v311("t", 1).await;
+    reader.send(&[0xe0, 0]).await;
+    reader.assert_closed().await;
+    let (mut device, _) = Raw::connect_v311(harness.addr, "d", true).await;
+    for id in 1..=5 {
+        device.send(&publish("t", b"v", 1, false, id, false)).await;
+        assert_eq!(device.packet().await.0, PUBACK);
+    }
+    assert_eq!(storage.queued(), 2);
+    assert_eq!(harness.handle.stats().messages_dropped, 3);
+    harness.stop().await;
+}
