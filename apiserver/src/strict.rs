@@ -8,6 +8,7 @@ mod check;
 mod json;
 
 pub use check::prune;
+pub(crate) use check::whole;
 
 use serde_json::Value;
 
