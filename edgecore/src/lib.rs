@@ -12,6 +12,7 @@ pub mod config;
 pub mod edged;
 pub mod files;
 pub mod hub;
+pub mod meta;
 pub mod outbox;
 pub mod store;
 pub mod telemetry;

@@ -1,5 +1,19 @@
 //! EdgeHub: the node's one connection to the hub.
+//!
+//! One task ([`link::Link`]) owns the socket and the sans-IO session; everybody else holds a
+//! [`HubHandle`]. Nothing here is on the way of a pod start or of a device's PUBACK: being offline
+//! only means that the outbox grows and that statuses wait under their keys.
 
 pub mod backoff;
+mod connect;
+mod driver;
+mod handle;
 pub mod join;
+mod link;
+mod plain;
+mod register;
+mod sink;
 pub mod tls;
+
+pub use handle::{HubHandle, LinkPhase, LinkState, RequestError};
+pub use link::{Link, LinkParts, Publisher};

@@ -1,8 +1,8 @@
 //! The writer thread and the handle that other modules hold.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rusqlite::{Connection, OpenFlags};
@@ -26,6 +26,8 @@ pub struct WriteHandleError;
 pub struct Store {
     jobs: SyncSender<Box<dyn Job>>,
     path: Arc<PathBuf>,
+    /// One read connection kept between reads: opening one parses the schema again.
+    idle: Arc<Mutex<Option<Connection>>>,
 }
 
 impl Store {
@@ -44,6 +46,7 @@ impl Store {
             Self {
                 jobs,
                 path: Arc::new(path.to_owned()),
+                idle: Arc::default(),
             },
             thread,
             told,
@@ -109,22 +112,32 @@ impl Store {
         F: FnOnce(&Connection) -> Result<R, StoreError> + Send + 'static,
     {
         let path = Arc::clone(&self.path);
+        let idle = Arc::clone(&self.idle);
         tokio::task::spawn_blocking(move || {
-            let at = |source| StoreError::Open {
-                path: path.as_ref().clone(),
-                source,
+            let kept = idle.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let conn = match kept {
+                Some(conn) => conn,
+                None => open_reader(path.as_ref())?,
             };
-            let conn = Connection::open_with_flags(
-                path.as_ref(),
-                OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-            )
-            .map_err(at)?;
-            conn.busy_timeout(std::time::Duration::from_secs(5))?;
-            query(&conn)
+            let found = query(&conn)?;
+            *idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(conn);
+            Ok(found)
         })
         .await
         .map_err(|_| StoreError::Stopped)?
     }
+}
+
+fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let at = |source| StoreError::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags).map_err(at)?;
+    conn.execute_batch("PRAGMA busy_timeout=5000; PRAGMA cache_size=-256; PRAGMA mmap_size=0;")
+        .map_err(at)?;
+    Ok(conn)
 }
 
 struct Closure<R, F, T> {

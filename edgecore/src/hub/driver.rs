@@ -1,0 +1,357 @@
+//! The shell around [`EdgeSession`] that does not touch the socket: store jobs, outbox, news,
+//! requests. Works the same connected or not.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+use wire::message::Message;
+use wire::session::Ids;
+use wire::session::edge::{EdgeSession, Event};
+
+use super::handle::{Ask, Inbox, RequestError};
+use super::link::Publisher;
+use super::plain::Lease;
+use super::register::{self, Registration};
+use crate::clock;
+use crate::meta::{self, Applied, MetaHandle};
+use crate::outbox;
+use crate::store::{Store, StoreError};
+
+/// Pushes being stored at once; more make the socket wait, and TCP carries the pressure on.
+const PUSHES_MAX: usize = 64;
+/// Completions of store jobs: every push in flight, one deletion, room to spare.
+const DONE_MAX: usize = 2 * PUSHES_MAX;
+/// Outbox rows read at once.
+const ROWS_MAX: usize = 256;
+
+/// A store job that ended.
+#[derive(Debug)]
+pub(super) enum Done {
+    Applied {
+        message: Box<Message>,
+        outcome: Result<Applied, StoreError>,
+    },
+    Deleted {
+        up_to: u64,
+        outcome: Result<u64, StoreError>,
+    },
+}
+
+pub(super) struct Driver {
+    pub session: EdgeSession,
+    pub inbox: Inbox,
+    pub registration: Registration,
+    pub lease: Lease,
+    node: Arc<str>,
+    store: Store,
+    meta: MetaHandle,
+    publish: Publisher,
+    done: mpsc::Sender<Done>,
+    pub completions: mpsc::Receiver<Done>,
+    pushes: usize,
+    /// Rows up to here were handed to the session.
+    cursor: u64,
+    /// The outbox may have rows after the cursor.
+    more_rows: bool,
+    /// The hub has everything up to here; the rows are to be deleted.
+    delivered: u64,
+    deleted: u64,
+    deleting: bool,
+    waiting: HashMap<String, oneshot::Sender<Result<Message, RequestError>>>,
+    /// Set by `LinkDead`: the socket must be closed.
+    pub link_dead: bool,
+}
+
+impl Driver {
+    pub(super) fn new(
+        node: &str,
+        epoch: &str,
+        inbox: Inbox,
+        store: Store,
+        meta: MetaHandle,
+        publish: Publisher,
+    ) -> Self {
+        let ids = Ids::new(uuid::Uuid::new_v4().to_string());
+        let (done, completions) = mpsc::channel(DONE_MAX);
+        Self {
+            session: EdgeSession::new(ids, epoch),
+            inbox,
+            registration: Registration::default(),
+            lease: Lease::default(),
+            node: node.into(),
+            store,
+            meta,
+            publish,
+            done,
+            completions,
+            pushes: 0,
+            cursor: 0,
+            more_rows: true,
+            delivered: 0,
+            deleted: 0,
+            deleting: false,
+            waiting: HashMap::new(),
+            link_dead: false,
+        }
+    }
+
+    /// Whether the socket may be read: the store keeps up.
+    pub(super) fn may_read(&self) -> bool {
+        self.pushes < PUSHES_MAX
+    }
+
+    /// A connection stands: everything that the hub should know is told again.
+    pub(super) fn handle_connected(&mut self, is_plain: bool, now: Instant) {
+        self.link_dead = false;
+        self.registration.reset();
+        self.lease.reset(is_plain, now);
+        let mut news = self.inbox.shared.news();
+        news.fresh = news.latest.keys().cloned().collect();
+        news.node_fresh = false;
+    }
+
+    /// Moves everything that waits into the session and acts on its events, until neither is left.
+    pub(super) async fn pump(&mut self, now: Instant) {
+        self.session.set_wall_time(clock::unix_millis());
+        self.take_news(now);
+        while let Some(event) = self.session.poll_event() {
+            self.handle_event(event, now);
+        }
+        self.delete_delivered();
+        if let Err(error) = self.pull_rows().await {
+            tracing::warn!(%error, "outbox cannot be read; what it holds is sent later");
+        }
+    }
+
+    fn take_news(&mut self, now: Instant) {
+        if !self.session.is_connected() {
+            return;
+        }
+        let mut news = self.inbox.shared.news();
+        if let Some(object) = &news.node {
+            if let Some(request) = self.registration.request(&self.node, object, now) {
+                // Refused only with too many requests in flight: then the deadline of one of
+                // them brings us back here.
+                if self.session.request(request, now).is_err() {
+                    self.registration.reset();
+                }
+                news.node_fresh = false;
+            } else if news.node_fresh && self.registration.is_registered() {
+                let patch = register::status_patch(&self.node, object);
+                news.node_fresh = self
+                    .session
+                    .set_latest(register::STATUS_KEY, patch)
+                    .is_err();
+            }
+        }
+        while let Some(key) = news.fresh.pop_first() {
+            if let Some(message) = news.latest.get(&key)
+                && self.session.set_latest(&key, message.clone()).is_err()
+            {
+                tracing::warn!(key, "session is full; a status is not reported");
+            }
+        }
+        while let Some(event) = news.events.pop_front() {
+            self.session.best_effort(event);
+        }
+        drop(news);
+        if let Some(renewal) = self.lease.renewal(&self.node, clock::unix_millis(), now) {
+            self.session.best_effort(renewal);
+        }
+        if let Some(renewal) = self.lease.renewal(&self.node, clock::unix_millis(), now) {
+            self.session.best_effort(renewal);
+        }
+    }
+
+    fn handle_event(&mut self, event: Event, now: Instant) {
+        match event {
+            Event::Delivered { up_to } => self.delivered = self.delivered.max(up_to),
+            Event::DeliveredOne { seq } => self.finish_row(seq, outbox::delivered_one),
+            Event::GaveUp { seq } => {
+                tracing::warn!(
+                    seq,
+                    "the hub never confirmed a message; it counts as expired"
+                );
+                self.finish_row(seq, outbox::expired_one);
+            }
+            Event::Push(message) => self.store_push(message),
+            Event::Reply { to, message } => {
+                if self.registration.handle_reply(&to, Some(&message), now) {
+                    self.mark_node_fresh();
+                } else if let Some(waiter) = self.waiting.remove(&to) {
+                    // The asker may have gone; its reply is then nobody's.
+                    drop(waiter.send(Ok(*message)));
+                }
+            }
+            Event::RequestFailed { to } => {
+                if !self.registration.handle_reply(&to, None, now)
+                    && let Some(waiter) = self.waiting.remove(&to)
+                {
+                    drop(waiter.send(Err(RequestError::Lost)));
+                }
+            }
+            Event::LinkDead => self.link_dead = true,
+        }
+    }
+
+    /// The hub has just told that the node exists: the status may have changed since it was made.
+    fn mark_node_fresh(&mut self) {
+        if self.registration.is_registered()
+            && let Some(object) = &self.inbox.shared.news().node
+        {
+            let patch = register::status_patch(&self.node, object);
+            if self
+                .session
+                .set_latest(register::STATUS_KEY, patch)
+                .is_err()
+            {
+                tracing::warn!("session is full; the node status is not reported");
+            }
+        }
+    }
+
+    fn store_push(&mut self, message: Box<Message>) {
+        let (sealer, node) = (self.meta.sealer(), Arc::clone(&self.node));
+        let work = message.clone();
+        let done = self.done.clone();
+        let back = message.clone();
+        let submitted = self.store.submit_fn(
+            move |tx| meta::apply(tx, &sealer, &node, &work, clock::unix_millis()),
+            move |outcome| {
+                let message = back;
+                // Bounded by PUSHES_MAX, so there is room unless the link task is gone.
+                drop(done.try_send(Done::Applied { message, outcome }));
+            },
+        );
+        match submitted {
+            Ok(()) => self.pushes += 1,
+            Err(error) => self.session.refuse(&message, &error.to_string()),
+        }
+    }
+
+    /// A store job ended.
+    pub(super) fn handle_done(&mut self, done: Done) {
+        match done {
+            Done::Applied { message, outcome } => {
+                self.pushes = self.pushes.saturating_sub(1);
+                match outcome {
+                    Ok(applied) => {
+                        self.session.ack(&message);
+                        if applied.changed {
+                            self.meta.bump();
+                        }
+                        if !applied.publishes.is_empty() {
+                            (self.publish)(applied.publishes);
+                        }
+                        self.more_rows |= applied.queued;
+                    }
+                    Err(error) => {
+                        tracing::warn!(
+                            msg_id = message.header.id,
+                            resource = message.route.resource,
+                            %error,
+                            "push was not stored; the hub is told"
+                        );
+                        self.session.refuse(&message, &error.to_string());
+                    }
+                }
+            }
+            Done::Deleted { up_to, outcome } => {
+                self.deleting = false;
+                match outcome {
+                    Ok(_) => self.deleted = self.deleted.max(up_to),
+                    Err(error) => {
+                        tracing::warn!(%error, "delivered rows were not deleted; tried again with the next");
+                    }
+                }
+            }
+        }
+    }
+
+    fn delete_delivered(&mut self) {
+        if self.deleting || self.delivered <= self.deleted {
+            return;
+        }
+        let up_to = self.delivered;
+        let done = self.done.clone();
+        let submitted = self.store.submit_fn(
+            move |tx| outbox::delivered_up_to(tx, up_to),
+            move |outcome| drop(done.try_send(Done::Deleted { up_to, outcome })),
+        );
+        self.deleting = submitted.is_ok();
+    }
+
+    fn finish_row(
+        &mut self,
+        seq: u64,
+        finish: fn(&rusqlite::Connection, u64) -> Result<bool, StoreError>,
+    ) {
+        let submitted = self.store.submit_fn(
+            move |tx| finish(tx, seq),
+            move |outcome| {
+                if let Err(error) = outcome {
+                    tracing::warn!(seq, %error, "outbox row was not closed; it is sent again");
+                }
+            },
+        );
+        if let Err(error) = submitted {
+            tracing::warn!(seq, %error, "outbox row was not closed; it is sent again after a restart");
+        }
+    }
+
+    /// Hands outbox rows to the session while it has room.
+    async fn pull_rows(&mut self) -> Result<(), StoreError> {
+        self.more_rows |= self.inbox.shared.take_outbox_flag();
+        while self.more_rows && self.session.is_connected() && self.session.capacity() > 0 {
+            let limit = self.session.capacity().min(ROWS_MAX);
+            let after = self.cursor.max(self.delivered);
+            let rows = self
+                .store
+                .read(move |tx| outbox::pending(tx, after, limit))
+                .await?;
+            self.more_rows = rows.len() == limit;
+            for row in rows {
+                self.cursor = row.seq;
+                match Message::decode(&row.message) {
+                    // There is room: `limit` said so.
+                    Ok(message) => drop(self.session.push(row.seq, row.stream, message)),
+                    Err(error) => {
+                        tracing::error!(seq = row.seq, %error, "outbox row is unreadable; it counts as expired");
+                        self.finish_row(row.seq, outbox::expired_one);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a request from somebody in this process.
+    pub(super) fn handle_ask(&mut self, ask: Ask, now: Instant) {
+        let refused = if self.session.is_connected() {
+            RequestError::Busy
+        } else {
+            RequestError::Offline
+        };
+        match self.session.request(ask.message, now) {
+            Ok(id) => {
+                self.waiting.insert(id, ask.reply);
+            }
+            Err(_full) => drop(ask.reply.send(Err(refused))),
+        }
+    }
+
+    /// When something here is due.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let connected = self.session.is_connected();
+        [
+            self.session.poll_timeout(),
+            self.registration.due().filter(|_| connected),
+            self.lease.due().filter(|_| connected),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+}

@@ -1,0 +1,214 @@
+//! Reading the desired state: what Edged is given.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+use wire::body::Reply;
+use wire::message::{Content, Message, Operation, Route};
+use wire::resource::Kind;
+
+use super::objects::{self, Key};
+use super::{Sealer, apply};
+use crate::clock;
+use crate::edged::{DesiredError, DesiredState};
+use crate::hub::HubHandle;
+use crate::store::{Store, StoreError};
+
+/// Clones share everything.
+#[derive(Clone, Debug)]
+pub struct MetaHandle {
+    store: Store,
+    sealer: Arc<Sealer>,
+    node: Arc<str>,
+    generation: watch::Sender<u64>,
+    hub: HubHandle,
+    /// One query a path at a time; the others find its result in the store (protocol C4).
+    asking: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+impl MetaHandle {
+    /// Forgets secrets that this node's key does not open (they are asked for again), and is
+    /// ready. Needs no hub.
+    pub async fn open(
+        store: Store,
+        sealer: Arc<Sealer>,
+        node: &str,
+        hub: HubHandle,
+    ) -> Result<Self, StoreError> {
+        let key = Arc::clone(&sealer);
+        let unreadable = store
+            .write(move |tx| objects::forget_unreadable(tx, &key))
+            .await?;
+        if unreadable > 0 {
+            tracing::warn!(
+                secrets = unreadable,
+                "secrets cannot be opened with this node's key; they will be asked for again"
+            );
+        }
+        Ok(Self {
+            store,
+            sealer,
+            node: node.into(),
+            generation: watch::Sender::new(1),
+            hub,
+            asking: Arc::default(),
+        })
+    }
+
+    /// The sealer, for applying pushes.
+    pub fn sealer(&self) -> Arc<Sealer> {
+        Arc::clone(&self.sealer)
+    }
+
+    /// Tells the readers that something they may care about was committed.
+    pub fn bump(&self) {
+        self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    async fn local(&self, key: Key) -> Result<Option<Vec<u8>>, DesiredError> {
+        let sealer = Arc::clone(&self.sealer);
+        self.store
+            .read(move |tx| objects::get(tx, &sealer, &key))
+            .await
+            .map(|found| found.map(|object| object.json))
+            .map_err(store_error)
+    }
+
+    /// The object from the store, else from the hub. An error is never stored as an object (E1).
+    async fn object<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        human: &'static str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<T>, DesiredError> {
+        let key = Key::new(&kind, namespace, name);
+        if let Some(json) = self.local(key.clone()).await? {
+            return decode(&json).map(Some);
+        }
+        let turn = self.turn(&key);
+        let guard = turn.lock().await;
+        let found = match self.local(key.clone()).await? {
+            Some(json) => Ok(Some(json)),
+            None => self.ask(&key, human).await,
+        };
+        drop(guard);
+        self.end_turn(&key, &turn);
+        found?.map(|json| decode(&json)).transpose()
+    }
+
+    fn turn(&self, key: &Key) -> Arc<tokio::sync::Mutex<()>> {
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(asking.entry(key.path()).or_default())
+    }
+
+    fn end_turn(&self, key: &Key, turn: &Arc<tokio::sync::Mutex<()>>) {
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        // The map's and ours: nobody else waits.
+        if Arc::strong_count(turn) <= 2 {
+            asking.remove(&key.path());
+        }
+    }
+
+    async fn ask(&self, key: &Key, human: &'static str) -> Result<Option<Vec<u8>>, DesiredError> {
+        let unreachable = |reason: String| DesiredError::Unreachable {
+            kind: human,
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            reason,
+        };
+        let now = clock::unix_millis();
+        let route = Route::new("edged", "meta", &Operation::Query, key.path());
+        let id = uuid::Uuid::new_v4().to_string();
+        let message = Message::new(id, now, route, Content::null());
+        let reply = self
+            .hub
+            .request(message)
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
+        match Reply::classify(&reply.content) {
+            Reply::Object(object) => {
+                let json = object.get().as_bytes().to_vec();
+                self.keep(key, &reply).await?;
+                Ok(Some(json))
+            }
+            Reply::Failed(status) if status.reason == "NotFound" || status.code == 404 => Ok(None),
+            Reply::Failed(status) => Err(unreachable(status.message)),
+            Reply::Empty => Ok(None),
+            Reply::Ok | Reply::Text(_) | Reply::UnknownError => {
+                Err(unreachable("the hub's answer is no object".into()))
+            }
+        }
+    }
+
+    async fn keep(&self, key: &Key, reply: &Message) -> Result<(), DesiredError> {
+        let mut push = reply.clone();
+        push.route = Route::new("edgecontroller", "resource", &Operation::Update, key.path());
+        let (sealer, node) = (Arc::clone(&self.sealer), Arc::clone(&self.node));
+        self.store
+            .write(move |tx| apply(tx, &sealer, &node, &push, clock::unix_millis()))
+            .await
+            .map(|_| ())
+            .map_err(store_error)
+    }
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that map_err wants"
+)]
+fn store_error(error: StoreError) -> DesiredError {
+    DesiredError::Store {
+        reason: error.to_string(),
+    }
+}
+
+fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, DesiredError> {
+    serde_json::from_slice(json).map_err(|error| DesiredError::Store {
+        reason: error.to_string(),
+    })
+}
+
+#[async_trait]
+impl DesiredState for MetaHandle {
+    async fn pods(&self) -> Result<Vec<Pod>, DesiredError> {
+        let sealer = Arc::clone(&self.sealer);
+        let objects = self
+            .store
+            .read(move |tx| objects::list(tx, &sealer, &Kind::Pod))
+            .await
+            .map_err(store_error)?;
+        objects
+            .into_iter()
+            .map(|object| {
+                let mut pod: Pod = decode(&object.json)?;
+                // Bodies without metadata members take them from the path (protocol §10.2).
+                let (namespace, name) = (object.key.namespace, object.key.name);
+                pod.metadata.namespace.get_or_insert(namespace);
+                pod.metadata.name.get_or_insert(name);
+                Ok(pod)
+            })
+            .collect()
+    }
+
+    async fn configmap(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<ConfigMap>, DesiredError> {
+        self.object(Kind::ConfigMap, "ConfigMap", namespace, name)
+            .await
+    }
+
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, DesiredError> {
+        self.object(Kind::Secret, "Secret", namespace, name).await
+    }
+
+    fn generation(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+}

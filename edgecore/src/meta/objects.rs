@@ -1,0 +1,196 @@
+//! The `objects` table.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use wire::extension::{Held, Inventory};
+use wire::resource::Kind;
+
+use super::Sealer;
+use crate::store::StoreError;
+
+/// Which object: the parts of its path on the wire. `namespace` is `null` for cluster-scoped ones.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    pub kind: String,
+    pub namespace: String,
+    pub name: String,
+}
+
+impl Key {
+    pub fn new(kind: &Kind, namespace: &str, name: &str) -> Self {
+        Self {
+            kind: kind.as_str().to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    /// `<ns>/<kind>/<name>`
+    pub fn path(&self) -> String {
+        format!("{}/{}/{}", self.namespace, self.kind, self.name)
+    }
+
+    /// Secrets do not lie on the disk in clear text.
+    fn is_sealed(&self) -> bool {
+        self.kind == Kind::Secret.as_str()
+    }
+}
+
+/// A stored object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    pub key: Key,
+    pub uid: String,
+    pub resource_version: String,
+    /// The document, opened.
+    pub json: Vec<u8>,
+}
+
+/// Identity and version of what is stored, without the document.
+pub(super) fn version(tx: &Connection, key: &Key) -> Result<Option<(String, String)>, StoreError> {
+    Ok(tx
+        .prepare_cached(
+            "SELECT uid, resource_version FROM objects WHERE kind=?1 AND namespace=?2 AND name=?3",
+        )?
+        .query_row(params![key.kind, key.namespace, key.name], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?)
+}
+
+pub(super) fn put(tx: &Connection, sealer: &Sealer, object: &Object) -> Result<(), StoreError> {
+    let key = &object.key;
+    let sealed = key.is_sealed();
+    let value = if sealed {
+        sealer
+            .seal(&key.path(), &object.json)
+            .map_err(|error| StoreError::Refused(error.to_string()))?
+    } else {
+        object.json.clone()
+    };
+    tx.prepare_cached(
+        "INSERT INTO objects (kind, namespace, name, uid, resource_version, sealed, value)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+         ON CONFLICT (kind, namespace, name) DO UPDATE SET uid = excluded.uid,
+           resource_version = excluded.resource_version, sealed = excluded.sealed,
+           value = excluded.value",
+    )?
+    .execute(params![
+        key.kind,
+        key.namespace,
+        key.name,
+        object.uid,
+        object.resource_version,
+        sealed,
+        value
+    ])?;
+    Ok(())
+}
+
+pub(super) fn remove(tx: &Connection, key: &Key) -> Result<bool, StoreError> {
+    Ok(tx
+        .prepare_cached("DELETE FROM objects WHERE kind=?1 AND namespace=?2 AND name=?3")?
+        .execute(params![key.kind, key.namespace, key.name])?
+        > 0)
+}
+
+struct Stored {
+    object: Object,
+    sealed: bool,
+}
+
+fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
+    Ok(Stored {
+        object: Object {
+            key: Key {
+                kind: row.get(0)?,
+                namespace: row.get(1)?,
+                name: row.get(2)?,
+            },
+            uid: row.get(3)?,
+            resource_version: row.get(4)?,
+            json: row.get(6)?,
+        },
+        sealed: row.get(5)?,
+    })
+}
+
+const COLUMNS: &str = "kind, namespace, name, uid, resource_version, sealed, value";
+
+/// One object. `None` also for a sealed one that does not open (the key was lost): it counts as
+/// absent and is asked of the hub again.
+pub(super) fn get(
+    tx: &Connection,
+    sealer: &Sealer,
+    key: &Key,
+) -> Result<Option<Object>, StoreError> {
+    let found = tx
+        .prepare_cached(&format!(
+            "SELECT {COLUMNS} FROM objects WHERE kind=?1 AND namespace=?2 AND name=?3"
+        ))?
+        .query_row(params![key.kind, key.namespace, key.name], stored)
+        .optional()?;
+    Ok(found.and_then(|row| open(sealer, row)))
+}
+
+/// Every object of a kind.
+pub(super) fn list(
+    tx: &Connection,
+    sealer: &Sealer,
+    kind: &Kind,
+) -> Result<Vec<Object>, StoreError> {
+    let mut query = tx.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM objects WHERE kind=?1 ORDER BY namespace, name"
+    ))?;
+    let rows = query.query_map([kind.as_str()], stored)?;
+    let mut found = Vec::new();
+    for row in rows {
+        found.extend(open(sealer, row?));
+    }
+    Ok(found)
+}
+
+fn open(sealer: &Sealer, row: Stored) -> Option<Object> {
+    let mut object = row.object;
+    if row.sealed {
+        object.json = sealer.open(&object.key.path(), &object.json).ok()?;
+    }
+    Some(object)
+}
+
+/// Forgets sealed rows that this node's key does not open, so that the inventory does not claim
+/// them and the hub sends them again. Returns how many.
+pub(super) fn forget_unreadable(tx: &Connection, sealer: &Sealer) -> Result<usize, StoreError> {
+    let mut query = tx.prepare(&format!("SELECT {COLUMNS} FROM objects WHERE sealed"))?;
+    let rows: Vec<Stored> = query.query_map([], stored)?.collect::<Result<_, _>>()?;
+    let mut forgotten = 0;
+    for row in rows {
+        let key = row.object.key.clone();
+        if open(sealer, row).is_none() && remove(tx, &key)? {
+            forgotten += 1;
+        }
+    }
+    Ok(forgotten)
+}
+
+/// What the node holds, for the connect message: the hub sends only differences.
+pub fn inventory(tx: &Connection) -> Result<Inventory, StoreError> {
+    let mut query = tx.prepare_cached(
+        "SELECT kind, namespace, name, uid, resource_version FROM objects
+         ORDER BY kind, namespace, name",
+    )?;
+    let rows = query.query_map([], |row| {
+        let key = Key {
+            kind: row.get(0)?,
+            namespace: row.get(1)?,
+            name: row.get(2)?,
+        };
+        Ok(Held {
+            path: key.path(),
+            uid: row.get(3)?,
+            version: row.get(4)?,
+        })
+    })?;
+    Ok(Inventory {
+        objects: rows.collect::<Result<_, _>>()?,
+    })
+}

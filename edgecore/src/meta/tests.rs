@@ -1,0 +1,160 @@
+use serde_json::{Value, json};
+use wire::message::{Content, Message, Operation, Route};
+use wire::resource::Kind;
+
+use super::objects::{self, Key};
+use super::*;
+use crate::store::{Db, StoreError};
+
+fn push(operation: &Operation, path: &str, version: &str, body: &Value) -> Message {
+    let route = Route::new("edgecontroller", "resource", operation, path);
+    Message::new("1", 1, route, Content::json(body).unwrap()).with_resource_version(version)
+}
+
+fn pod(uid: &str, version: &str, node: &str) -> Value {
+    json!({"metadata": {"name": "p", "namespace": "default", "uid": uid, "resourceVersion": version},
+           "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i"}]}})
+}
+
+struct Node {
+    db: Db,
+    sealer: Sealer,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            db: Db::open_in_memory().unwrap(),
+            sealer: Sealer::new(&[7; 32]).unwrap(),
+        }
+    }
+
+    fn apply(&self, message: &Message) -> Result<Applied, StoreError> {
+        apply(self.db.reader(), &self.sealer, "n1", message, 1)
+    }
+
+    fn version(&self) -> Option<String> {
+        let key = Key::new(&Kind::Pod, "default", "p");
+        objects::version(self.db.reader(), &key)
+            .unwrap()
+            .map(|(_, version)| version)
+    }
+}
+
+#[test]
+fn a_push_is_an_upsert_older_versions_and_other_uids_change_nothing() {
+    let node = Node::new();
+    let path = "default/pod/p";
+    for (name, operation, uid, version, changed, stored) in [
+        (
+            "update before insert",
+            Operation::Update,
+            "u1",
+            "10",
+            true,
+            Some("10"),
+        ),
+        (
+            "the same again",
+            Operation::Insert,
+            "u1",
+            "10",
+            false,
+            Some("10"),
+        ),
+        ("older", Operation::Update, "u1", "9", false, Some("10")),
+        ("newer", Operation::Update, "u1", "100", true, Some("100")),
+        (
+            "delete of another uid",
+            Operation::Delete,
+            "u0",
+            "101",
+            false,
+            Some("100"),
+        ),
+        ("recreated", Operation::Insert, "u2", "50", true, Some("50")),
+        ("delete", Operation::Delete, "u2", "", true, None),
+        ("delete again", Operation::Delete, "u2", "", false, None),
+    ] {
+        let message = push(&operation, path, version, &pod(uid, version, "n1"));
+        assert_eq!(node.apply(&message).unwrap().changed, changed, "{name}");
+        assert_eq!(node.version().as_deref(), stored, "{name}");
+    }
+}
+
+#[test]
+fn a_pod_that_is_not_ours_or_not_readable_is_never_stored() {
+    let node = Node::new();
+    let foreign = push(
+        &Operation::Insert,
+        "default/pod/p",
+        "1",
+        &pod("u", "1", "n2"),
+    );
+    assert!(!node.apply(&foreign).unwrap().changed);
+    let broken = push(
+        &Operation::Insert,
+        "default/pod/p",
+        "1",
+        &json!({"metadata": {"uid": "u"}, "spec": {"containers": 5}}),
+    );
+    assert!(matches!(node.apply(&broken), Err(StoreError::Refused(_))));
+    let text = push(
+        &Operation::Insert,
+        "default/pod/p",
+        "1",
+        &json!("no object"),
+    );
+    assert!(node.apply(&text).is_err());
+    assert_eq!(node.version(), None);
+}
+
+#[test]
+fn a_body_may_be_a_string_of_json() {
+    let node = Node::new();
+    let text = pod("u", "3", "n1").to_string();
+    let message = push(&Operation::Insert, "default/pod/p", "", &json!(text));
+    assert!(node.apply(&message).unwrap().changed);
+    assert_eq!(node.version().as_deref(), Some("3"));
+}
+
+#[test]
+fn secrets_are_sealed_and_a_lost_key_forgets_them() {
+    let node = Node::new();
+    let body = json!({"metadata": {"uid": "s"}, "data": {"password": "aHVudGVyMg=="}});
+    let message = push(&Operation::Update, "default/secret/s", "5", &body);
+    assert!(node.apply(&message).unwrap().changed);
+    let tx = node.db.reader();
+    let raw: Vec<u8> = tx
+        .query_row("SELECT value FROM objects", [], |row| row.get(0))
+        .unwrap();
+    assert!(!raw.windows(12).any(|window| window == b"aHVudGVyMg=="));
+    let key = Key::new(&Kind::Secret, "default", "s");
+    let opened = objects::get(tx, &node.sealer, &key).unwrap().unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&opened.json).unwrap(), body);
+
+    let held = inventory(tx).unwrap();
+    assert_eq!(held.objects.len(), 1);
+    assert_eq!(held.objects[0].path, "default/secret/s");
+    assert_eq!(held.objects[0].version, "5");
+
+    let other = Sealer::new(&[8; 32]).unwrap();
+    assert_eq!(objects::get(tx, &other, &key).unwrap(), None);
+    assert_eq!(objects::forget_unreadable(tx, &other).unwrap(), 1);
+    assert!(inventory(tx).unwrap().objects.is_empty());
+}
+
+#[test]
+fn the_router_publishes_to_local_clients() {
+    let node = Node::new();
+    let route = Route::new(
+        "router_eventbus",
+        "user",
+        &Operation::Other("publish".into()),
+        "a/b/c",
+    );
+    let message = Message::new("1", 1, route, Content::string("hello"));
+    let applied = node.apply(&message).unwrap();
+    assert_eq!(applied.publishes[0].topic, "a/b/c");
+    assert_eq!(applied.publishes[0].payload, b"hello");
+}
