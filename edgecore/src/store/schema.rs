@@ -28,9 +28,11 @@ pub(super) const MIGRATIONS: &[&str] = &[
         expired INTEGER NOT NULL DEFAULT 0, evicted INTEGER NOT NULL DEFAULT 0
     ) WITHOUT ROWID;
 
-    -- device twins (DeviceTwin); document is the device-twin crate's own JSON
+    -- device twins (DeviceTwin); document is the device-twin crate's own JSON, recent the prints
+    -- of the last events
     CREATE TABLE devices (
         namespace TEXT NOT NULL, name TEXT NOT NULL, document BLOB NOT NULL,
+        recent BLOB NOT NULL DEFAULT x'',
         PRIMARY KEY (namespace, name)
     ) WITHOUT ROWID;
 

@@ -9,6 +9,7 @@
 
 mod convert;
 mod members;
+mod replay;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,8 @@ use wire::twin::{BaseMessage, ErrorMessage, StateUpdate, TwinMessage, decode, en
 use crate::clock::UnixMillis;
 use crate::outbox;
 use crate::store::StoreError;
+
+use replay::Replay;
 
 pub use members::{
     device_removed, device_upserted, membership, membership_detail_request, set_node,
@@ -110,6 +113,7 @@ fn handle_update(
     to_event: fn(String, convert::Twins) -> Event,
 ) -> Result<Outcome, StoreError> {
     let mut outcome = Outcome::default();
+    let mut replay = None;
     let (event_id, decided) = match decode::<TwinMessage>(payload) {
         Err(error) => {
             tracing::debug!(%device, %error, "twin update not understood");
@@ -117,6 +121,16 @@ fn handle_update(
         }
         Ok(message) => {
             let event_id = message.event_id.clone();
+            replay = Replay::of(tx, &convert::id(device), &event_id, payload)?;
+            if replay.as_ref().is_some_and(Replay::is_repeat) {
+                let nothing = TwinMessage {
+                    event_id,
+                    timestamp: now,
+                    twin: Some(convert::Twins::default()),
+                };
+                outcome.publish(format::twin_result(device), &nothing);
+                return Ok(outcome);
+            }
             let event = match message.twin {
                 Some(twin) => Ok(to_event(message.event_id, twin)),
                 None => Err(Rejected::no_twin()),
@@ -131,8 +145,12 @@ fn handle_update(
         },
         Err(rejected) => Err(rejected),
     };
-    if let Err(rejected) = rejected {
-        outcome.refuse(format::twin_result(device), event_id, rejected, now);
+    match (rejected, replay) {
+        (Err(rejected), _) => {
+            outcome.refuse(format::twin_result(device), event_id, rejected, now);
+        }
+        (Ok(()), Some(replay)) => replay.remember(tx, &convert::id(device))?,
+        (Ok(()), None) => {}
     }
     Ok(outcome)
 }
