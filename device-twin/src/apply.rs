@@ -6,10 +6,11 @@ use crate::delta::delta;
 use crate::device::{Attribute, Device, PROPERTIES_MAX};
 use crate::effect::{DocumentEntry, Effect};
 use crate::error::Rejected;
-use crate::event::{Change, Event, SyncChange, Wanted};
-use crate::twin::{FromCloud, Property, Stamped};
+use crate::event::{Change, Event};
+use crate::twin::{Property, Stamped};
 use crate::value::{Kind, check_name, check_value};
 use crate::version::Version;
+use crate::{sync, wish};
 
 /// States a device may report (KubeEdge `dtmanager/device.go`).
 const STATES: [&str; 5] = ["online", "offline", "ok", "unknown", "unhealthy"];
@@ -31,12 +32,12 @@ pub struct Decision {
 pub fn apply(device: &Device, event: Event, now_ms: i64) -> Result<Decision, Rejected> {
     match event {
         Event::Update { event_id, changes } => update(device, event_id, changes, now_ms),
-        Event::Sync { event_id, changes } => Ok(sync(device, event_id, &changes, now_ms)),
+        Event::Sync { event_id, changes } => Ok(sync::sync(device, event_id, &changes, now_ms)),
         Event::Desired {
             object_uid,
             version,
             values,
-        } => Ok(desired(device, object_uid, version, &values, now_ms)),
+        } => Ok(wish::desired(device, object_uid, version, &values, now_ms)),
         Event::State { state } => state_told(device, state, now_ms),
         Event::Described {
             description,
@@ -158,280 +159,12 @@ fn edge_written(version: Option<Version>) -> Version {
     version.unwrap_or_default().after_edge_write()
 }
 
-fn make_room(device: &Device, name: &str) -> Result<(), Rejected> {
+/// Refuses one property too many.
+pub(crate) fn make_room(device: &Device, name: &str) -> Result<(), Rejected> {
     if device.properties.len() < PROPERTIES_MAX || device.properties.contains_key(name) {
         Ok(())
     } else {
         Err(Rejected::bad("the device has too many properties"))
-    }
-}
-
-/// Spec: device plane 2.5. Never refused as a whole: the edge wins property by property, and the
-/// cloud is told what the edge has.
-fn sync(
-    device: &Device,
-    event_id: String,
-    changes: &BTreeMap<String, SyncChange>,
-    now_ms: i64,
-) -> Decision {
-    let mut next = device.clone();
-    let mut report = BTreeMap::new();
-    for (name, change) in changes {
-        if let Some(local) = sync_property(&mut next, name, change, now_ms) {
-            report.insert(name.clone(), local);
-        }
-    }
-    let entries = document(device, &next, changes.keys());
-    let mut effects = Vec::new();
-    if !entries.is_empty() {
-        effects.push(Effect::Document { event_id, entries });
-    }
-    effects.extend(delta(&next).map(Effect::Delta));
-    if !report.is_empty() {
-        effects.push(Effect::Report { properties: report });
-    }
-    Decision { next, effects }
-}
-
-/// Takes what the version test admits; returns what the cloud must be told instead.
-fn sync_property(
-    next: &mut Device,
-    name: &str,
-    sync: &SyncChange,
-    now_ms: i64,
-) -> Option<Property> {
-    let change = &sync.change;
-    if change.kind.as_deref() == Some("deleted") {
-        return sync_removal(next.properties.get_mut(name)?, sync);
-    }
-    let stored = next.properties.get(name);
-    let has_no_value = change.desired.is_none() && change.reported.is_none();
-    if check_name(name).is_err()
-        || make_room(next, name).is_err()
-        || (stored.is_none() && has_no_value)
-    {
-        return None;
-    }
-    let mut draft = sync_draft(stored, change);
-    for value in [&change.desired, &change.reported].into_iter().flatten() {
-        draft.kind.check(value).ok()?;
-    }
-    let desired = verdict(
-        change.desired.as_ref(),
-        draft.desired_version,
-        sync.desired_version,
-    );
-    let reported = verdict(
-        change.reported.as_ref(),
-        draft.reported_version,
-        sync.reported_version,
-    );
-    let answer = match (desired, reported) {
-        // The remaining part is skipped once one is refused.
-        (Verdict::Refuse, _) => return stored.map(|local| local.parts(true, false)),
-        (_, Verdict::Refuse) => match stored {
-            Some(local) => Some(local.parts(false, true)),
-            None => return None,
-        },
-        (_, _) => None,
-    };
-    let mut is_taken = answer.is_none();
-    if let Verdict::Take(value, version) = desired {
-        take(
-            &mut draft.desired,
-            &mut draft.desired_version,
-            value,
-            version,
-            now_ms,
-        );
-        is_taken = true;
-    }
-    if let Verdict::Take(value, version) = reported {
-        take(
-            &mut draft.reported,
-            &mut draft.reported_version,
-            value,
-            version,
-            now_ms,
-        );
-    }
-    if is_taken {
-        next.properties.insert(name.to_owned(), draft);
-    }
-    answer
-}
-
-/// The property as it would be without its new values: typed, revived if it had been removed.
-fn sync_draft(stored: Option<&Property>, change: &Change) -> Property {
-    let given = Kind::parse(change.kind.as_deref()).ok().flatten();
-    let given = given.unwrap_or(Kind::String);
-    let mut draft = stored.cloned().unwrap_or_else(|| Property::new(given));
-    if draft.is_deleted() || draft.kind == Kind::Unknown {
-        draft.kind = given;
-        draft.optional = true;
-    }
-    draft.optional &= change.optional != Some(false);
-    draft
-}
-
-/// What the version test says about one part.
-#[derive(Clone, Copy)]
-enum Verdict<'a> {
-    NotGiven,
-    Take(&'a str, Version),
-    Refuse,
-}
-
-fn verdict(value: Option<&String>, local: Option<Version>, remote: Option<Version>) -> Verdict<'_> {
-    match (value, remote) {
-        (None, _) => Verdict::NotGiven,
-        (Some(value), Some(remote)) if remote.covers(local.unwrap_or_default()) => {
-            Verdict::Take(value, remote)
-        }
-        (Some(_), _) => Verdict::Refuse,
-    }
-}
-
-/// Removes a property for the cloud if no local version has moved on.
-fn sync_removal(property: &mut Property, sync: &SyncChange) -> Option<Property> {
-    let admits = |local: Option<Version>, remote: Option<Version>| {
-        remote.is_none_or(|remote| remote.covers(local.unwrap_or_default()))
-    };
-    if property.is_deleted() {
-        return None;
-    }
-    if !admits(property.desired_version, sync.desired_version)
-        || !admits(property.reported_version, sync.reported_version)
-    {
-        return Some(property.parts(true, true));
-    }
-    property.delete();
-    None
-}
-
-/// Stores a synced value; the same value under the same version changes nothing.
-fn take(
-    slot: &mut Option<Stamped>,
-    slot_version: &mut Option<Version>,
-    value: &str,
-    version: Version,
-    now_ms: i64,
-) {
-    let is_same =
-        *slot_version == Some(version) && slot.as_ref().is_some_and(|old| old.value == value);
-    if !is_same {
-        *slot = Some(Stamped {
-            value: value.to_owned(),
-            at_ms: now_ms,
-        });
-        *slot_version = Some(version);
-    }
-}
-
-/// Takes the desired values of the cloud's Device object. KubeEdge has no such path: there a
-/// device that speaks only MQTT never learns of a desired value.
-fn desired(
-    device: &Device,
-    object_uid: String,
-    version: i64,
-    values: &BTreeMap<String, Wanted>,
-    now_ms: i64,
-) -> Decision {
-    let mut next = device.clone();
-    let mut report = BTreeMap::new();
-    let mut refused = Vec::new();
-    let is_same_object = next.object_uid == object_uid;
-    let is_stale = |property: &Property| {
-        let seen = property.desired_version.map_or(i64::MIN, |v| v.cloud);
-        is_same_object && version < seen
-    };
-    for (name, wanted) in values {
-        match want(&mut next, name, wanted, version, &is_stale, now_ms) {
-            Ok(Some(parts)) => {
-                report.insert(name.clone(), parts);
-            }
-            Ok(None) => {}
-            Err(rejected) => refused.push(Effect::DesiredRefused {
-                name: name.clone(),
-                reason: rejected.reason,
-            }),
-        }
-    }
-    for (name, property) in &mut next.properties {
-        if !values.contains_key(name) && !is_stale(property) {
-            withdraw(property, version);
-        }
-    }
-    next.object_uid = object_uid;
-    let entries = document(device, &next, next.properties.keys());
-    if entries.is_empty() {
-        let effects = refused;
-        return Decision { next, effects };
-    }
-    let mut effects = vec![Effect::Document {
-        event_id: String::new(),
-        entries,
-    }];
-    effects.extend(delta(&next).map(Effect::Delta));
-    if !report.is_empty() {
-        effects.push(Effect::Report { properties: report });
-    }
-    effects.extend(refused);
-    Decision { next, effects }
-}
-
-/// Sets one desired value unless it is old news; returns what was written.
-fn want(
-    next: &mut Device,
-    name: &str,
-    wanted: &Wanted,
-    version: i64,
-    is_stale: &impl Fn(&Property) -> bool,
-    now_ms: i64,
-) -> Result<Option<Property>, Rejected> {
-    check_name(name)?;
-    make_room(next, name)?;
-    let given = Kind::parse_lenient(wanted.kind.as_deref());
-    let mut property = match next.properties.get(name) {
-        Some(stored) if is_stale(stored) => return Ok(None),
-        Some(stored) => stored.clone(),
-        None => Property::new(given),
-    };
-    let is_known = property.from_cloud.as_ref().map(|c| &c.value) == Some(&wanted.value);
-    if is_known {
-        return Ok(None);
-    }
-    if property.is_deleted() {
-        // Removed locally; a new wish of the cloud brings it back.
-        property.kind = given;
-        property.optional = true;
-    }
-    property.kind.check(&wanted.value)?;
-    property.desired = Some(Stamped {
-        value: wanted.value.clone(),
-        at_ms: now_ms,
-    });
-    let before = property.desired_version.unwrap_or_default();
-    property.desired_version = Some(before.after_cloud_write(version));
-    property.from_cloud = Some(FromCloud {
-        value: wanted.value.clone(),
-        version,
-    });
-    let parts = property.parts(true, false);
-    next.properties.insert(name.to_owned(), property);
-    Ok(Some(parts))
-}
-
-/// Forgets a wish the cloud no longer has; a value set locally since stays.
-fn withdraw(property: &mut Property, version: i64) {
-    let Some(gone) = property.from_cloud.take() else {
-        return;
-    };
-    let is_its = |desired: &Stamped| desired.value == gone.value;
-    if property.desired.as_ref().is_some_and(is_its) {
-        property.desired = None;
-        let before = property.desired_version.unwrap_or_default();
-        property.desired_version = Some(before.after_cloud_write(version));
     }
 }
 
@@ -479,7 +212,7 @@ fn described(
 }
 
 /// The one place that derives a document: properties that `names` lists and that differ.
-fn document<'a>(
+pub(crate) fn document<'a>(
     old: &Device,
     new: &Device,
     names: impl Iterator<Item = &'a String>,

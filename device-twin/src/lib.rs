@@ -32,9 +32,11 @@ mod effect;
 mod error;
 mod event;
 mod membership;
+mod sync;
 mod twin;
 mod value;
 mod version;
+mod wish;
 
 pub use apply::{Decision, apply};
 pub use delta::{Delta, delta};

@@ -509,3 +509,145 @@ fn a_document_of_the_first_release_is_read() {
     assert_eq!(device.properties["temp"].kind, Kind::Int);
     assert_eq!(serde_json::to_string(&device).unwrap(), stored);
 }
+
+fn with_optional(event_id: &str, optional: bool, kind: Option<&str>) -> Event {
+    let change = Change {
+        optional: Some(optional),
+        kind: kind.map(str::to_owned),
+        ..Change::default()
+    };
+    update(event_id, "t", Some(change))
+}
+
+#[test]
+fn a_required_property_stays() {
+    check(vec![
+        row(
+            "new, without a value",
+            with_optional("e1", true, Some("int")),
+            &[
+                "result e1 [t: int want - is -]",
+                "document e1 [t: null -> int want - is -]",
+                "report [t: int want - is -]",
+            ],
+        ),
+        row(
+            "optional again says nothing",
+            with_optional("e2", true, None),
+            &["result e2 []"],
+        ),
+        row(
+            "another type is told, the stored one stays",
+            with_optional("e3", true, Some("string")),
+            &[
+                "result e3 [t: int want - is -]",
+                "report [t: int want - is -]",
+            ],
+        ),
+        row(
+            "becomes required",
+            with_optional("e4", false, None),
+            &[
+                "result e4 [t: int want - is -]",
+                "document e4 [t: int want - is - -> int want - is -]",
+                "report [t: int want - is -]",
+            ],
+        ),
+        row(
+            "never becomes optional again",
+            with_optional("e5", true, None),
+            &["result e5 []"],
+        ),
+        row(
+            "and cannot be removed",
+            update("e6", "t", None),
+            &["result e6 []"],
+        ),
+        row(
+            "an empty desired value is no wish",
+            update("e7", "s", Some(change(Some(""), None, None))),
+            &[
+                "result e7 [s: string want @0.1 is -]",
+                "document e7 [s: null -> string want @0.1 is -]",
+                "report [s: string want @0.1 is -]",
+            ],
+        ),
+    ]);
+}
+
+/// A sync of both parts; `kind` may say `deleted`.
+fn sync_both(optional: bool, kind: &str, desired: Option<i64>, reported: Option<i64>) -> Event {
+    let version = |edge: i64| Version { cloud: 3, edge };
+    let is_removal = kind == "deleted";
+    let change = SyncChange {
+        change: Change {
+            desired: desired.filter(|_| !is_removal).map(|v| v.to_string()),
+            reported: reported.filter(|_| !is_removal).map(|v| v.to_string()),
+            optional: Some(optional),
+            kind: Some(kind.to_owned()),
+        },
+        desired_version: desired.map(version),
+        reported_version: reported.map(version),
+    };
+    Event::Sync {
+        event_id: "c".to_owned(),
+        changes: BTreeMap::from([("t".to_owned(), change)]),
+    }
+}
+
+#[test]
+fn the_cloud_syncs_parts_and_removals() {
+    let device = check(vec![
+        row(
+            "an unknown property is added",
+            sync_both(true, "int", Some(0), Some(2)),
+            &[
+                "document c [t: null -> int want 0@3.0 is 2@3.2]",
+                "delta {\"t\": \"0\"}",
+            ],
+        ),
+        row(
+            "replayed: no document, the delta repeats",
+            sync_both(true, "int", Some(0), Some(2)),
+            &["delta {\"t\": \"0\"}"],
+        ),
+        row(
+            "the first part is taken, the second refused",
+            sync_both(true, "int", Some(1), Some(1)),
+            &[
+                "document c [t: int want 0@3.0 is 2@3.2 -> int want 1@3.1 is 2@3.2]",
+                "delta {\"t\": \"1\"}",
+                "report [t: int want - is 2@3.2]",
+            ],
+        ),
+        row(
+            "a removal that lost the race",
+            sync_both(true, "deleted", Some(0), None),
+            &[
+                "delta {\"t\": \"1\"}",
+                "report [t: int want 1@3.1 is 2@3.2]",
+            ],
+        ),
+        row(
+            "a removal without versions",
+            sync_both(true, "deleted", None, None),
+            &["document c [t: int want 1@3.1 is 2@3.2 -> null]"],
+        ),
+        row(
+            "a stale value does not revive it",
+            sync_both(true, "int", None, Some(1)),
+            &["report [t: deleted want - is -@3.3]"],
+        ),
+        row(
+            "a newer one does, and makes it required",
+            sync_both(false, "string", None, Some(9)),
+            &["document c [t: null -> string want -@3.2 is 9@3.9]"],
+        ),
+        row(
+            "ok counts as online",
+            state("OK"),
+            &["state OK Some(1700000000008)"],
+        ),
+    ]);
+    assert!(!device.properties["t"].optional);
+}
