@@ -71,6 +71,10 @@ pub struct Custom {
     pub storage_version: String,
     /// Name of the CustomResourceDefinition.
     pub definition: String,
+    /// The schema, ready to use.
+    pub schema: crate::crd::Schema,
+    /// How `kubectl get` shows it.
+    pub table: crate::table::TableSpec,
 }
 
 /// One served resource. See kube-api.md §12.1.
@@ -506,9 +510,18 @@ fn custom_defs(definition: &Value) -> Vec<ResourceDef> {
     };
     let served = versions.iter().filter(|v| v["served"] == true);
     served
-        .map(|version| {
+        .filter_map(|version| {
+            let openapi = version.pointer("/schema/openAPIV3Schema");
+            let schema = match crate::crd::Schema::compile(openapi.unwrap_or(&Value::Null)) {
+                Ok(schema) => schema,
+                Err(error) => {
+                    let definition = text(definition, "/metadata/name");
+                    tracing::warn!(definition, %error, "schema is unusable; version is not served");
+                    return None;
+                }
+            };
             let has_status = version.pointer("/subresources/status").is_some();
-            ResourceDef {
+            Some(ResourceDef {
                 gvr: Gvr::new(group, text(version, "/name"), plural),
                 kind: kind.into(),
                 list_kind: or(
@@ -531,11 +544,13 @@ fn custom_defs(definition: &Value) -> Vec<ResourceDef> {
                 deletion: Deletion::Immediate,
                 stored_as: (group.into(), plural.into()),
                 custom: Some(Custom {
+                    schema,
+                    table: crate::table::crd_spec(version),
                     version: (*version).clone(),
                     storage_version: storage_version.into(),
                     definition: text(definition, "/metadata/name").into(),
                 }),
-            }
+            })
         })
         .collect()
 }

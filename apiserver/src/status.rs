@@ -41,6 +41,8 @@ pub enum Reason {
     ServiceUnavailable,
     /// 504
     Timeout,
+    /// 500 without a reason, as kube-apiserver answers to some malformed patches
+    Unclassified,
 }
 
 impl Reason {
@@ -59,7 +61,7 @@ impl Reason {
             Self::UnsupportedMediaType => 415,
             Self::Invalid => 422,
             Self::TooManyRequests => 429,
-            Self::InternalError => 500,
+            Self::InternalError | Self::Unclassified => 500,
             Self::ServiceUnavailable => 503,
             Self::Timeout => 504,
         }
@@ -84,6 +86,7 @@ impl Reason {
             Self::InternalError => "InternalError",
             Self::ServiceUnavailable => "ServiceUnavailable",
             Self::Timeout => "Timeout",
+            Self::Unclassified => "",
         }
     }
 }
@@ -394,8 +397,11 @@ impl ApiError {
     pub fn to_status(&self) -> Value {
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason.as_str(), "code": self.code(),
+            "message": self.message, "code": self.code(),
         });
+        if self.reason != Reason::Unclassified {
+            status["reason"] = self.reason.as_str().into();
+        }
         let mut details = Map::new();
         if let Some(subject) = &self.subject {
             for (key, value) in [

@@ -1,0 +1,96 @@
+//! Questions about oneself: `kubectl auth can-i` and `auth whoami`. Nothing is stored.
+
+use http::{Method, Response};
+use serde_json::{Value, json};
+
+use super::route::ResourcePath;
+use super::{Asked, Body, Service, answer, body};
+use crate::authn::Attributes;
+use crate::pipeline::meta;
+use crate::status::ApiError;
+
+/// The reviews that are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Review {
+    Access,
+    User,
+}
+
+pub(super) fn kind(path: &ResourcePath) -> Option<Review> {
+    match (
+        path.group.as_str(),
+        path.version.as_str(),
+        path.plural.as_str(),
+    ) {
+        ("authorization.k8s.io", "v1", "selfsubjectaccessreviews") => Some(Review::Access),
+        ("authentication.k8s.io", "v1", "selfsubjectreviews") => Some(Review::User),
+        _ => None,
+    }
+}
+
+impl Service {
+    pub(super) async fn review<B>(
+        &self,
+        asked: Asked<B>,
+        review: Review,
+    ) -> Result<Response<Body>, ApiError>
+    where
+        B: hyper::body::Body + Send,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        if asked.method != Method::POST {
+            return Err(ApiError::method_not_allowed());
+        }
+        let content_type = asked.content_type();
+        let user = asked.user;
+        let question = body::options(&content_type, &body::read(asked.body).await?)?;
+        let now = meta::rfc3339(self.api.now());
+        let metadata = json!({"creationTimestamp": now});
+        Ok(match review {
+            Review::User => answer::json(
+                201,
+                &json!({"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1",
+                    "metadata": metadata,
+                    "status": {"userInfo": {"username": user.name, "uid": user.uid,
+                                            "groups": user.groups}}}),
+            ),
+            Review::Access => {
+                let spec = question.get("spec").cloned().unwrap_or(Value::Null);
+                let outcome = self.authorizer.check(&user, &attributes(&spec)?);
+                let mut status = json!({"allowed": outcome.is_ok()});
+                if let Err(refusal) = outcome {
+                    status["reason"] = refusal.message.into();
+                }
+                answer::json(
+                    201,
+                    &json!({"kind": "SelfSubjectAccessReview",
+                        "apiVersion": "authorization.k8s.io/v1", "metadata": metadata,
+                        "spec": spec, "status": status}),
+                )
+            }
+        })
+    }
+}
+
+fn attributes(spec: &Value) -> Result<Attributes<'_>, ApiError> {
+    if spec["nonResourceAttributes"].is_object() {
+        return Ok(Attributes::Path {
+            verb: meta::text(spec, "/nonResourceAttributes/verb"),
+            path: meta::text(spec, "/nonResourceAttributes/path"),
+        });
+    }
+    if !spec["resourceAttributes"].is_object() {
+        return Err(ApiError::bad_request(
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        ));
+    }
+    Ok(Attributes::Resource {
+        verb: meta::text(spec, "/resourceAttributes/verb"),
+        group: meta::text(spec, "/resourceAttributes/group"),
+        resource: meta::text(spec, "/resourceAttributes/resource"),
+        namespace: meta::text(spec, "/resourceAttributes/namespace"),
+        name: meta::text(spec, "/resourceAttributes/name"),
+        fields: "",
+    })
+}
