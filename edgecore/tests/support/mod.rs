@@ -1,14 +1,8 @@
-//! The runtime on a real containerd, a private one that each test starts.
+//! Shared with the end-to-end tests, which own these files.
 
-mod pods;
-mod pull;
-mod registry;
-mod world;
-
-/// Shared with the end-to-end tests, which own these files.
 #[path = "../../../tests/src/containerd.rs"]
 #[expect(unreachable_pub, reason = "public in the crate that owns the file")]
-mod daemon;
+pub(crate) mod containerd;
 #[path = "../../../tests/src/oci.rs"]
 #[expect(unreachable_pub, reason = "public in the crate that owns the file")]
-mod oci;
+pub(crate) mod oci;
