@@ -45,8 +45,9 @@ pub struct BrokerHandle {
 }
 
 impl BrokerHandle {
-    /// Hands a message to the broker without waiting. It is not passed to
-    /// [`Storage::commit`] as an application message: that is for clients' messages.
+    /// Publishes without waiting: routed at once when nothing of it has to be durable, else handed
+    /// to the broker's task. It is not passed to [`Storage::commit`] as an application message:
+    /// that is for clients' messages.
     ///
     /// # Errors
     /// `Full`: try again later; `Stopped` and `Topic`: do not.
@@ -61,13 +62,40 @@ impl BrokerHandle {
             return Err(PublishError::Topic);
         }
         let message = Message::new(topic, payload, qos, retain);
-        self.inlet.try_send(message).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => {
-                self.core.counters.dropped();
-                PublishError::Full
+        let message = match self.route_at_once(message) {
+            Ok(()) => return Ok(()),
+            Err(message) => message,
+        };
+        self.core.inlet_waiting.fetch_add(1, Ordering::AcqRel);
+        self.inlet.try_send(message).map_err(|error| {
+            self.core.inlet_waiting.fetch_sub(1, Ordering::AcqRel);
+            match error {
+                mpsc::error::TrySendError::Full(_) => {
+                    self.core.counters.dropped();
+                    PublishError::Full
+                }
+                mpsc::error::TrySendError::Closed(_) => PublishError::Stopped,
             }
-            mpsc::error::TrySendError::Closed(_) => PublishError::Stopped,
         })
+    }
+
+    /// The message comes back when it needs a commit, or would overtake one that does.
+    fn route_at_once(&self, message: Message) -> Result<(), Message> {
+        if self.core.inlet_waiting.load(Ordering::Acquire) > 0 {
+            return Err(message);
+        }
+        let message = Arc::new(message);
+        let mut ops = Vec::new();
+        let mut router = self.core.router();
+        let plan = router.plan(Arc::clone(&message), NOBODY, Instant::now(), &mut ops);
+        if ops.is_empty() {
+            router.deliver(plan);
+            return Ok(());
+        }
+        router.abandon(&plan);
+        drop(router);
+        drop(plan);
+        Err(Arc::unwrap_or_clone(message))
     }
 
     /// The counters now.
@@ -205,6 +233,7 @@ async fn publish_inlet(
         };
         let Some(message) = message else { return };
         core.publish(&pipeline, message, NOBODY, None).await;
+        core.inlet_waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

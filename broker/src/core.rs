@@ -27,6 +27,8 @@ pub(crate) struct Core {
     storage: Arc<dyn Storage>,
     router: Mutex<Router>,
     commits: AtomicUsize,
+    /// Publishes of the embedding program that wait in the inlet.
+    pub(crate) inlet_waiting: AtomicUsize,
     /// A timer was added.
     pub(crate) timers_changed: Notify,
 }
@@ -46,6 +48,7 @@ impl Core {
             storage,
             router: Mutex::new(router),
             commits: AtomicUsize::new(0),
+            inlet_waiting: AtomicUsize::new(0),
             timers_changed: Notify::new(),
         }
     }

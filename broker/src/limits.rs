@@ -39,8 +39,9 @@ pub const WRITE_STALL_MAX: Duration = Duration::from_secs(30);
 pub const OUTBOX_BYTES: usize = 64 << 10;
 /// Bytes read from a socket before other connections get their turn.
 pub const READ_BYTES: usize = 8 << 10;
-/// Publishes of the embedding program waiting for the broker; full is an error to the caller.
-pub const INLET_MESSAGES_MAX: usize = 1024;
+/// Publishes of the embedding program that need a commit and wait for it; full is an error to the
+/// caller. One group commit of 512 device events can cause three publishes each.
+pub const INLET_MESSAGES_MAX: usize = 2048;
 /// Topic levels; bounds recursion in the subscription tree.
 pub const TOPIC_LEVELS_MAX: usize = 64;
 /// Bytes of a topic name or filter.

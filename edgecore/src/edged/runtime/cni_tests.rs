@@ -1,1 +1,135 @@
+use std::os::unix::fs::PermissionsExt;
 
+use super::*;
+
+/// A plugin that records how it was called and answers with one address.
+fn script(directory: &Path, name: &str, body: &str) {
+    let path = directory.join(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    cni: Cni,
+}
+
+impl Fixture {
+    fn new(second: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| {
+            let path = directory.path().join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            path
+        };
+        let (conf, bin) = (at("conf"), at("bin"));
+        let log = directory.path().join("calls").display().to_string();
+        let record = format!(
+            "printf '%s %s %s\\n' \"$CNI_COMMAND\" \"$0\" \"$CNI_IFNAME\" >> {log}\ncat >> {log}.$CNI_COMMAND"
+        );
+        let answer = r#"echo '{"cniVersion":"0.4.0","ips":[{"address":"10.1.2.3/24"}]}'"#;
+        script(&bin, "first", &format!("{record}\n{answer}"));
+        script(&bin, "second", &format!("{record}\n{second}\n{answer}"));
+        std::fs::write(
+            conf.join("10-test.conflist"),
+            r#"{"cniVersion":"0.4.0","name":"net","plugins":[{"type":"first"},
+                {"type":"second","capabilities":{"portMappings":true}}]}"#,
+        )
+        .unwrap();
+        let cni = Cni::new(conf, vec![bin], directory.path().join("state"));
+        Self { directory, cni }
+    }
+
+    fn attachment(&self) -> Attachment {
+        Attachment {
+            pod_uid: "u1".to_owned(),
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+            netns: self.directory.path().to_owned(),
+            port_mappings: vec![(8080, 80, "tcp".to_owned(), String::new())],
+        }
+    }
+
+    fn calls(&self) -> Vec<String> {
+        std::fs::read_to_string(self.directory.path().join("calls"))
+            .unwrap_or_default()
+            .lines()
+            .map(|line| {
+                let mut words = line.split(' ');
+                let command = words.next().unwrap();
+                let plugin = words.next().unwrap().rsplit('/').next().unwrap();
+                assert_eq!(words.next(), Some("eth0"));
+                format!("{command} {plugin}")
+            })
+            .collect()
+    }
+}
+
+#[tokio::test]
+async fn add_walks_forward_and_del_back() {
+    let fixture = Fixture::new("");
+    assert_eq!(fixture.cni.status(), Ok(()));
+    let ips = fixture.cni.add(&fixture.attachment()).await.unwrap();
+    assert_eq!(ips, ["10.1.2.3"]);
+    let input = std::fs::read_to_string(fixture.directory.path().join("calls.ADD")).unwrap();
+    let mut inputs = serde_json::Deserializer::from_str(&input).into_iter::<Value>();
+    let (first, second) = (
+        inputs.next().unwrap().unwrap(),
+        inputs.next().unwrap().unwrap(),
+    );
+    assert!(first.get("prevResult").is_none() && first.get("runtimeConfig").is_none());
+    assert_eq!(second["prevResult"]["ips"][0]["address"], "10.1.2.3/24");
+    assert_eq!(second["runtimeConfig"]["portMappings"][0]["hostPort"], 8080);
+    assert!(second.get("capabilities").is_none());
+
+    // The configuration is gone and we have restarted: what was cached undoes it.
+    std::fs::remove_dir_all(fixture.directory.path().join("conf")).unwrap();
+    fixture.cni.clone().del("u1").await.unwrap();
+    assert_eq!(
+        fixture.calls(),
+        ["ADD first", "ADD second", "DEL second", "DEL first"]
+    );
+    fixture.cni.del("u1").await.unwrap();
+    assert_eq!(fixture.calls().len(), 4, "nothing cached, nothing done");
+}
+
+#[tokio::test]
+async fn a_failed_add_is_undone_and_says_why() {
+    let refuse = r#"[ "$CNI_COMMAND" = DEL ] || { echo '{"code":7,"msg":"no address","details":"range full"}'; exit 1; }"#;
+    let fixture = Fixture::new(refuse);
+    let error = fixture.cni.add(&fixture.attachment()).await.unwrap_err();
+    assert_eq!(error.to_string(), "plugin `second`: no address range full");
+    assert_eq!(
+        fixture.calls(),
+        ["ADD first", "ADD second", "DEL second", "DEL first"]
+    );
+}
+
+#[test]
+fn missing_plugins_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let empty = directory.path().to_owned();
+    let cni = Cni::new(empty.clone(), vec![empty.clone()], empty.join("state"));
+    let reason = cni.status().unwrap_err();
+    assert!(reason.contains("`bridge`"), "{reason}");
+}
+
+#[test]
+fn built_in_network_avoids_routes_of_others() {
+    let routes = "Iface\tDestination\tGateway\ndocker0\t0007580A\t00000000\nedgex\t0009580A\t0\n";
+    assert_eq!(free_subnet(routes, "edgex", 7), 8);
+    assert_eq!(free_subnet(routes, "edgex", 9), 9, "our own bridge's route");
+    assert_eq!(free_subnet("", "edgex", 255), 255);
+}
+
+#[test]
+fn a_single_conf_becomes_a_list() {
+    let list =
+        as_conflist(json!({ "cniVersion": "0.3.1", "name": "n", "type": "bridge" })).unwrap();
+    assert_eq!(list["name"], "n");
+    assert_eq!(
+        plugins(&list).map(plugin_type).collect::<Vec<_>>(),
+        ["bridge"]
+    );
+    assert!(as_conflist(json!({ "plugins": [] })).is_none());
+}

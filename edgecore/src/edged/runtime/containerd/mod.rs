@@ -441,8 +441,7 @@ impl Runtime for ContainerdRuntime {
             task::create_record(&self.daemon, &launch).await?;
         }
         if let Err(error) = task::launch(&self.daemon, &launch).await {
-            let removed = task::delete(&self.daemon, &self.config.snapshotter, &id).await;
-            if let Err(leftover) = removed {
+            if let Err(leftover) = self.remove(&id).await {
                 tracing::debug!(error = %leftover, id, "broken container left to the next start");
             }
             return Err(error);

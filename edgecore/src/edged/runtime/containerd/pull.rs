@@ -81,6 +81,10 @@ impl Remote {
                 data: pem.clone(),
             })
             .collect();
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            // Lost only to somebody who installed one at the same moment: then one is there.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
         let client = Client::new(ClientConfig {
             protocol: ClientProtocol::HttpsExcept(plain),
             platform_resolver: None,

@@ -560,7 +560,10 @@ fn identity(
     image: &ImageDefaults,
     users: &UserDatabase,
 ) -> Result<Identity, SpecError> {
-    let asked = container.run_as_user.map(|uid| uid.to_string());
+    let asked = match container.run_as_user {
+        Some(uid) => Some(id(uid)?.to_string()),
+        None => None,
+    };
     let (user, group) = match (&asked, image.user.split_once(':')) {
         (Some(uid), _) => (uid.as_str(), None),
         (None, Some((user, group))) => (user, Some(group)),

@@ -1,1 +1,306 @@
+use super::*;
 
+fn container() -> ContainerSpec {
+    ContainerSpec {
+        pod_uid: "0f1e2d3c-0000-4000-8000-0123456789ab".to_owned(),
+        name: "main".to_owned(),
+        cgroup_parent: "/edgepods/burstable/pod0f1e2d3c".to_owned(),
+        args: vec!["--port".to_owned(), "80".to_owned()],
+        env: vec![("MODE".to_owned(), "edge".to_owned())],
+        mounts: vec![Mount {
+            source: "/var/lib/edgecore/pods/x/volumes/data".into(),
+            target: "/data".into(),
+            read_only: true,
+            propagation: "rslave".to_owned(),
+        }],
+        resources: Resources {
+            cpu_shares: Some(102),
+            cpu_quota_us: Some(20_000),
+            memory_limit_bytes: Some(64 << 20),
+            pids_limit: Some(100),
+            oom_score_adj: Some(-997),
+        },
+        add_capabilities: vec!["NET_ADMIN".to_owned()],
+        drop_capabilities: vec!["mknod".to_owned()],
+        supplemental_groups: vec![2000],
+        ..ContainerSpec::default()
+    }
+}
+
+fn image() -> ImageDefaults {
+    ImageDefaults {
+        user: "guest".to_owned(),
+        env: vec![
+            "PATH=/bin".to_owned(),
+            "MODE=image".to_owned(),
+            "LANG=C".to_owned(),
+        ],
+        entrypoint: vec!["/bin/httpd".to_owned()],
+        cmd: vec!["-f".to_owned()],
+        working_dir: "/srv".to_owned(),
+        stop_signal: String::new(),
+    }
+}
+
+fn users() -> UserDatabase {
+    UserDatabase {
+        passwd: "root:x:0:0:root:/root:/bin/sh\nguest:x:405:100:guest:/home/guest:/bin/sh\n"
+            .to_owned(),
+        group: "root:x:0:\nwheel:x:10:admin,guest\nusers:x:100:\n".to_owned(),
+    }
+}
+
+fn paths() -> PodPaths {
+    let pod = PathBuf::from("/run/edgecore/pods/u");
+    PodPaths {
+        net_ns: Some(pod.join("ns/net")),
+        uts_ns: Some(pod.join("ns/uts")),
+        ipc_ns: Some(pod.join("ns/ipc")),
+        shm: Some(pod.join("shm")),
+        hostname: "web-0".to_owned(),
+        files: vec![Mount {
+            source: pod.join("hosts"),
+            target: "/etc/hosts".into(),
+            ..Mount::default()
+        }],
+    }
+}
+
+fn host() -> HostFacts {
+    HostFacts {
+        cgroup_v2: false,
+        has_memory: true,
+        has_cpu: true,
+        has_pids: true,
+        ..HostFacts::default()
+    }
+}
+
+fn built(container: &ContainerSpec, image: &ImageDefaults, host: &HostFacts) -> Value {
+    let spec = build(container, image, &users(), &paths(), host).unwrap();
+    serde_json::to_value(spec).unwrap()
+}
+
+/// The whole document, as it was read once by a person and run by runc. `BLESS=1` rewrites it.
+#[test]
+fn golden() {
+    let mut found = built(&container(), &image(), &host());
+    for set in ["bounding", "effective", "permitted"] {
+        // A set in the typed spec: its order means nothing and differs from run to run.
+        let names = found["process"]["capabilities"][set]
+            .as_array_mut()
+            .unwrap();
+        names.sort_by_key(|name| name.as_str().unwrap().to_owned());
+    }
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/src/edged/runtime/containerd/spec_golden.json"
+    );
+    if std::env::var("BLESS").is_ok() {
+        std::fs::write(path, serde_json::to_string_pretty(&found).unwrap() + "\n").unwrap();
+    }
+    let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(found, golden);
+}
+
+#[test]
+fn command_and_args_over_entrypoint_and_cmd() {
+    let words = |text: &str| {
+        text.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    for (command, args, expected) in [
+        ("", "", Ok("/bin/httpd -f")),
+        ("", "a b", Ok("/bin/httpd a b")),
+        ("c", "", Ok("c")),
+        ("c", "a", Ok("c a")),
+    ] {
+        let asked = ContainerSpec {
+            command: words(command),
+            args: words(args),
+            ..ContainerSpec::default()
+        };
+        assert_eq!(
+            arguments(&asked, &image()),
+            expected.map(words),
+            "{command}|{args}"
+        );
+    }
+    let nothing = arguments(&ContainerSpec::default(), &ImageDefaults::default());
+    assert_eq!(nothing, Err(SpecError::NoCommand));
+}
+
+#[test]
+fn users_and_groups() {
+    let who = |user: &str, uid: Option<i64>, gid: Option<i64>| {
+        let asked = ContainerSpec {
+            run_as_user: uid,
+            run_as_group: gid,
+            ..ContainerSpec::default()
+        };
+        let image = ImageDefaults {
+            user: user.to_owned(),
+            ..ImageDefaults::default()
+        };
+        identity(&asked, &image, &users()).map(|i| (i.uid, i.gid, i.groups, i.home))
+    };
+    let ok =
+        |uid, gid, groups: &[u32], home: &str| Ok((uid, gid, groups.to_vec(), home.to_owned()));
+    for (user, uid, gid, expected) in [
+        ("", None, None, ok(0, 0, &[], "/root")),
+        ("guest", None, None, ok(405, 100, &[10], "/home/guest")),
+        ("405", None, None, ok(405, 100, &[10], "/home/guest")),
+        ("guest:wheel", None, None, ok(405, 10, &[10], "/home/guest")),
+        ("1234", None, None, ok(1234, 0, &[], "/")),
+        ("1234:5678", None, None, ok(1234, 5678, &[], "/")),
+        ("guest", Some(0), None, ok(0, 0, &[], "/root")),
+        ("guest", Some(77), Some(88), ok(77, 88, &[], "/")),
+        (
+            "nobody",
+            None,
+            None,
+            Err(SpecError::NoUser("nobody".to_owned())),
+        ),
+        (
+            "0:nogroup",
+            None,
+            None,
+            Err(SpecError::NoGroup("nogroup".to_owned())),
+        ),
+        ("", Some(-1), None, Err(SpecError::BadId(-1))),
+    ] {
+        assert_eq!(who(user, uid, gid), expected, "{user} {uid:?} {gid:?}");
+    }
+}
+
+#[test]
+fn capability_rules() {
+    let set = |privileged: bool, add: &[&str], drop: &[&str]| {
+        let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+        capabilities(&ContainerSpec {
+            privileged,
+            add_capabilities: owned(add),
+            drop_capabilities: owned(drop),
+            ..ContainerSpec::default()
+        })
+    };
+    assert_eq!(set(false, &[], &[]).unwrap(), DEFAULT_CAPABILITIES);
+    assert_eq!(set(true, &[], &["ALL"]).unwrap().len(), 41);
+    assert_eq!(set(false, &["ALL"], &["CAP_BPF"]).unwrap().len(), 40);
+    assert_eq!(
+        set(false, &["NET_ADMIN"], &["ALL"]).unwrap(),
+        ["CAP_NET_ADMIN"]
+    );
+    assert!(
+        !set(false, &[], &["cap_kill"])
+            .unwrap()
+            .contains(&"CAP_KILL")
+    );
+    assert_eq!(
+        set(false, &["FLY"], &[]),
+        Err(SpecError::BadCapability("FLY".to_owned()))
+    );
+}
+
+#[test]
+fn a_host_without_rights_or_controllers_gives_less_but_runs() {
+    let poor = HostFacts {
+        oom_score_adj_min: Some(0),
+        capability_bounds: Some(1),
+        ..HostFacts::default()
+    };
+    let spec = built(&container(), &image(), &poor);
+    assert_eq!(spec["process"]["oomScoreAdj"], json!(0));
+    assert_eq!(
+        spec["process"]["capabilities"]["bounding"],
+        json!(["CAP_CHOWN"])
+    );
+    assert!(spec["process"].get("rlimits").is_none());
+    let resources = &spec["linux"]["resources"];
+    for limit in ["memory", "cpu", "pids"] {
+        assert!(resources.get(limit).is_none(), "{limit}");
+    }
+    assert_eq!(
+        dropped_limits(&container().resources, &poor),
+        ["memory", "cpu", "pids"]
+    );
+    let rich = built(&container(), &image(), &host());
+    assert_eq!(rich["process"]["oomScoreAdj"], json!(-997));
+}
+
+#[test]
+fn the_pods_own_mounts_win_and_deeper_ones_come_later() {
+    let bind = |target: &str| Mount {
+        source: "/src".into(),
+        target: target.into(),
+        ..Mount::default()
+    };
+    let asked = ContainerSpec {
+        mounts: vec![
+            bind("/a/b"),
+            bind("/a"),
+            bind("/etc/hosts"),
+            bind("/dev/shm"),
+        ],
+        ..container()
+    };
+    let spec = built(&asked, &image(), &host());
+    let all = spec["mounts"].as_array().unwrap();
+    let place = |target: &str| {
+        let at: Vec<usize> = (0..all.len())
+            .filter(|i| all[*i]["destination"] == json!(target))
+            .collect();
+        assert_eq!(at.len(), 1, "{target}");
+        at[0]
+    };
+    assert!(place("/a") < place("/a/b"));
+    for target in ["/etc/hosts", "/dev/shm"] {
+        assert_eq!(all[place(target)]["source"], json!("/src"));
+    }
+    let relative = ContainerSpec {
+        mounts: vec![bind("data")],
+        ..container()
+    };
+    assert_eq!(
+        build(&relative, &image(), &users(), &paths(), &host()),
+        Err(SpecError::RelativePath("data".to_owned()))
+    );
+}
+
+#[test]
+fn privileged_sees_the_hosts_devices_and_nothing_masked() {
+    let asked = ContainerSpec {
+        privileged: true,
+        ..container()
+    };
+    let with_device = HostFacts {
+        devices: vec![HostDevice {
+            path: "/dev/ttyS0".into(),
+            is_block: false,
+            major: 4,
+            minor: 64,
+            mode: 0o020_660,
+        }],
+        ..host()
+    };
+    let spec = built(&asked, &image(), &with_device);
+    assert_eq!(spec["linux"]["devices"][0]["path"], json!("/dev/ttyS0"));
+    assert_eq!(
+        spec["linux"]["resources"]["devices"][0]["allow"],
+        json!(true)
+    );
+    let masked = spec["linux"].get("maskedPaths");
+    assert!(masked.is_none_or(|paths| paths.as_array().unwrap().is_empty()));
+}
+
+#[test]
+fn host_namespaces_are_left_out() {
+    let asked = ContainerSpec {
+        host_pid: true,
+        ..container()
+    };
+    let spec = build(&asked, &image(), &users(), &PodPaths::default(), &host()).unwrap();
+    let spec = serde_json::to_value(spec).unwrap();
+    assert_eq!(spec["linux"]["namespaces"], json!([{ "type": "mount" }]));
+}

@@ -1,8 +1,14 @@
-//! Shared with the end-to-end tests, which own these files.
+//! The runtime on a real containerd, a private one that each test starts.
 
+mod pods;
+mod pull;
+mod registry;
+mod world;
+
+/// Shared with the end-to-end tests, which own these files.
 #[path = "../../../tests/src/containerd.rs"]
 #[expect(unreachable_pub, reason = "public in the crate that owns the file")]
-pub(crate) mod containerd;
+mod daemon;
 #[path = "../../../tests/src/oci.rs"]
 #[expect(unreachable_pub, reason = "public in the crate that owns the file")]
-pub(crate) mod oci;
+mod oci;

@@ -1,45 +1,51 @@
-//! The runtime on a real containerd, a private one that the test starts.
+//! A private daemon, a runtime on it, and what a test asks of both.
 
-#![expect(clippy::print_stderr, reason = "a skipped test says so")]
-
-mod support;
-
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use edgecore::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
-use edgecore::edged::runtime::{
-    Container, ContainerSpec, ContainerState, Runtime, RuntimeError, SandboxSpec,
-};
-use support::containerd::PrivateContainerd;
-use support::oci::{ImageSpec, write_archive};
+use edgecore::edged::runtime::{Container, ContainerSpec, ContainerState, Runtime, SandboxSpec};
 
-const IMAGE: &str = "docker.io/library/busybox:test";
+use crate::daemon::PrivateContainerd;
+use crate::oci::{ImageSpec, write_archive};
+
+/// What a person running the tests should see.
+#[expect(
+    clippy::print_stderr,
+    reason = "a skipped test and a measured figure say so"
+)]
+pub(crate) fn note(text: &str) {
+    eprintln!("{text}");
+}
+
+pub(crate) const IMAGE: &str = "docker.io/library/busybox:test";
 /// Longest that anything here may take; a wait that reaches it fails.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One daemon, one runtime, everything under one directory.
-struct World {
-    daemon: PrivateContainerd,
-    runtime: Arc<ContainerdRuntime>,
-    config: ContainerdConfig,
-    directory: tempfile::TempDir,
+pub(crate) struct World {
+    pub(crate) daemon: PrivateContainerd,
+    pub(crate) runtime: Arc<ContainerdRuntime>,
+    pub(crate) config: ContainerdConfig,
+    pub(crate) directory: tempfile::TempDir,
 }
 
 /// `None`, said aloud, where containerd is absent; a failure where it is required.
-fn skipped(test: &str) -> bool {
-    let Some(reason) = support::containerd::missing() else {
+pub(crate) fn skipped(test: &str) -> bool {
+    let Some(reason) = crate::daemon::missing() else {
         return false;
     };
     let required = std::env::var("OUTPOST_REQUIRE_NEIGHBOURS").is_ok_and(|value| value == "1");
     assert!(!required, "{test}: {reason}");
-    eprintln!("SKIPPED {test}: {reason}");
+    note(&format!("SKIPPED {test}: {reason}"));
     true
 }
 
 impl World {
-    async fn new() -> Self {
+    /// A daemon without images.
+    pub(crate) fn empty() -> Self {
         let directory = tempfile::Builder::new().prefix("ed").tempdir().unwrap();
         let daemon = PrivateContainerd::start(directory.path()).unwrap();
         let config = ContainerdConfig {
@@ -52,12 +58,17 @@ impl World {
             ..ContainerdConfig::default()
         };
         let runtime = ContainerdRuntime::connect(config.clone()).unwrap();
-        let world = Self {
+        Self {
             daemon,
             runtime,
             config,
             directory,
-        };
+        }
+    }
+
+    /// A daemon that holds [`IMAGE`].
+    pub(crate) async fn new() -> Self {
+        let world = Self::empty();
         let archive = world.directory.path().join("busybox.tar");
         write_archive(&ImageSpec::busybox(IMAGE), &archive).unwrap();
         let images = world.runtime.import_archive(&archive, None).await.unwrap();
@@ -65,7 +76,7 @@ impl World {
         world
     }
 
-    fn pod(&self) -> SandboxSpec {
+    pub(crate) fn pod(&self) -> SandboxSpec {
         let uid = uuid::Uuid::new_v4().to_string();
         SandboxSpec {
             cgroup_parent: format!("/edgepods-test/pod{uid}"),
@@ -77,7 +88,7 @@ impl World {
         }
     }
 
-    fn container(&self, pod: &SandboxSpec, name: &str, script: &str) -> ContainerSpec {
+    pub(crate) fn container(&self, pod: &SandboxSpec, name: &str, script: &str) -> ContainerSpec {
         ContainerSpec {
             pod_uid: pod.pod_uid.clone(),
             pod_namespace: pod.namespace.clone(),
@@ -100,7 +111,11 @@ impl World {
     }
 
     /// Waits, woken by the runtime's own changes, until the container is in a wanted state.
-    async fn until(&self, id: &str, wanted: impl Fn(&ContainerState) -> bool) -> Container {
+    pub(crate) async fn until(
+        &self,
+        id: &str,
+        wanted: impl Fn(&ContainerState) -> bool,
+    ) -> Container {
         let mut changes = self.runtime.changes();
         let waiting = async {
             loop {
@@ -119,7 +134,7 @@ impl World {
             .unwrap_or_else(|_| panic!("container {id} did not get there"))
     }
 
-    async fn exited(&self, id: &str) -> (i32, Container) {
+    pub(crate) async fn exited(&self, id: &str) -> (i32, Container) {
         let found = self
             .until(id, |state| matches!(state, ContainerState::Exited { .. }))
             .await;
@@ -130,7 +145,7 @@ impl World {
     }
 
     /// Lines of a finished container's log: `(stream, text)`.
-    async fn log(&self, spec: &ContainerSpec) -> Vec<(String, String)> {
+    pub(crate) async fn log(&self, spec: &ContainerSpec) -> Vec<(String, String)> {
         std::fs::read_to_string(&spec.log_path)
             .unwrap()
             .lines()
@@ -145,7 +160,8 @@ impl World {
             .collect()
     }
 
-    async fn clean(&self, pod: &SandboxSpec) {
+    /// Kills and removes what is left of a pod.
+    pub(crate) async fn clean(&self, pod: &SandboxSpec) {
         for container in self.runtime.containers().await.unwrap() {
             if container.pod_uid == pod.pod_uid {
                 self.runtime.kill(&container.id).await.unwrap();
@@ -158,54 +174,75 @@ impl World {
         }
         self.runtime.remove_sandbox(&pod.pod_uid).await.unwrap();
     }
+
+    pub(crate) fn ctr(&self, arguments: &[&str]) -> String {
+        let output = Command::new("ctr")
+            .arg("-a")
+            .arg(self.daemon.address())
+            .args(["-n", &self.config.namespace])
+            .args(arguments)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Everything a pod may leave behind, by kind.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut note = |kind: &str, text: String| {
+            let lines = text.lines().filter(|line| !line.trim().is_empty());
+            found.extend(lines.map(|line| format!("{kind}: {line}")));
+        };
+        note("container", self.ctr(&["containers", "ls", "-q"]));
+        note("task", self.ctr(&["tasks", "ls", "-q"]));
+        let snapshots = self.ctr(&["snapshots", "ls"]);
+        let active = snapshots.lines().filter(|line| line.contains("Active"));
+        note("snapshot", active.collect::<Vec<_>>().join("\n"));
+        let leases = self.ctr(&["leases", "ls", "-q"]);
+        note("lease", leases);
+        note("mount", self.mounts(&self.config.state_dir).join("\n"));
+        for directory in ["pods", "log", "cni/results", "cni/ipam/edgecore"] {
+            let listed: Vec<String> = std::fs::read_dir(self.config.state_dir.join(directory))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                // host-local's own bookkeeping
+                .filter(|name| name != "lock" && !name.starts_with("last_reserved_ip"))
+                .collect();
+            note(directory, listed.join("\n"));
+        }
+        found
+    }
+
+    fn mounts(&self, under: &Path) -> Vec<String> {
+        std::fs::read_to_string("/proc/mounts")
+            .unwrap()
+            .lines()
+            .filter_map(|line| line.split(' ').nth(1))
+            .filter(|point| Path::new(point).starts_with(under))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn bridge(&self) -> Option<String> {
+        let text = std::fs::read(self.config.state_dir.join("cni/builtin.conflist")).ok()?;
+        let list: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        Some(list["plugins"][0]["bridge"].as_str()?.to_owned())
+    }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pod_runs_logs_exits_and_leaves_nothing() {
-    if skipped("a_pod_runs_logs_exits_and_leaves_nothing") {
-        return;
+impl Drop for World {
+    /// A test that failed midway must not leave processes, mounts or a bridge on the host.
+    fn drop(&mut self) {
+        for id in self.ctr(&["tasks", "ls", "-q"]).split_whitespace() {
+            self.ctr(&["tasks", "rm", "-f", id]);
+        }
+        for point in self.mounts(self.directory.path()).iter().rev() {
+            let _ = rustix::mount::unmount(point.as_str(), rustix::mount::UnmountFlags::DETACH);
+        }
+        if let Some(bridge) = self.bridge() {
+            let _ = Command::new("ip").args(["link", "del", &bridge]).output();
+        }
     }
-    let world = World::new().await;
-    let pod = world.pod();
-    let began = Instant::now();
-    let sandbox = world.runtime.ensure_sandbox(&pod).await.unwrap();
-    eprintln!("sandbox with network: {:?}", began.elapsed());
-    assert_eq!(sandbox.ips.len(), 1);
-    assert_eq!(world.runtime.ensure_sandbox(&pod).await.unwrap(), sandbox);
-
-    let script = "echo out; echo err >&2; hostname; cat /proc/net/dev | grep -c eth0; exit 7";
-    let spec = world.container(&pod, "main", script);
-    let began = Instant::now();
-    let id = world.runtime.start(&spec).await.unwrap();
-    eprintln!("start: {:?}", began.elapsed());
-    let (code, container) = world.exited(&id).await;
-    assert_eq!(code, 7);
-    assert_eq!((container.name.as_str(), container.attempt), ("main", 0));
-    assert_eq!(container.spec_hash, "h1");
-    assert!(
-        container
-            .image_id
-            .starts_with("docker.io/library/busybox@sha256:")
-    );
-    assert_eq!(
-        world.runtime.start(&spec).await.unwrap(),
-        id,
-        "started once"
-    );
-
-    world.runtime.remove(&id).await.unwrap();
-    world.runtime.remove(&id).await.unwrap();
-    let mut lines = world.log(&spec).await;
-    lines.sort();
-    let expect = |stream: &str, text: &str| (stream.to_owned(), text.to_owned());
-    assert_eq!(
-        lines,
-        [
-            expect("stderr", "err"),
-            expect("stdout", "1"),
-            expect("stdout", "out"),
-            expect("stdout", "web-0"),
-        ]
-    );
-    world.clean(&pod).await;
 }

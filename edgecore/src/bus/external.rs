@@ -1,0 +1,339 @@
+//! An external broker (KubeEdge's mqttMode 1 and 2), as a client of it.
+//!
+//! Persistent session and manual acknowledgements: a message of a device is acknowledged to that
+//! broker after our commit; one that could not be committed is not, and the connection is made
+//! anew so that the broker sends it again. The promise is weaker than the broker's inside: what
+//! the external broker acknowledges to the device is that broker's business.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rumqttc::{
+    AsyncClient, Event, EventLoop, MqttOptions, Packet, Publish, QoS, SubscribeFilter,
+    TlsConfiguration, Transport,
+};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use wire::topic::FILTERS;
+
+use super::{BusError, BusHandle, Counters, dispatch, inbound, storage::after_commit};
+use crate::clock;
+use crate::config::BusConfig;
+use crate::hub::backoff::Backoff;
+use crate::hub::tls::{Floor, mutual};
+use crate::store::{Store, StoreError};
+use crate::twin::LocalPublish;
+
+/// Results waiting for the external broker; full drops and counts (the bus's answer).
+const OUTLET_MESSAGES_MAX: usize = 1024;
+/// Messages taken from the broker and not acknowledged; beyond it the socket is not read.
+const UNACKNOWLEDGED_MAX: usize = 256;
+/// rumqttc's own queue between its two halves.
+const REQUESTS_MAX: usize = 64;
+/// Largest packet, both ways; the broker inside has the same.
+const PACKET_BYTES_MAX: usize = 256 << 10;
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// Pause before a busy store is asked again.
+const BUSY_RETRY: Duration = Duration::from_millis(2);
+
+enum Command {
+    Publish(LocalPublish),
+    /// The commit stands. Void when the connection it came by (a number) is gone.
+    Acknowledge {
+        publish: Publish,
+        connection: u64,
+    },
+}
+
+/// The sending side for results.
+#[derive(Clone, Debug)]
+pub(super) struct Outlet(mpsc::Sender<Command>);
+
+impl Outlet {
+    /// Whether there was room.
+    pub(super) fn publish(&self, publish: LocalPublish) -> bool {
+        self.0.try_send(Command::Publish(publish)).is_ok()
+    }
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Publish(publish) => f.debug_tuple("Publish").field(&publish.topic).finish(),
+            Self::Acknowledge { publish, .. } => {
+                f.debug_tuple("Acknowledge").field(&publish.pkid).finish()
+            }
+        }
+    }
+}
+
+/// What the connection, the commits and the sender know together.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Number of the connection; rises with each.
+    connection: AtomicU64,
+    unacknowledged: AtomicUsize,
+    /// Room again, or a failed commit.
+    changed: Notify,
+    /// Number of a connection that has to be made anew because a commit failed on it.
+    failed: AtomicU64,
+}
+
+pub(super) struct External {
+    options: MqttOptions,
+    commands: mpsc::Receiver<Command>,
+    outlet: Outlet,
+    counters: Arc<Counters>,
+}
+
+impl External {
+    pub(super) fn new(config: &BusConfig, counters: Arc<Counters>) -> Result<Self, BusError> {
+        let (sender, commands) = mpsc::channel(OUTLET_MESSAGES_MAX + UNACKNOWLEDGED_MAX);
+        Ok(Self {
+            options: options(config)?,
+            commands,
+            outlet: Outlet(sender),
+            counters,
+        })
+    }
+
+    pub(super) fn outlet(&self) -> Outlet {
+        self.outlet.clone()
+    }
+
+    /// Runs until `stop`.
+    pub(super) async fn run(
+        self,
+        store: Store,
+        handle: BusHandle,
+        link_wake: Arc<Notify>,
+        stop: CancellationToken,
+    ) {
+        let (client, events) = AsyncClient::new(self.options, REQUESTS_MAX);
+        let shared = Arc::new(Shared::default());
+        let reader = Reader {
+            client: client.clone(),
+            outlet: self.outlet,
+            store,
+            handle,
+            link_wake,
+            shared: Arc::clone(&shared),
+            counters: self.counters,
+        };
+        // Two halves: the reader must never wait for room in the client's queue, which only the
+        // reader's own polling empties.
+        tokio::select! {
+            () = reader.run(events) => {}
+            () = send(client, self.commands, shared) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+async fn send(client: AsyncClient, mut commands: mpsc::Receiver<Command>, shared: Arc<Shared>) {
+    while let Some(command) = commands.recv().await {
+        let sent = match command {
+            Command::Publish(publish) => {
+                client
+                    .publish(publish.topic, QoS::AtLeastOnce, false, publish.payload)
+                    .await
+            }
+            Command::Acknowledge {
+                publish,
+                connection,
+            } if connection == shared.connection.load(Ordering::Acquire) => {
+                client.ack(&publish).await
+            }
+            Command::Acknowledge { .. } => Ok(()),
+        };
+        if let Err(error) = sent {
+            tracing::debug!(%error, "not sent to the external MQTT broker");
+        }
+    }
+}
+
+struct Reader {
+    client: AsyncClient,
+    outlet: Outlet,
+    store: Store,
+    handle: BusHandle,
+    link_wake: Arc<Notify>,
+    shared: Arc<Shared>,
+    counters: Arc<Counters>,
+}
+
+impl Reader {
+    async fn run(self, mut events: EventLoop) {
+        let mut backoff = Backoff::default();
+        let mut down_since = Instant::now();
+        loop {
+            if self.shared.unacknowledged.load(Ordering::Acquire) >= UNACKNOWLEDGED_MAX {
+                self.shared.changed.notified().await;
+                continue;
+            }
+            let connection = self.shared.connection.load(Ordering::Acquire);
+            // Dropping poll() half-way is harmless: after the other arm the connection is dropped.
+            let event = tokio::select! {
+                event = events.poll() => event,
+                () = self.failed(connection) => {
+                    events.clean();
+                    tracing::warn!("a device message was not stored; asking the external MQTT broker for it again");
+                    self.down();
+                    down_since = Instant::now();
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+            };
+            match event {
+                Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                    backoff.reset();
+                    self.up();
+                }
+                Ok(Event::Incoming(Packet::Publish(publish))) => self.received(publish).await,
+                Ok(Event::Incoming(_) | Event::Outgoing(_)) => {}
+                Err(error) => {
+                    if self.counters.external_connected.load(Ordering::Relaxed) > 0 {
+                        down_since = Instant::now();
+                        tracing::warn!(%error, "external MQTT broker lost; reconnecting");
+                    } else {
+                        tracing::debug!(%error, "external MQTT broker not reached");
+                    }
+                    self.down();
+                    let wait = backoff.next(down_since.elapsed(), rand::random());
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    async fn failed(&self, connection: u64) {
+        while self.shared.failed.load(Ordering::Acquire) != connection || connection == 0 {
+            self.shared.changed.notified().await;
+        }
+    }
+
+    fn up(&self) {
+        self.shared.connection.fetch_add(1, Ordering::AcqRel);
+        self.counters.external_connected.store(1, Ordering::Relaxed);
+        tracing::info!("external MQTT broker connected");
+        let filters = FILTERS.map(|f| SubscribeFilter::new(f.to_owned(), QoS::AtLeastOnce));
+        // The queue was drained by the reconnect; should it be full all the same, the next
+        // reconnect subscribes, and the session keeps the subscriptions of the last time.
+        if let Err(error) = self.client.try_subscribe_many(filters) {
+            tracing::warn!(%error, "subscriptions not renewed at the external MQTT broker");
+        }
+    }
+
+    fn down(&self) {
+        self.counters.external_connected.store(0, Ordering::Relaxed);
+        // Acknowledgements of the old connection are void from here on.
+        self.shared.connection.fetch_add(1, Ordering::AcqRel);
+    }
+
+    async fn received(&self, publish: Publish) {
+        self.counters.external_in.fetch_add(1, Ordering::Relaxed);
+        let Some(inbound) = inbound(&publish.topic) else {
+            // Nothing of ours; a broker that sent it wants its acknowledgement all the same.
+            self.acknowledge(publish);
+            return;
+        };
+        let inbound = Arc::new(inbound);
+        loop {
+            let (inbound, payload) = (Arc::clone(&inbound), publish.payload.clone());
+            let (copy, connection) = (
+                publish.clone(),
+                self.shared.connection.load(Ordering::Acquire),
+            );
+            let (shared, outlet) = (Arc::clone(&self.shared), self.outlet.clone());
+            let (handle, link_wake) = (self.handle.clone(), Arc::clone(&self.link_wake));
+            shared.unacknowledged.fetch_add(1, Ordering::AcqRel);
+            let submitted = self.store.submit_fn(
+                move |tx| dispatch(tx, &inbound, &payload, clock::unix_millis()),
+                move |result| {
+                    shared.unacknowledged.fetch_sub(1, Ordering::AcqRel);
+                    match result {
+                        Ok(outcome) => {
+                            acknowledge(&outlet, copy, connection);
+                            after_commit(outcome, Some(&handle), &link_wake);
+                        }
+                        Err(error) => {
+                            tracing::debug!(%error, "device message not stored");
+                            shared.failed.store(connection, Ordering::Release);
+                        }
+                    }
+                    shared.changed.notify_one();
+                },
+            );
+            match submitted {
+                Ok(()) => return,
+                Err(error) => {
+                    self.shared.unacknowledged.fetch_sub(1, Ordering::AcqRel);
+                    if !matches!(error, StoreError::Busy) {
+                        self.shared.failed.store(connection, Ordering::Release);
+                        self.shared.changed.notify_one();
+                        return;
+                    }
+                    tokio::time::sleep(BUSY_RETRY).await;
+                }
+            }
+        }
+    }
+
+    fn acknowledge(&self, publish: Publish) {
+        let connection = self.shared.connection.load(Ordering::Acquire);
+        acknowledge(&self.outlet, publish, connection);
+    }
+}
+
+fn acknowledge(outlet: &Outlet, publish: Publish, connection: u64) {
+    if publish.qos == QoS::AtMostOnce {
+        return;
+    }
+    let command = Command::Acknowledge {
+        publish,
+        connection,
+    };
+    // Without room the broker sends the message again after the next reconnect, and the event is
+    // applied twice; the channel has room for every message that may be unacknowledged.
+    if outlet.0.try_send(command).is_err() {
+        tracing::debug!("acknowledgement to the external MQTT broker dropped");
+    }
+}
+
+fn options(config: &BusConfig) -> Result<MqttOptions, BusError> {
+    let wrong = || BusError::Url {
+        url: config.external.clone(),
+    };
+    let (scheme, authority) = config.external.split_once("://").ok_or_else(wrong)?;
+    let (is_tls, default_port) = match scheme {
+        "tcp" | "mqtt" => (false, 1883),
+        "ssl" | "tls" | "mqtts" => (true, 8883),
+        _ => return Err(wrong()),
+    };
+    let authority = authority.trim_end_matches('/');
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| wrong())?),
+        _ => (authority, default_port),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    if host.is_empty() {
+        return Err(wrong());
+    }
+    let mut options = MqttOptions::new(config.client_id.clone(), host, port);
+    options
+        .set_clean_session(false)
+        .set_manual_acks(true)
+        .set_keep_alive(KEEP_ALIVE)
+        .set_max_packet_size(PACKET_BYTES_MAX, PACKET_BYTES_MAX)
+        .set_inflight(100);
+    if !config.username.is_empty() {
+        options.set_credentials(config.username.clone(), config.password.clone());
+    }
+    if is_tls {
+        let files = config.tls.as_ref().ok_or_else(wrong)?;
+        let tls = mutual(files, &Floor::default()).map_err(BusError::Tls)?;
+        options.set_transport(Transport::Tls(TlsConfiguration::Rustls(Arc::new(tls))));
+    }
+    Ok(options)
+}

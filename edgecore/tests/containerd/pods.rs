@@ -1,0 +1,356 @@
+//! Pods: start, share, exit, survive, leave nothing.
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::world::{IMAGE, PATIENCE, World, note, skipped};
+use edgecore::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
+use edgecore::edged::runtime::{
+    ContainerSpec, ContainerState, Mount, Runtime, RuntimeError, SandboxSpec,
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_runs_logs_exits_and_leaves_nothing() {
+    if skipped("a_pod_runs_logs_exits_and_leaves_nothing") {
+        return;
+    }
+    let world = World::new().await;
+    let pod = world.pod();
+    let began = Instant::now();
+    let sandbox = world.runtime.ensure_sandbox(&pod).await.unwrap();
+    note(&format!("sandbox with network: {:?}", began.elapsed()));
+    assert_eq!(sandbox.ips.len(), 1);
+    assert_eq!(world.runtime.ensure_sandbox(&pod).await.unwrap(), sandbox);
+
+    let script = "echo out; echo err >&2; hostname; cat /proc/net/dev | grep -c eth0; exit 7";
+    let spec = world.container(&pod, "main", script);
+    let began = Instant::now();
+    let id = world.runtime.start(&spec).await.unwrap();
+    note(&format!("start: {:?}", began.elapsed()));
+    let (code, container) = world.exited(&id).await;
+    assert_eq!(code, 7);
+    assert_eq!((container.name.as_str(), container.attempt), ("main", 0));
+    assert_eq!(container.spec_hash, "h1");
+    assert!(
+        container
+            .image_id
+            .starts_with("docker.io/library/busybox@sha256:")
+    );
+    assert_eq!(
+        world.runtime.start(&spec).await.unwrap(),
+        id,
+        "started once"
+    );
+
+    world.runtime.remove(&id).await.unwrap();
+    world.runtime.remove(&id).await.unwrap();
+    let mut lines = world.log(&spec).await;
+    lines.sort();
+    let expect = |stream: &str, text: &str| (stream.to_owned(), text.to_owned());
+    assert_eq!(
+        lines,
+        [
+            expect("stderr", "err"),
+            expect("stdout", "1"),
+            expect("stdout", "out"),
+            expect("stdout", "web-0"),
+        ]
+    );
+    world.clean(&pod).await;
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containers_of_a_pod_share_one_shim_and_one_network() {
+    if skipped("containers_of_a_pod_share_one_shim_and_one_network") {
+        return;
+    }
+    let world = World::new().await;
+    let pod = SandboxSpec {
+        port_mappings: vec![(38_999, 80, "tcp".to_owned(), String::new())],
+        ..world.pod()
+    };
+    world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let server = world.container(
+        &pod,
+        "server",
+        "echo hello > /tmp/index.html; exec httpd -f -p 80 -h /tmp",
+    );
+    let server = world.runtime.start(&server).await.unwrap();
+    let script = "until wget -q -O - http://127.0.0.1/; do sleep 0.05; done; ls -l /dev/shm >/dev/null && id -u";
+    let client = ContainerSpec {
+        run_as_user: Some(405),
+        ..world.container(&pod, "client", script)
+    };
+    let id = world.runtime.start(&client).await.unwrap();
+    assert_eq!(world.exited(&id).await.0, 0);
+    world.runtime.remove(&id).await.unwrap();
+    let texts: Vec<String> = world
+        .log(&client)
+        .await
+        .into_iter()
+        .map(|line| line.1)
+        .collect();
+    assert!(
+        texts.ends_with(&["hello".to_owned(), "405".to_owned()]),
+        "{texts:?}"
+    );
+
+    // The host port, through the host's own loopback.
+    let address = "127.0.0.1:38999".parse().unwrap();
+    let connected = std::net::TcpStream::connect_timeout(&address, PATIENCE);
+    assert!(connected.is_ok(), "{connected:?}");
+
+    let shims = shims(&world.config.namespace);
+    assert_eq!(shims.len(), 1, "{shims:?}");
+    let listed = world.runtime.containers().await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert!(matches!(listed[0].state, ContainerState::Running { .. }));
+    world.runtime.signal_stop(&server).await.unwrap();
+    world.clean(&pod).await;
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+/// Process ids of the shims of one namespace.
+fn shims(namespace: &str) -> Vec<u32> {
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            line.contains("containerd-shim-runc-v2") && line.contains(namespace)
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_runtime_adopts_what_runs() {
+    if skipped("a_new_runtime_adopts_what_runs") {
+        return;
+    }
+    let mut world = World::new().await;
+    let pod = world.pod();
+    let sandbox = world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let spec = world.container(&pod, "main", "sleep 1000");
+    let id = world.runtime.start(&spec).await.unwrap();
+
+    world.runtime = ContainerdRuntime::connect(world.config.clone()).unwrap();
+    assert_eq!(world.runtime.sandboxes().await.unwrap(), [sandbox.clone()]);
+    assert_eq!(world.runtime.ensure_sandbox(&pod).await.unwrap(), sandbox);
+    let found = &world.runtime.containers().await.unwrap()[0];
+    assert_eq!((&found.id, &found.log_path), (&id, &spec.log_path));
+    assert!(matches!(found.state, ContainerState::Running { .. }));
+
+    let busy = world.runtime.remove(&id).await;
+    assert!(matches!(busy, Err(RuntimeError::Other { .. })), "{busy:?}");
+    world.runtime.kill(&id).await.unwrap();
+    assert_eq!(world.exited(&id).await.0, 137);
+    let again = ContainerSpec {
+        attempt: 1,
+        ..spec.clone()
+    };
+    let second = world.runtime.start(&again).await.unwrap();
+    assert_ne!(second, id);
+    world.clean(&pod).await;
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exit_codes_survive_a_daemon_that_was_killed() {
+    if skipped("exit_codes_survive_a_daemon_that_was_killed") {
+        return;
+    }
+    let mut world = World::new().await;
+    let pod = world.pod();
+    world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let gate = world.directory.path().join("gate");
+    std::fs::create_dir(&gate).unwrap();
+    let ends = ContainerSpec {
+        mounts: vec![Mount {
+            source: gate.clone(),
+            target: "/gate".into(),
+            ..Mount::default()
+        }],
+        ..world.container(
+            &pod,
+            "ends",
+            "until [ -e /gate/open ]; do sleep 0.02; done; touch /gate/done; exit 4",
+        )
+    };
+    let ends = world.runtime.start(&ends).await.unwrap();
+    let stays = world.container(&pod, "stays", "sleep 1000");
+    let stays = world.runtime.start(&stays).await.unwrap();
+
+    world.daemon.kill().unwrap();
+    let down = world.runtime.containers().await;
+    assert!(
+        matches!(down, Err(RuntimeError::Unavailable { .. })),
+        "{down:?}"
+    );
+    assert!(!world.runtime.info().await.ready);
+    std::fs::write(gate.join("open"), b"").unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !gate.join("done").exists() {
+        assert!(Instant::now() < deadline, "container did not go on");
+        tokio::task::yield_now().await;
+    }
+    world.daemon.restart().unwrap();
+
+    assert_eq!(world.exited(&ends).await.0, 4);
+    world
+        .until(&stays, |state| {
+            matches!(state, ContainerState::Running { .. })
+        })
+        .await;
+    assert!(
+        world
+            .runtime
+            .info()
+            .await
+            .version
+            .starts_with("containerd://")
+    );
+    world.runtime.kill(&stays).await.unwrap();
+    assert_eq!(world.exited(&stays).await.0, 137);
+    world.clean(&pod).await;
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_name_the_reason() {
+    if skipped("refusals_name_the_reason") {
+        return;
+    }
+    let world = World::new().await;
+    let pod = SandboxSpec {
+        host_network: true,
+        ..world.pod()
+    };
+    let sandbox = world.runtime.ensure_sandbox(&pod).await.unwrap();
+    assert!(sandbox.ips.is_empty());
+    let absent = ContainerSpec {
+        image: "busybox:absent".to_owned(),
+        ..world.container(&pod, "absent", "true")
+    };
+    let refused = world.runtime.start(&absent).await;
+    assert!(
+        matches!(refused, Err(RuntimeError::ImageNotPresent { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(world.runtime.image("busybox:absent").await.unwrap(), None);
+    assert!(world.runtime.image(IMAGE).await.unwrap().is_some());
+
+    let bad = ContainerSpec {
+        command: vec!["/no/such/program".to_owned()],
+        ..world.container(&pod, "bad", "")
+    };
+    let refused = world.runtime.start(&bad).await;
+    let Err(RuntimeError::Create { reason } | RuntimeError::Start { reason }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(reason.contains("no such file or directory"), "{reason}");
+    let elsewhere = ContainerSpec {
+        pod_uid: "no-such-pod".to_owned(),
+        ..world.container(&pod, "elsewhere", "true")
+    };
+    assert!(world.runtime.start(&elsewhere).await.is_err());
+    let unreachable = world.runtime.pull("127.0.0.1:1/x/y:z", None).await;
+    assert!(
+        matches!(unreachable, Err(RuntimeError::Pull { .. })),
+        "{unreachable:?}"
+    );
+    world.clean(&pod).await;
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_over_the_limit_is_told_as_such() {
+    if skipped("memory_over_the_limit_is_told_as_such") {
+        return;
+    }
+    let world = World::new().await;
+    let pod = world.pod();
+    world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let mut spec = world.container(&pod, "eater", "");
+    spec.command = [
+        "busybox",
+        "dd",
+        "if=/dev/zero",
+        "of=/dev/null",
+        "bs=128M",
+        "count=1",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    spec.resources.memory_limit_bytes = Some(16 << 20);
+    spec.resources.oom_score_adj = Some(-997);
+    let id = world.runtime.start(&spec).await.unwrap();
+    let (code, container) = world.exited(&id).await;
+    assert_eq!(code, 137);
+    assert!(matches!(
+        container.state,
+        ContainerState::Exited {
+            oom_killed: true,
+            ..
+        }
+    ));
+    world.clean(&pod).await;
+    let cgroup = format!("/sys/fs/cgroup/memory{}", pod.cgroup_parent);
+    assert!(!Path::new(&cgroup).exists());
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_of_another_namespace_is_adopted() {
+    if skipped("an_image_of_another_namespace_is_adopted") {
+        return;
+    }
+    let world = World::new().await;
+    let other = ContainerdConfig {
+        namespace: format!("t{}", uuid::Uuid::new_v4().simple()),
+        state_dir: world.directory.path().join("other"),
+        adopt_namespaces: vec![world.config.namespace.clone()],
+        ..world.config.clone()
+    };
+    let other = ContainerdRuntime::connect(other).unwrap();
+    let found = other.image("busybox:test").await.unwrap().unwrap();
+    assert_eq!(found, world.runtime.image(IMAGE).await.unwrap().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn start_latency() {
+    if skipped("start_latency") {
+        return;
+    }
+    const RUNS: u32 = 10;
+    let world = World::new().await;
+    let pod = world.pod();
+    world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let mut took = Vec::new();
+    for attempt in 0..RUNS {
+        let spec = ContainerSpec {
+            attempt,
+            ..world.container(&pod, "main", "sleep 1000")
+        };
+        let began = Instant::now();
+        let id = world.runtime.start(&spec).await.unwrap();
+        took.push(began.elapsed());
+        let listed = world.runtime.containers().await.unwrap();
+        let found = listed.iter().find(|container| container.id == id).unwrap();
+        assert!(matches!(found.state, ContainerState::Running { .. }));
+        world.runtime.kill(&id).await.unwrap();
+        world.exited(&id).await;
+        world.runtime.remove(&id).await.unwrap();
+    }
+    took.sort();
+    note(&format!(
+        "start, {RUNS} runs: fastest {:?}, median {:?}",
+        took[0],
+        took[took.len() / 2]
+    ));
+    // Far above what it takes on an idle machine (docs/limits.md); this catches a wait.
+    assert!(took[0] < std::time::Duration::from_secs(1), "{took:?}");
+    world.clean(&pod).await;
+}
