@@ -281,12 +281,11 @@ impl Api {
         tokio::select! {
             events = definitions.next() => {
                 for event in events? {
-                    match event.object() {
-                        Some(definition) => self.pipeline.registry.register(&definition),
-                        None => {
-                            let name = event.key.rsplit('/').next().unwrap_or_default();
-                            self.pipeline.registry.withdraw(name);
-                        }
+                    if let Some(definition) = event.object() {
+                        self.pipeline.registry.register(&definition);
+                    } else {
+                        let name = event.key.rsplit('/').next().unwrap_or_default();
+                        self.pipeline.registry.withdraw(name);
                     }
                 }
             }

@@ -12,8 +12,15 @@ use crate::{defaults, patch as patches, strict, validate};
 
 /// Reads a JSON body; the second part lists unknown and duplicate fields.
 pub(crate) fn decode(def: &ResourceDef, body: &[u8]) -> Result<(Value, Vec<String>), ApiError> {
-    strict::decode(body, &def.api_version(), &def.kind)
-        .map_err(|e| ApiError::bad_request(e.to_string()))
+    strict::decode(body, &def.api_version(), &def.kind).map_err(|e| {
+        ApiError::bad_request(match &e {
+            strict::DecodeError::Syntax(_) => format!(
+                "the object provided is unrecognized (must be of type {}): {e}",
+                def.kind
+            ),
+            strict::DecodeError::Shape { .. } => e.to_string(),
+        })
+    })
 }
 
 /// Checks the types of an object that was not decoded by [`decode`]; the text says what is wrong.

@@ -155,6 +155,14 @@ impl ApiError {
         }
     }
 
+    /// The same with `details` present and empty.
+    pub(crate) fn bare(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            empty_details: true,
+            ..Self::new(reason, message)
+        }
+    }
+
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
         self.subject = Some(Box::new(Subject {
             group: group.into(),

@@ -106,7 +106,7 @@ pub(super) fn patch(
         "application/merge-patch+json" => PatchKind::Merge,
         "application/strategic-merge-patch+json" if def.custom.is_none() => PatchKind::Strategic,
         "application/json" | "" => {
-            return Err(ApiError::new(
+            return Err(ApiError::bare(
                 Reason::UnsupportedMediaType,
                 "415: Unsupported Media Type",
             ));

@@ -14,6 +14,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, Method, Request, Response};
 use serde_json::json;
@@ -44,17 +45,18 @@ impl std::fmt::Debug for Service {
     }
 }
 
-/// A request as the handlers see it: its body is still to be read.
-struct Asked<B> {
+/// A request as the handlers see it. The body has been read, also when the request is going to be
+/// refused: a connection with an unread body could not be used again.
+struct Asked {
     method: Method,
     path: String,
     query: Query,
     headers: HeaderMap,
     user: User,
-    body: B,
+    body: Bytes,
 }
 
-impl<B> Asked<B> {
+impl Asked {
     fn header(&self, name: http::HeaderName) -> &str {
         self.headers
             .get(name)
@@ -87,6 +89,10 @@ impl Service {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (parts, body) = request.into_parts();
+        let body = match body::read(body).await {
+            Ok(body) => body,
+            Err(error) => return answer::error(&error),
+        };
         let asked = Asked {
             query: Query::parse(parts.uri.query().unwrap_or_default()),
             path: parts.uri.path().to_owned(),
@@ -104,12 +110,7 @@ impl Service {
             .unwrap_or_else(|error| answer::error(&error))
     }
 
-    async fn route<B>(&self, asked: Asked<B>) -> Result<Response<Body>, ApiError>
-    where
-        B: hyper::body::Body + Send,
-        B::Data: Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    async fn route(&self, asked: Asked) -> Result<Response<Body>, ApiError> {
         let route = route::parse(&asked.path);
         if let Route::Resource(path) = route {
             if let Some(kind) = reviews::kind(&path) {
@@ -175,11 +176,7 @@ impl Service {
     }
 
     /// Discovery documents carry an ETag, so that clients keep them on disk.
-    fn discover<B>(
-        &self,
-        asked: &Asked<B>,
-        document: &Document,
-    ) -> Result<Response<Body>, ApiError> {
+    fn discover(&self, asked: &Asked, document: &Document) -> Result<Response<Body>, ApiError> {
         let shape = negotiate::choose(&asked.accept())?;
         let served = self.served();
         let aggregated = shape == Shape::Discovery;

@@ -23,20 +23,17 @@ use crate::table::IncludeObject;
 /// Watches without `timeoutSeconds` end after 30 to 60 minutes, at random so that clients do not
 /// return all at once (apiserver `MinRequestTimeout`).
 const WATCH_SECS_MIN: u64 = 1800;
+/// Longest name of a field manager (meta/v1 `FieldManagerMaxLength`).
+const FIELD_MANAGER_BYTES_MAX: usize = 128;
 /// Longest `timeoutSeconds`.
 const WATCH_SECS_MAX: u64 = 86_400;
 
 impl Service {
-    pub(super) async fn resource<B>(
+    pub(super) async fn resource(
         &self,
-        asked: Asked<B>,
+        asked: Asked,
         path: ResourcePath,
-    ) -> Result<Response<Body>, ApiError>
-    where
-        B: hyper::body::Body + Send,
-        B::Data: Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    ) -> Result<Response<Body>, ApiError> {
         let watching = path.name.is_empty() && asked.query.flag("watch")?;
         let verb = verb(&asked.method, &path, watching)?;
         self.authorize(&asked, &path, verb)?;
@@ -71,12 +68,7 @@ impl Service {
         }
     }
 
-    fn authorize<B>(
-        &self,
-        asked: &Asked<B>,
-        path: &ResourcePath,
-        verb: &str,
-    ) -> Result<(), ApiError> {
+    fn authorize(&self, asked: &Asked, path: &ResourcePath, verb: &str) -> Result<(), ApiError> {
         let resource = if path.subresource.is_empty() {
             path.plural.clone()
         } else {
@@ -141,19 +133,14 @@ impl Service {
         }
     }
 
-    async fn write<B>(
+    async fn write(
         &self,
-        asked: Asked<B>,
+        asked: Asked,
         def: &Arc<ResourceDef>,
         path: &ResourcePath,
         shape: Shape,
         verb: &str,
-    ) -> Result<Response<Body>, ApiError>
-    where
-        B: hyper::body::Body + Send,
-        B::Data: Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    ) -> Result<Response<Body>, ApiError> {
         let view = View {
             def,
             shape,
@@ -162,7 +149,7 @@ impl Service {
         };
         let content_type = asked.content_type();
         let query = asked.query;
-        let bytes = body::read(asked.body).await?;
+        let bytes = asked.body;
         let pipeline = &self.api.pipeline;
         if matches!(verb, "delete" | "deletecollection") {
             let options = delete_options(&query, &body::options(&content_type, &bytes)?)?;
@@ -187,6 +174,7 @@ impl Service {
             }
             ("patch", _) => {
                 let patch = body::patch(def, &content_type, &bytes)?;
+                refuse_force(&query)?;
                 let at = at(def, path);
                 pipeline.patch(at, subresource, &patch, options).await?
             }
@@ -292,11 +280,18 @@ fn list_options(query: &Query) -> Result<ListOptions, ApiError> {
     let revision = query.get("resourceVersion");
     let exact = match query.get("resourceVersionMatch") {
         "" | "NotOlderThan" => false,
-        "Exact" if matches!(revision, "" | "0") => {
+        "Exact" if revision.is_empty() => {
             return Err(list_invalid(
                 "ListOptions",
                 "resourceVersionMatch",
-                "Forbidden: resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
+                "Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
+            ));
+        }
+        "Exact" if revision == "0" => {
+            return Err(list_invalid(
+                "ListOptions",
+                "resourceVersionMatch",
+                "Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
             ));
         }
         "Exact" => true,
@@ -400,14 +395,15 @@ fn write_options(query: &Query, verb: &str) -> Result<WriteOptions, ApiError> {
             ));
         }
     };
-    if verb == "patch" && query.has("force") {
+    let manager = query.get("fieldManager");
+    if manager.len() > FIELD_MANAGER_BYTES_MAX {
         return Err(ApiError::invalid_field(
             "meta.k8s.io",
             kind,
             "",
-            "FieldValueForbidden",
-            "force",
-            "Forbidden: may not be specified for non-apply patch",
+            "FieldValueTooLong",
+            "fieldManager",
+            format!("Too long: may not be more than {FIELD_MANAGER_BYTES_MAX} bytes"),
         ));
     }
     Ok(WriteOptions {
@@ -415,6 +411,21 @@ fn write_options(query: &Query, verb: &str) -> Result<WriteOptions, ApiError> {
         field_validation,
         ..WriteOptions::default()
     })
+}
+
+/// `force` belongs to server-side apply.
+fn refuse_force(query: &Query) -> Result<(), ApiError> {
+    if !query.has("force") {
+        return Ok(());
+    }
+    Err(ApiError::invalid_field(
+        "meta.k8s.io",
+        "PatchOptions",
+        "",
+        "FieldValueForbidden",
+        "force",
+        "Forbidden: may not be specified for non-apply patch",
+    ))
 }
 
 /// Body and query say the same things; the body wins.

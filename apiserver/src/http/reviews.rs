@@ -29,22 +29,17 @@ pub(super) fn kind(path: &ResourcePath) -> Option<Review> {
 }
 
 impl Service {
-    pub(super) async fn review<B>(
+    pub(super) async fn review(
         &self,
-        asked: Asked<B>,
+        asked: Asked,
         review: Review,
-    ) -> Result<Response<Body>, ApiError>
-    where
-        B: hyper::body::Body + Send,
-        B::Data: Send,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    ) -> Result<Response<Body>, ApiError> {
         if asked.method != Method::POST {
             return Err(ApiError::method_not_allowed());
         }
         let content_type = asked.content_type();
         let user = asked.user;
-        let question = body::options(&content_type, &body::read(asked.body).await?)?;
+        let question = body::options(&content_type, &asked.body)?;
         let now = meta::rfc3339(self.api.now());
         let metadata = json!({"creationTimestamp": now});
         Ok(match review {

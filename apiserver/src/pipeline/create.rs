@@ -116,7 +116,7 @@ impl Pipeline {
     fn start_metadata(&self, def: &ResourceDef, object: &mut Value) -> Result<(), ApiError> {
         if !matches!(meta::resource_version(object), "" | "0") {
             return Err(ApiError::new(
-                Reason::InternalError,
+                Reason::Unclassified,
                 "resourceVersion should not be set on objects to be created",
             ));
         }
@@ -184,9 +184,9 @@ pub(super) fn check_type(def: &ResourceDef, object: &mut Value) -> Result<(), Ap
     if !kind.is_empty() && kind != def.kind {
         let version = crate::registry::split_api_version(&version).1;
         return Err(ApiError::bad_request(format!(
-            "{kind} in version \"{version}\" cannot be handled as a {}: no kind \"{kind}\" is \
-             registered for this path",
-            def.kind
+            "{kind} in version \"{version}\" cannot be handled as a {own}: converting \
+             ({version}.{kind}) to (core.{own}): unknown conversion",
+            own = def.kind
         )));
     }
     if !version.is_empty() && version != expected {

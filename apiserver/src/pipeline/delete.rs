@@ -37,6 +37,19 @@ impl DeleteOptions {
         }
         let propagation = meta::text(body, "/propagationPolicy");
         check_propagation(propagation)?;
+        if !propagation.is_empty() && body["orphanDependents"].is_boolean() {
+            return Err(ApiError::invalid_field(
+                "meta.k8s.io",
+                "DeleteOptions",
+                "",
+                "FieldValueInvalid",
+                "propagationPolicy",
+                format!(
+                    "Invalid value: \"{propagation}\": orphanDependents and \
+                     deletionPropagation cannot be both set"
+                ),
+            ));
+        }
         let text = |pointer: &str| {
             let found = body.pointer(pointer).and_then(Value::as_str);
             found.map(str::to_owned)

@@ -101,6 +101,12 @@ impl Pipeline {
 
     /// POST pods/x/eviction. Disruption budgets are not served, so nothing blocks it.
     pub(crate) async fn evict(&self, at: At<'_>, eviction: &Value) -> Result<Value, ApiError> {
+        let said = meta::name(eviction);
+        if !said.is_empty() && said != at.name {
+            return Err(ApiError::bad_request(
+                "name in URL does not match name in Eviction object",
+            ));
+        }
         let options = DeleteOptions::parse(eviction.get("deleteOptions").unwrap_or(&Value::Null))?;
         self.delete(at, options).await?;
         Ok(status::created())

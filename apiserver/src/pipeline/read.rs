@@ -76,7 +76,7 @@ pub(crate) fn parse_revision(text: &str) -> Result<Option<Revision>, ApiError> {
     let parsed = text.parse::<u64>().map(Some);
     parsed.map_err(|_| {
         ApiError::bad_request(format!(
-            "invalid resource version: strconv.ParseUint: parsing \"{text}\": invalid syntax"
+            "invalid resource version: resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
         ))
     })
 }
@@ -113,10 +113,13 @@ impl Pipeline {
                     "specifying resource version is not allowed when using continue",
                 ));
             }
-            let position = Position::read(&options.continue_token)
-                .ok_or_else(|| ApiError::bad_request("invalid continue token"))?;
+            let position = Position::read(&options.continue_token).ok_or_else(|| {
+                ApiError::bad_request("invalid continue token: continue key is not valid")
+            })?;
             if !position.after.starts_with(&prefix) {
-                return Err(ApiError::bad_request("invalid continue token"));
+                return Err(ApiError::bad_request(
+                    "invalid continue token: continue key is not valid",
+                ));
             }
             (Some(position.revision), Some(position.after))
         };

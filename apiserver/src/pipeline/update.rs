@@ -93,8 +93,18 @@ impl Pipeline {
             check_name(at, &object)?;
             place(def, at.namespace, &mut object)?;
             meta::drop_null_times(&mut object);
+            if meta::uid(&object) != meta::uid(current) {
+                return Err(at.invalid(
+                    "FieldValueInvalid",
+                    "metadata.uid",
+                    format!(
+                        "Invalid value: {}: field is immutable",
+                        object["metadata"]["uid"]
+                    ),
+                ));
+            }
             let mut problems =
-                engines::check(def, &mut object).map_err(|why| bad_patch(&object, &why))?;
+                engines::check(def, &object).map_err(|why| bad_patch(&object, &why))?;
             problems.extend(engines::prune(def, &mut object));
             if validation == FieldValidation::Strict && !problems.is_empty() {
                 let why = format!("strict decoding error: {}", problems.join(", "));
@@ -289,10 +299,9 @@ fn check_preconditions(at: At<'_>, current: &Value, object: &Value) -> Result<()
     let said = meta::resource_version(object);
     if !matches!(said, "" | "0") && said != meta::resource_version(current) {
         if said.parse::<u64>().is_err() {
-            return Err(at.invalid(
-                "FieldValueInvalid",
-                "metadata.resourceVersion",
-                format!("Invalid value: \"{said}\": strconv.ParseUint: parsing \"{said}\": invalid syntax"),
+            return Err(ApiError::new(
+                Reason::Unclassified,
+                format!("strconv.ParseUint: parsing \"{said}\": invalid syntax"),
             ));
         }
         return Err(at.modified());

@@ -83,12 +83,12 @@ impl JoinedNode {
 pub struct Enrollment {
     authority: Arc<Authority>,
     secret: TokenSecret,
-    facts: Facts,
+    facts: Arc<dyn Facts>,
 }
 
 impl Enrollment {
     /// Puts the parts together.
-    pub fn new(authority: Arc<Authority>, secret: TokenSecret, facts: Facts) -> Self {
+    pub fn new(authority: Arc<Authority>, secret: TokenSecret, facts: Arc<dyn Facts>) -> Self {
         Self {
             authority,
             secret,
@@ -330,14 +330,14 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair};
 
     use super::*;
-    use apiserver::store::MemoryStore;
+    use crate::facts::MemoryFacts;
 
     fn enrollment() -> Enrollment {
         let (authority, _) = Authority::generate(1000).unwrap();
         Enrollment::new(
             Arc::new(authority),
             TokenSecret::new(&[1; 32]),
-            Facts::new(Arc::new(MemoryStore::new())),
+            Arc::new(MemoryFacts::default()),
         )
     }
 

@@ -3,7 +3,6 @@
 
 pub mod cni;
 pub mod containerd;
-pub mod fake;
 pub mod sandbox;
 
 use std::collections::BTreeMap;
