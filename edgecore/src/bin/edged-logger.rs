@@ -416,8 +416,8 @@ mod tests {
     fn rotation_keeps_the_newest_files_without_a_gap() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = log(dir.path(), 2_000, 3);
-        let input: String = (0..100).map(|n| format!("line {n:03}\n")).collect();
-        feed(&mut log, input.as_bytes());
+        let input: Vec<String> = (0..100).map(|n| format!("line {n:03}\n")).collect();
+        feed(&mut log, input.concat().as_bytes());
         let mut numbers = Vec::new();
         for name in ["0.log.2", "0.log.1", "0.log"] {
             let text = std::fs::read_to_string(dir.path().join(name)).unwrap();

@@ -1,5 +1,8 @@
 //! The runtime on a real containerd, a private one that each test starts.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
+
+mod chaos;
 mod pods;
 mod pull;
 mod registry;

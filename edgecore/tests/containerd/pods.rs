@@ -15,7 +15,7 @@ async fn a_pod_runs_logs_exits_and_leaves_nothing() {
         return;
     }
     let world = World::new().await;
-    let pod = world.pod();
+    let pod = World::pod();
     let began = Instant::now();
     let sandbox = world.runtime.ensure_sandbox(&pod).await.unwrap();
     note(&format!("sandbox with network: {:?}", began.elapsed()));
@@ -44,7 +44,7 @@ async fn a_pod_runs_logs_exits_and_leaves_nothing() {
 
     world.runtime.remove(&id).await.unwrap();
     world.runtime.remove(&id).await.unwrap();
-    let mut lines = world.log(&spec).await;
+    let mut lines = World::log(&spec);
     lines.sort();
     let expect = |stream: &str, text: &str| (stream.to_owned(), text.to_owned());
     assert_eq!(
@@ -68,7 +68,7 @@ async fn containers_of_a_pod_share_one_shim_and_one_network() {
     let world = World::new().await;
     let pod = SandboxSpec {
         port_mappings: vec![(38_999, 80, "tcp".to_owned(), String::new())],
-        ..world.pod()
+        ..World::pod()
     };
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let server = world.container(
@@ -85,12 +85,7 @@ async fn containers_of_a_pod_share_one_shim_and_one_network() {
     let id = world.runtime.start(&client).await.unwrap();
     assert_eq!(world.exited(&id).await.0, 0);
     world.runtime.remove(&id).await.unwrap();
-    let texts: Vec<String> = world
-        .log(&client)
-        .await
-        .into_iter()
-        .map(|line| line.1)
-        .collect();
+    let texts: Vec<String> = World::log(&client).into_iter().map(|line| line.1).collect();
     assert!(
         texts.ends_with(&["hello".to_owned(), "405".to_owned()]),
         "{texts:?}"
@@ -101,7 +96,7 @@ async fn containers_of_a_pod_share_one_shim_and_one_network() {
     let connected = std::net::TcpStream::connect_timeout(&address, PATIENCE);
     assert!(connected.is_ok(), "{connected:?}");
 
-    let shims = shims(&world.config.namespace);
+    let shims = world.shims();
     assert_eq!(shims.len(), 1, "{shims:?}");
     let listed = world.runtime.containers().await.unwrap();
     assert_eq!(listed.len(), 1);
@@ -111,33 +106,22 @@ async fn containers_of_a_pod_share_one_shim_and_one_network() {
     assert_eq!(world.leftovers(), Vec::<String>::new());
 }
 
-/// Process ids of the shims of one namespace.
-fn shims(namespace: &str) -> Vec<u32> {
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let line = String::from_utf8_lossy(&line).into_owned();
-            line.contains("containerd-shim-runc-v2") && line.contains(namespace)
-        })
-        .collect()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_runtime_adopts_what_runs() {
     if skipped("a_new_runtime_adopts_what_runs") {
         return;
     }
     let mut world = World::new().await;
-    let pod = world.pod();
+    let pod = World::pod();
     let sandbox = world.runtime.ensure_sandbox(&pod).await.unwrap();
     let spec = world.container(&pod, "main", "sleep 1000");
     let id = world.runtime.start(&spec).await.unwrap();
 
     world.runtime = ContainerdRuntime::connect(world.config.clone()).unwrap();
-    assert_eq!(world.runtime.sandboxes().await.unwrap(), [sandbox.clone()]);
+    assert_eq!(
+        world.runtime.sandboxes().await.unwrap(),
+        std::slice::from_ref(&sandbox)
+    );
     assert_eq!(world.runtime.ensure_sandbox(&pod).await.unwrap(), sandbox);
     let found = &world.runtime.containers().await.unwrap()[0];
     assert_eq!((&found.id, &found.log_path), (&id, &spec.log_path));
@@ -163,7 +147,7 @@ async fn exit_codes_survive_a_daemon_that_was_killed() {
         return;
     }
     let mut world = World::new().await;
-    let pod = world.pod();
+    let pod = World::pod();
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let gate = world.directory.path().join("gate");
     std::fs::create_dir(&gate).unwrap();
@@ -226,7 +210,7 @@ async fn refusals_name_the_reason() {
     let world = World::new().await;
     let pod = SandboxSpec {
         host_network: true,
-        ..world.pod()
+        ..World::pod()
     };
     let sandbox = world.runtime.ensure_sandbox(&pod).await.unwrap();
     assert!(sandbox.ips.is_empty());
@@ -271,7 +255,7 @@ async fn memory_over_the_limit_is_told_as_such() {
         return;
     }
     let world = World::new().await;
-    let pod = world.pod();
+    let pod = World::pod();
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let mut spec = world.container(&pod, "eater", "");
     spec.command = [
@@ -319,14 +303,16 @@ async fn an_image_of_another_namespace_is_adopted() {
     assert_eq!(found, world.runtime.image(IMAGE).await.unwrap().unwrap());
 }
 
+/// How many containers the latency is taken from.
+const RUNS: u32 = 10;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn start_latency() {
     if skipped("start_latency") {
         return;
     }
-    const RUNS: u32 = 10;
     let world = World::new().await;
-    let pod = world.pod();
+    let pod = World::pod();
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let mut took = Vec::new();
     for attempt in 0..RUNS {

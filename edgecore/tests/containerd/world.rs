@@ -76,7 +76,7 @@ impl World {
         world
     }
 
-    pub(crate) fn pod(&self) -> SandboxSpec {
+    pub(crate) fn pod() -> SandboxSpec {
         let uid = uuid::Uuid::new_v4().to_string();
         SandboxSpec {
             cgroup_parent: format!("/edgepods-test/pod{uid}"),
@@ -145,7 +145,7 @@ impl World {
     }
 
     /// Lines of a finished container's log: `(stream, text)`.
-    pub(crate) async fn log(&self, spec: &ContainerSpec) -> Vec<(String, String)> {
+    pub(crate) fn log(spec: &ContainerSpec) -> Vec<(String, String)> {
         std::fs::read_to_string(&spec.log_path)
             .unwrap()
             .lines()
@@ -200,7 +200,7 @@ impl World {
         note("snapshot", active.collect::<Vec<_>>().join("\n"));
         let leases = self.ctr(&["leases", "ls", "-q"]);
         note("lease", leases);
-        note("mount", self.mounts(&self.config.state_dir).join("\n"));
+        note("mount", Self::mounts(&self.config.state_dir).join("\n"));
         for directory in ["pods", "log", "cni/results", "cni/ipam/edgecore"] {
             let listed: Vec<String> = std::fs::read_dir(self.config.state_dir.join(directory))
                 .into_iter()
@@ -215,7 +215,7 @@ impl World {
         found
     }
 
-    fn mounts(&self, under: &Path) -> Vec<String> {
+    pub(crate) fn mounts(under: &Path) -> Vec<String> {
         std::fs::read_to_string("/proc/mounts")
             .unwrap()
             .lines()
@@ -225,7 +225,42 @@ impl World {
             .collect()
     }
 
-    fn bridge(&self) -> Option<String> {
+    /// Ends every process in the pod's cgroups, as a power cut would.
+    pub(crate) fn kill_pod_processes(pod: &SandboxSpec) {
+        let needle = pod.cgroup_parent.trim_start_matches('/');
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            let groups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            if groups.contains(needle)
+                && let Some(pid) = rustix::process::Pid::from_raw(pid)
+            {
+                // It may have ended by itself since.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+
+    /// Process ids of our shims.
+    pub(crate) fn shims(&self) -> Vec<i32> {
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+            .filter(|pid| {
+                let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let line = String::from_utf8_lossy(&line).into_owned();
+                line.contains("containerd-shim-runc-v2") && line.contains(&self.config.namespace)
+            })
+            .collect()
+    }
+
+    pub(crate) fn bridge(&self) -> Option<String> {
         let text = std::fs::read(self.config.state_dir.join("cni/builtin.conflist")).ok()?;
         let list: serde_json::Value = serde_json::from_slice(&text).ok()?;
         Some(list["plugins"][0]["bridge"].as_str()?.to_owned())
@@ -238,7 +273,7 @@ impl Drop for World {
         for id in self.ctr(&["tasks", "ls", "-q"]).split_whitespace() {
             self.ctr(&["tasks", "rm", "-f", id]);
         }
-        for point in self.mounts(self.directory.path()).iter().rev() {
+        for point in Self::mounts(self.directory.path()).iter().rev() {
             let _ = rustix::mount::unmount(point.as_str(), rustix::mount::UnmountFlags::DETACH);
         }
         if let Some(bridge) = self.bridge() {

@@ -277,7 +277,7 @@ impl Cni {
             .collect();
         let input = plugin_config(plugin, cached, previous).to_string();
         // DEL with a namespace that is gone: the plugins want an empty name, not a dead path.
-        let netns = if command == Command::Del && !cached.netns.exists() {
+        let netns = if command == Command::Del && !is_namespace(&cached.netns) {
             Path::new("")
         } else {
             &cached.netns
@@ -313,6 +313,12 @@ impl Cni {
         }
         serde_json::from_slice(&answered.stdout).map_err(|error| failed(error.to_string()))
     }
+}
+
+/// Whether a namespace is pinned at `path` (`f_type` is `NSFS_MAGIC` of `linux/magic.h`).
+pub(super) fn is_namespace(path: &Path) -> bool {
+    const NSFS_MAGIC: i128 = 0x6e73_6673;
+    rustix::fs::statfs(path).is_ok_and(|stat| i128::from(stat.f_type) == NSFS_MAGIC)
 }
 
 /// The plugin's own words: `msg` and `details` of its error object, else its stderr.

@@ -13,12 +13,10 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 
-use super::cni::{Attachment, Cni};
+use super::cni::{Attachment, Cni, is_namespace};
 use super::containerd::PodPaths;
 use super::{ContainerSpec, Mount, RuntimeError, Sandbox, SandboxSpec};
 
-/// `f_type` of a bind-mounted namespace (`linux/magic.h`, `NSFS_MAGIC`).
-const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// Kubernetes' runtimes give each pod this much `/dev/shm`.
 const SHM_OPTIONS: &std::ffi::CStr = c"mode=1777,size=67108864";
 
@@ -46,6 +44,7 @@ impl Record {
 #[derive(Debug)]
 pub(super) struct Sandboxes {
     state_dir: PathBuf,
+    resolv_conf: PathBuf,
     cni: Cni,
 }
 
@@ -82,8 +81,12 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Sandboxes {
-    pub(super) fn new(state_dir: PathBuf, cni: Cni) -> Self {
-        Self { state_dir, cni }
+    pub(super) fn new(state_dir: PathBuf, resolv_conf: PathBuf, cni: Cni) -> Self {
+        Self {
+            state_dir,
+            resolv_conf,
+            cni,
+        }
     }
 
     fn directory(&self, uid: &str) -> PathBuf {
@@ -147,7 +150,11 @@ impl Sandboxes {
         }
         let written = record.clone();
         let at = directory.to_owned();
-        blocking("sandbox files", move || write_files(&written, &at)).await?;
+        let resolv_conf = self.resolv_conf.clone();
+        blocking("sandbox files", move || {
+            write_files(&written, &resolv_conf, &at)
+        })
+        .await?;
         Ok(record)
     }
 
@@ -245,8 +252,7 @@ fn pins_of(host_network: bool, host_ipc: bool) -> Vec<&'static str> {
 }
 
 fn is_pinned(directory: &Path, pin: &str) -> bool {
-    rustix::fs::statfs(directory.join("ns").join(pin))
-        .is_ok_and(|stat| i128::from(stat.f_type) == i128::from(NSFS_MAGIC))
+    is_namespace(&directory.join("ns").join(pin))
 }
 
 /// Makes the namespaces on a thread of their own, which ends with them: a thread that left the
@@ -345,7 +351,7 @@ fn loopback_up() -> io::Result<()> {
     }
 }
 
-fn write_files(record: &Record, directory: &Path) -> io::Result<()> {
+fn write_files(record: &Record, resolv_conf: &Path, directory: &Path) -> io::Result<()> {
     let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
     for ip in &record.ips {
         hosts.push_str(&format!("{ip}\t{}\n", record.hostname));
@@ -357,7 +363,7 @@ fn write_files(record: &Record, directory: &Path) -> io::Result<()> {
     };
     std::fs::write(directory.join("hosts"), hosts)?;
     std::fs::write(directory.join("hostname"), format!("{}\n", record.hostname))?;
-    let resolv = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+    let resolv = std::fs::read(resolv_conf).unwrap_or_default();
     std::fs::write(directory.join("resolv.conf"), resolv)?;
     let partial = directory.join("sandbox.json.new");
     std::fs::write(&partial, serde_json::to_vec(record)?)?;

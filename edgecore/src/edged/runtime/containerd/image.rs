@@ -8,8 +8,8 @@ use containerd_client::services::v1::snapshots::{
     ViewSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    ApplyRequest, CreateImageRequest, CreateRequest, DeleteRequest, GetImageRequest,
-    Image as ImageRecord, UpdateImageRequest,
+    ApplyRequest, CreateImageRequest, CreateRequest, DeleteImageRequest, DeleteRequest,
+    GetImageRequest, Image as ImageRecord, ListImagesRequest, UpdateImageRequest,
 };
 use containerd_client::types;
 use oci_client::Reference;
@@ -53,7 +53,7 @@ impl ImageError {
         };
         match self {
             Self::Call(error) => error.or(wrap),
-            other => wrap(other.to_string()),
+            other @ (Self::Invalid(_) | Self::Transfer(_)) => wrap(other.to_string()),
         }
     }
 }
@@ -268,6 +268,39 @@ pub(super) async fn target(daemon: &Daemon, name: &str) -> Result<Option<Descrip
     }
 }
 
+/// Every image record: name and target.
+pub(super) async fn list(daemon: &Daemon) -> Result<Vec<(String, Descriptor)>, CallError> {
+    let listed = daemon
+        .call(
+            "image list",
+            CALL,
+            daemon.images().list(ListImagesRequest::default()),
+        )
+        .await?;
+    Ok(listed
+        .images
+        .into_iter()
+        .filter_map(|image| Some((image.name, Descriptor::from_proto(&image.target?))))
+        .collect())
+}
+
+/// Deletes an image record and waits for the garbage collection that it allows. Blobs are never
+/// touched directly.
+pub(super) async fn forget(daemon: &Daemon, name: &str) -> Result<(), CallError> {
+    let deleted = daemon
+        .call(
+            "image delete",
+            PULL,
+            daemon.images().delete(DeleteImageRequest {
+                name: name.to_owned(),
+                sync: true,
+                ..DeleteImageRequest::default()
+            }),
+        )
+        .await;
+    tolerate_missing(deleted)
+}
+
 /// Reads manifest (through an index, if it is one) and config.
 pub(super) async fn read_facts(
     daemon: &Daemon,
@@ -428,7 +461,8 @@ async fn apply(
         Err(error) if error.is_already_exists() => {
             Ok(remove_snapshot(daemon, snapshotter, key).await?)
         }
-        other => Ok(other.map(|_| ())?),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(()),
     }
 }
 

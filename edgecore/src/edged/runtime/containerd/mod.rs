@@ -63,6 +63,8 @@ pub struct ContainerdConfig {
     /// Other namespaces of the same daemon whose images count as present (preloaded images).
     pub adopt_namespaces: Vec<String>,
     pub registries: Registries,
+    /// What pods get as `/etc/resolv.conf` unless they mount their own.
+    pub resolv_conf: PathBuf,
 }
 
 impl Default for ContainerdConfig {
@@ -78,6 +80,7 @@ impl Default for ContainerdConfig {
             cgroup_root: "/edgepods".to_owned(),
             adopt_namespaces: vec!["k8s.io".to_owned(), "default".to_owned()],
             registries: Registries::default(),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
         }
     }
 }
@@ -135,7 +138,7 @@ impl ContainerdRuntime {
             announce,
         ));
         Ok(Arc::new(Self {
-            sandboxes: Sandboxes::new(config.state_dir.clone(), cni),
+            sandboxes: Sandboxes::new(config.state_dir.clone(), config.resolv_conf.clone(), cni),
             daemon,
             cgroups,
             host,
@@ -259,6 +262,39 @@ impl ContainerdRuntime {
             images.push(image::describe(&full, &target, &facts));
         }
         Ok(images)
+    }
+
+    /// Every image of our namespace, unpacked or not. Ones whose content is incomplete are left
+    /// out.
+    ///
+    /// # Errors
+    /// The daemon is away.
+    pub async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
+        let mut images = Vec::new();
+        for (name, target) in image::list(&self.daemon).await? {
+            let facts = match self.known_facts(&target.digest) {
+                Some(known) => known,
+                None => match image::read_facts(&self.daemon, &target).await {
+                    Ok(read) => self.remember(&target.digest, read),
+                    Err(error) => {
+                        tracing::debug!(%error, image = name, "image not complete");
+                        continue;
+                    }
+                },
+            };
+            images.push(image::describe(&name, &target, &facts));
+        }
+        Ok(images)
+    }
+
+    /// Forgets an image by name; its blobs and snapshots go as soon as nothing else needs them.
+    /// Containers made from it keep running.
+    ///
+    /// # Errors
+    /// The reference is not one, or the daemon is away.
+    pub async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {
+        let name = normalize(reference)?.whole();
+        Ok(image::forget(&self.daemon, &name).await?)
     }
 
     async fn users(

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime as RuntimeRecord;
 use containerd_client::services::v1::sandbox::{StoreCreateRequest, StoreDeleteRequest};
@@ -29,6 +30,10 @@ pub(super) const RUNNING: i32 = 2;
 
 /// Exit code of a process that SIGKILL ended.
 const EXIT_KILLED: u32 = 137;
+
+/// How often and how far apart a delete is tried against a shim that is going.
+const DELETE_ATTEMPTS: u32 = 20;
+const DELETE_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) mod label {
     pub(in super::super) const POD_UID: &str = "io.kubernetes.pod.uid";
@@ -297,7 +302,8 @@ pub(super) async fn kill(
         .await;
     match killed {
         Err(error) if error.is_not_found() || error.is_failed_precondition() => Ok(()),
-        other => Ok(other.map(|_| ())?),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -319,16 +325,7 @@ pub(super) async fn delete(
             reason: "it is running".to_owned(),
         });
     }
-    let deleted = daemon
-        .call(
-            "task delete",
-            DELETE,
-            daemon.tasks().delete(DeleteTaskRequest {
-                container_id: id.to_owned(),
-            }),
-        )
-        .await;
-    tolerate_missing(deleted)?;
+    delete_task(daemon, id).await?;
     let forgotten = daemon
         .call(
             "exit record delete",
@@ -353,6 +350,32 @@ pub(super) async fn delete(
         .await;
     tolerate_missing(deleted)?;
     Ok(remove_snapshot(daemon, snapshotter, id).await?)
+}
+
+/// Deletes the task. While the daemon is still finding out that a shim has died the call fails
+/// with a text only; the task then vanishes by itself within a moment.
+async fn delete_task(daemon: &Daemon, id: &str) -> Result<(), CallError> {
+    let mut attempt = 0;
+    loop {
+        let deleted = daemon
+            .call(
+                "task delete",
+                DELETE,
+                daemon.tasks().delete(DeleteTaskRequest {
+                    container_id: id.to_owned(),
+                }),
+            )
+            .await;
+        match tolerate_missing(deleted) {
+            Err(error) if error.is_transport() || attempt >= DELETE_ATTEMPTS => return Err(error),
+            Err(error) => {
+                tracing::debug!(%error, id, attempt, "task not deleted yet");
+                attempt += 1;
+                tokio::time::sleep(DELETE_PAUSE).await;
+            }
+            Ok(()) => return Ok(()),
+        }
+    }
 }
 
 /// Status of every task in our namespace, by container id.
