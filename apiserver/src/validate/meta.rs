@@ -21,7 +21,7 @@ fn name_errors(kind: &str, name: &str) -> Vec<String> {
     }
 }
 
-pub(super) fn create(_api_version: &str, kind: &str, object: &Value) -> Vec<FieldError> {
+pub(super) fn create(kind: &str, object: &Value) -> Vec<FieldError> {
     let meta = &object["metadata"];
     let mut errors = Vec::new();
     let prefix = meta["generateName"].as_str().unwrap_or_default();
@@ -55,7 +55,7 @@ pub(super) fn create(_api_version: &str, kind: &str, object: &Value) -> Vec<Fiel
     errors
 }
 
-pub(super) fn update(_api_version: &str, _kind: &str, old: &Value, new: &Value) -> Vec<FieldError> {
+pub(super) fn update(old: &Value, new: &Value) -> Vec<FieldError> {
     let (old, new) = (&old["metadata"], &new["metadata"]);
     let mut errors = common(new);
     let blank = |v: &Value| v.is_null() || v.as_str() == Some("");
