@@ -1,9 +1,15 @@
-//! Puts the hub together: opens the data directory, binds, starts every long-lived task.
+//! Puts the hub together: opens the data directory and the store, binds, starts every long-lived
+//! task. The only place that makes channels and tasks, beside one task per connection.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Instant};
 
-use ::http::StatusCode;
 use anyhow::Context;
+use apiserver::{
+    Api, Options,
+    authn::AllowMasters,
+    http::Service,
+    store::{SqliteStore, Store},
+};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -11,17 +17,26 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock,
     config::Config,
-    facts::{Facts, MemoryFacts},
+    crds, device_status, downstream,
+    events::{self, Recorder},
+    facts::Facts,
+    kube::Kube,
+    ledger::Ledger,
     listen::{
         api::{self, ApiState},
         bootstrap, http as https,
         tls::{ClientAuth, server_config},
+        ws::{self, WsState},
     },
+    node::{lease::Leases, lifecycle::Lifecycle},
     pki::{Enrollment, Pki},
+    scheduler::Scheduler,
+    session::{Registry, Services},
     supervise::{Exit, Supervisor},
+    upstream::Upstream,
 };
 
-/// The bound addresses, also in `<data_dir>/ports.json`.
+/// The bound ports, also in `<data_dir>/ports.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ports {
@@ -40,67 +55,46 @@ pub struct Hub {
     tasks: Supervisor,
 }
 
+/// The listening sockets.
+struct Listeners {
+    api: TcpListener,
+    websocket: TcpListener,
+    bootstrap: TcpListener,
+}
+
+/// What several tasks share.
+struct Parts {
+    config: Config,
+    pki: Arc<Pki>,
+    enrollment: Arc<Enrollment>,
+    kube: Kube,
+    store: Arc<dyn Store>,
+    registry: Arc<Registry>,
+    ledger: Arc<Ledger>,
+    leases: Arc<Leases>,
+}
+
 impl Hub {
     /// Opens the data directory, binds all listeners, starts all tasks.
     pub async fn start(config: Config, stop: CancellationToken) -> Result<Self, anyhow::Error> {
         // For libraries that cannot be given a provider; a second start in one process is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         private_dir(&config.data_dir)?;
-        let now = clock::unix_secs();
-        let pki = Arc::new(Pki::open(&config.data_dir, &config.server_names(), now)?);
-        let facts: Arc<dyn Facts> = Arc::new(MemoryFacts::default());
-        let enrollment = Arc::new(Enrollment::new(
-            Arc::clone(&pki.authority),
-            pki.token_secret(),
-            Arc::clone(&facts),
-        ));
-        let api = bind(config.listen.api, "listen.api").await?;
-        let websocket = bind(config.listen.websocket, "listen.websocket").await?;
-        let join = bind(config.listen.bootstrap, "listen.bootstrap").await?;
-        let ports = Ports {
-            api: api.local_addr()?.port(),
-            websocket: websocket.local_addr()?.port(),
-            bootstrap: join.local_addr()?.port(),
+        let listeners = Listeners {
+            api: bind(config.listen.api, "listen.api").await?,
+            websocket: bind(config.listen.websocket, "listen.websocket").await?,
+            bootstrap: bind(config.listen.bootstrap, "listen.bootstrap").await?,
         };
+        let ports = Ports {
+            api: listeners.api.local_addr()?.port(),
+            websocket: listeners.websocket.local_addr()?.port(),
+            bootstrap: listeners.bootstrap.local_addr()?.port(),
+        };
+        let parts = open(config).await?;
         let mut tasks = Supervisor::new(stop);
-        let h2 = ["h2", "http/1.1"];
-
-        let tls = server_config(
-            &pki.authority,
-            &pki.server,
-            ClientAuth::OptionalEvenExpired,
-            &h2,
-        )?;
-        let (shared, stop) = (Arc::clone(&enrollment), tasks.stop());
-        tasks.spawn("bootstrap listener", async move {
-            https::serve(join, tls, stop, move |peer, request| {
-                bootstrap::handle(Arc::clone(&shared), peer, request)
-            })
-            .await
-        });
-
-        let tls = server_config(&pki.authority, &pki.server, ClientAuth::Optional, &h2)?;
-        let state = Arc::new(ApiState {
-            pki: Arc::clone(&pki),
-            enrollment,
-        });
-        let stop = tasks.stop();
-        tasks.spawn("api listener", async move {
-            https::serve(api, tls, stop, move |peer, request| {
-                let state = Arc::clone(&state);
-                async move {
-                    match api::authenticate(&state.pki, &peer, request.headers()) {
-                        Ok(caller) => api::outpost(&state, &caller, request).await,
-                        Err(_) => {
-                            api::status(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")
-                        }
-                    }
-                }
-            })
-            .await
-        });
-
-        finish(&config, &pki, &ports)?;
+        start_controllers(&mut tasks, &parts);
+        start_listeners(&mut tasks, &parts, listeners)?;
+        announce(&parts, &ports)?;
         Ok(Self { ports, tasks })
     }
 
@@ -110,15 +104,151 @@ impl Hub {
     }
 }
 
-fn finish(config: &Config, pki: &Pki, ports: &Ports) -> Result<(), anyhow::Error> {
+async fn open(config: Config) -> Result<Parts, anyhow::Error> {
+    let now = clock::unix_secs();
+    let pki = Arc::new(Pki::open(&config.data_dir, &config.server_names(), now)?);
+    let path = config.data_dir.join("hub.db");
+    private_file(&path)?;
+    let store: Arc<dyn Store> = Arc::new(
+        SqliteStore::open(&path)
+            .with_context(|| format!("`{}` could not be opened", path.display()))?,
+    );
+    let options = Options {
+        root_ca: pki.authority.pem().to_owned(),
+        ..Options::default()
+    };
+    let api = Api::open(Arc::clone(&store), options).await?;
+    let kube = Kube::new(api);
+    crds::install(&kube)
+        .await
+        .context("the device kinds could not be installed")?;
+    let enrollment = Arc::new(Enrollment::new(
+        Arc::clone(&pki.authority),
+        pki.token_secret(),
+        Facts::new(Arc::clone(&store)),
+    ));
+    Ok(Parts {
+        registry: Arc::new(Registry::new(Instant::now())),
+        ledger: Arc::new(Ledger::new(
+            Arc::clone(&store),
+            config.history.readings_per_node,
+        )),
+        leases: Arc::new(Leases::default()),
+        config,
+        pki,
+        enrollment,
+        kube,
+        store,
+    })
+}
+
+fn start_controllers(tasks: &mut Supervisor, parts: &Parts) {
+    let stop = tasks.stop();
+    let api = parts.kube.api().clone();
+    tasks.spawn("api housekeeping", async move {
+        tokio::select! {
+            () = api.run() => {}
+            () = stop.cancelled() => {}
+        }
+        Ok(())
+    });
+    let recorder = Arc::new(Recorder::new(parts.kube.clone()));
+    tasks.spawn(
+        "scheduler",
+        Scheduler::new(parts.kube.clone(), recorder).run(tasks.stop()),
+    );
+    let lifecycle = Lifecycle {
+        kube: parts.kube.clone(),
+        registry: Arc::clone(&parts.registry),
+        leases: Arc::clone(&parts.leases),
+        limits: parts.config.session.clone(),
+    };
+    tasks.spawn("node lifecycle", lifecycle.run(tasks.stop()));
+    tasks.spawn(
+        "device statuses",
+        device_status::run(Arc::clone(&parts.store), tasks.stop()),
+    );
+    let ttl_secs = parts.config.history.event_ttl_secs;
+    let (store, kube) = (Arc::clone(&parts.store), parts.kube.clone());
+    tasks.spawn(
+        "event expiry",
+        events::prune(store, kube, ttl_secs, tasks.stop()),
+    );
+}
+
+fn start_listeners(
+    tasks: &mut Supervisor,
+    parts: &Parts,
+    listeners: Listeners,
+) -> Result<(), anyhow::Error> {
+    let h2 = ["h2", "http/1.1"];
+    let (authority, leaf) = (&parts.pki.authority, &parts.pki.server);
+
+    let (downstream, controller) =
+        downstream::new(Arc::clone(&parts.store), Arc::clone(&parts.registry));
+    tasks.spawn("downstream", controller.run(tasks.stop()));
+    let upstream = Upstream::new(
+        parts.kube.clone(),
+        downstream.clone(),
+        Arc::clone(&parts.ledger),
+        Arc::clone(&parts.leases),
+        authority.pem().to_owned(),
+    );
+    let services = Arc::new(Services {
+        registry: Arc::clone(&parts.registry),
+        upstream,
+        ledger: Arc::clone(&parts.ledger),
+        downstream,
+    });
+    let tls = server_config(authority, leaf, ClientAuth::Required, &["http/1.1"])?;
+    let state = Arc::new(WsState {
+        enrollment: Arc::clone(&parts.enrollment),
+        services,
+        limits: parts.config.session.clone(),
+    });
+    tasks.spawn(
+        "websocket listener",
+        ws::serve(listeners.websocket, tls, tasks.stop(), state),
+    );
+
+    let tls = server_config(authority, leaf, ClientAuth::OptionalEvenExpired, &h2)?;
+    let (shared, stop) = (Arc::clone(&parts.enrollment), tasks.stop());
+    tasks.spawn("bootstrap listener", async move {
+        https::serve(listeners.bootstrap, tls, stop, move |peer, request| {
+            bootstrap::handle(Arc::clone(&shared), peer, request)
+        })
+        .await
+    });
+
+    let tls = server_config(authority, leaf, ClientAuth::Optional, &h2)?;
+    let state = Arc::new(ApiState {
+        pki: Arc::clone(&parts.pki),
+        enrollment: Arc::clone(&parts.enrollment),
+        ledger: Arc::clone(&parts.ledger),
+        service: Service::new(parts.kube.api().clone(), Arc::new(AllowMasters)),
+    });
+    let stop = tasks.stop();
+    tasks.spawn("api listener", async move {
+        https::serve(listeners.api, tls, stop, move |peer, request| {
+            api::handle(Arc::clone(&state), peer, request)
+        })
+        .await
+    });
+    Ok(())
+}
+
+/// Writes the kubeconfig and the ports: whoever waits for them finds a hub that answers.
+fn announce(parts: &Parts, ports: &Ports) -> Result<(), anyhow::Error> {
+    let config = &parts.config;
     let ip = config.listen.api.ip();
     let host = if ip.is_unspecified() {
         std::net::IpAddr::from([127, 0, 0, 1])
     } else {
         ip
     };
-    let kubeconfig =
-        pki.write_kubeconfig(&format!("https://{}", SocketAddr::from((host, ports.api))))?;
+    let kubeconfig = parts
+        .pki
+        .write_kubeconfig(&format!("https://{}", SocketAddr::from((host, ports.api))))?;
     crate::pki::files::write_private(
         &config.data_dir.join("ports.json"),
         &serde_json::to_vec(ports)?,
@@ -148,5 +278,17 @@ fn private_dir(path: &Path) -> Result<(), anyhow::Error> {
             .create(path)
             .with_context(|| format!("`{}` could not be created", path.display()))?;
     }
+    Ok(())
+}
+
+/// The store holds Secrets; SQLite gives its other files the permissions of this one.
+fn private_file(path: &Path) -> Result<(), anyhow::Error> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("`{}` could not be opened", path.display()))?;
     Ok(())
 }

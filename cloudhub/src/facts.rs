@@ -1,9 +1,8 @@
 //! The hub's own records (tokens, joined nodes, ledgers) in the same store as the API's objects.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use async_trait::async_trait;
-use tokio::sync::Mutex;
+use apiserver::store::{ListQuery, Op, Require, Store, StoreError, Txn};
 
 /// One record and the revision that last wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,57 +31,75 @@ pub enum FactsError {
     #[error("record was changed meanwhile")]
     Conflict,
     /// The store failed.
-    #[error("store failed: {0}")]
-    Store(String),
+    #[error(transparent)]
+    Store(StoreError),
+}
+
+impl From<StoreError> for FactsError {
+    fn from(error: StoreError) -> Self {
+        if matches!(error, StoreError::Conflict { .. }) {
+            Self::Conflict
+        } else {
+            Self::Store(error)
+        }
+    }
 }
 
 /// Compare-and-swap access to the hub's own records.
-#[async_trait]
-pub trait Facts: Send + Sync {
-    /// Reads one record.
-    async fn get(&self, key: &str) -> Result<Option<Fact>, FactsError>;
-    /// Reads all records under a prefix, in key order.
-    async fn list(&self, prefix: &str) -> Result<Vec<(String, Fact)>, FactsError>;
-    /// Writes all or nothing.
-    async fn commit(&self, writes: Vec<Write>) -> Result<(), FactsError>;
-}
+#[derive(Clone)]
+pub struct Facts(Arc<dyn Store>);
 
-/// Records in memory, for tests.
-#[derive(Debug, Default)]
-pub struct MemoryFacts(Mutex<(u64, BTreeMap<String, Fact>)>);
-
-#[async_trait]
-impl Facts for MemoryFacts {
-    async fn get(&self, key: &str) -> Result<Option<Fact>, FactsError> {
-        Ok(self.0.lock().await.1.get(key).cloned())
+impl Facts {
+    /// Records in this store.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self(store)
     }
 
-    async fn list(&self, prefix: &str) -> Result<Vec<(String, Fact)>, FactsError> {
-        let state = self.0.lock().await;
-        Ok(state
-            .1
-            .iter()
-            .filter(|(k, _)| k.starts_with(prefix))
-            .map(|(k, v)| (k.clone(), v.clone()))
+    /// Reads one record.
+    pub async fn get(&self, key: &str) -> Result<Option<Fact>, FactsError> {
+        let entry = self.0.get(key).await?;
+        Ok(entry.map(|e| Fact {
+            value: e.value.to_vec(),
+            revision: e.revision,
+        }))
+    }
+
+    /// Reads all records under a prefix, in key order.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<(String, Fact)>, FactsError> {
+        let query = ListQuery {
+            prefix: prefix.to_owned(),
+            ..ListQuery::default()
+        };
+        let listing = self.0.list(query).await?;
+        Ok(listing
+            .entries
+            .into_iter()
+            .map(|e| {
+                (
+                    e.key.to_string(),
+                    Fact {
+                        value: e.value.to_vec(),
+                        revision: e.revision,
+                    },
+                )
+            })
             .collect())
     }
 
-    async fn commit(&self, writes: Vec<Write>) -> Result<(), FactsError> {
-        let mut state = self.0.lock().await;
-        if writes
-            .iter()
-            .any(|w| state.1.get(&w.key).map_or(0, |f| f.revision) != w.expect)
-        {
-            return Err(FactsError::Conflict);
-        }
-        state.0 += 1;
-        let revision = state.0;
+    /// Writes all or nothing.
+    pub async fn commit(&self, writes: Vec<Write>) -> Result<(), FactsError> {
+        let mut txn = Txn::new();
         for write in writes {
-            match write.value {
-                Some(value) => state.1.insert(write.key, Fact { value, revision }),
-                None => state.1.remove(&write.key),
-            };
+            txn.require.push(match write.expect {
+                0 => Require::Absent(write.key.clone()),
+                revision => Require::At(write.key.clone(), revision),
+            });
+            txn.ops.push(match write.value {
+                Some(value) => Op::Put(write.key, value.into()),
+                None => Op::Delete(write.key),
+            });
         }
+        self.0.txn(txn).await?;
         Ok(())
     }
 }

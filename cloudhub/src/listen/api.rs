@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use apiserver::{authn::User, http::Service};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -12,6 +13,7 @@ use serde_json::json;
 use super::http::{Peer, json};
 use crate::{
     clock,
+    ledger::Ledger,
     pki::{ADMIN_GROUP, EnrollError, Enrollment, Pki, tokens::Record},
 };
 
@@ -40,6 +42,46 @@ pub struct ApiState {
     pub pki: Arc<Pki>,
     /// Tokens and node certificates.
     pub enrollment: Arc<Enrollment>,
+    /// What nodes have reported.
+    pub ledger: Arc<Ledger>,
+    /// The Kubernetes API.
+    pub service: Service,
+}
+
+/// Any answer.
+pub type AnyBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+fn any<B>(response: Response<B>) -> Response<AnyBody>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    response.map(|body| body.map_err(Into::into).boxed_unsync())
+}
+
+/// Answers one request: who asks, then the hub's own paths, then the Kubernetes API.
+pub async fn handle(
+    state: Arc<ApiState>,
+    peer: Peer,
+    mut request: Request<Incoming>,
+) -> Response<AnyBody> {
+    let Ok(caller) = authenticate(&state.pki, &peer, request.headers()) else {
+        return any(status(
+            StatusCode::UNAUTHORIZED,
+            "Unauthorized",
+            "Unauthorized",
+        ));
+    };
+    if request.uri().path().starts_with("/outpost/") {
+        return any(outpost(&state, &caller, request).await);
+    }
+    let user = User {
+        name: caller.user,
+        groups: caller.groups,
+        uid: String::new(),
+    };
+    request.extensions_mut().insert(user);
+    any(state.service.handle(request).await)
 }
 
 /// A token could not be recognised.
@@ -128,6 +170,10 @@ pub async fn outpost(
         return status(StatusCode::FORBIDDEN, "Forbidden", &message);
     }
     let path = request.uri().path().to_owned();
+    if let (&Method::GET, Some(node)) = (request.method(), path.strip_prefix("/outpost/v1/ledger/"))
+    {
+        return ledger(state, node, request.uri().query().unwrap_or_default()).await;
+    }
     match (
         request.method().clone(),
         path.strip_prefix("/outpost/v1/tokens"),
@@ -152,6 +198,43 @@ pub async fn outpost(
             StatusCode::NOT_FOUND,
             "NotFound",
             "the server could not find the requested resource",
+        ),
+    }
+}
+
+/// `GET /outpost/v1/ledger/<node>[?limit=N][&stream=S]`: position, counts and the last readings.
+async fn ledger(state: &ApiState, node: &str, query: &str) -> Response<Full<Bytes>> {
+    let parameter = |name: &str| {
+        query
+            .split('&')
+            .find_map(|pair| pair.split_once('=').filter(|(k, _)| *k == name))
+    };
+    let limit = parameter("limit")
+        .and_then(|(_, n)| n.parse().ok())
+        .unwrap_or(usize::MAX);
+    match state.ledger.read(node, limit).await {
+        Ok(Some((record, mut entries))) => {
+            if let Some((_, stream)) = parameter("stream") {
+                let stream = stream.replace("%2F", "/").replace("%2f", "/");
+                entries.retain(|entry| entry.stream == stream);
+            }
+            json(
+                StatusCode::OK,
+                &json!({
+                    "node": node, "epoch": record.epoch, "sequence": record.sequence,
+                    "received": record.received, "repeated": record.repeated,
+                    "streams": record.streams, "entries": entries,
+                }),
+            )
+        }
+        Ok(None) => {
+            let message = format!("node `{node}` has reported nothing");
+            status(StatusCode::NOT_FOUND, "NotFound", &message)
+        }
+        Err(error) => status(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "InternalError",
+            &error.to_string(),
         ),
     }
 }

@@ -4,3 +4,4 @@ pub mod api;
 pub mod bootstrap;
 pub mod http;
 pub mod tls;
+pub mod ws;

@@ -83,12 +83,12 @@ impl JoinedNode {
 pub struct Enrollment {
     authority: Arc<Authority>,
     secret: TokenSecret,
-    facts: Arc<dyn Facts>,
+    facts: Facts,
 }
 
 impl Enrollment {
     /// Puts the parts together.
-    pub fn new(authority: Arc<Authority>, secret: TokenSecret, facts: Arc<dyn Facts>) -> Self {
+    pub fn new(authority: Arc<Authority>, secret: TokenSecret, facts: Facts) -> Self {
         Self {
             authority,
             secret,
@@ -330,14 +330,14 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair};
 
     use super::*;
-    use crate::facts::MemoryFacts;
+    use apiserver::store::MemoryStore;
 
     fn enrollment() -> Enrollment {
         let (authority, _) = Authority::generate(1000).unwrap();
         Enrollment::new(
             Arc::new(authority),
             TokenSecret::new(&[1; 32]),
-            Arc::new(MemoryFacts::default()),
+            Facts::new(Arc::new(MemoryStore::new())),
         )
     }
 

@@ -1,6 +1,222 @@
-//! Edged: pods on containerd.
+//! Edged: keeps the pods of this node as the store says they should be, on containerd.
+//!
+//! ```text
+//! store generation ┐                     ┌─ worker (pod a) ─┐
+//! runtime changes  ├─▶ main loop: lists ─┼─ worker (pod b) ─┼─▶ Runtime, StatusSink
+//! worker acted     ┘   once, dispatches  └─ worker (pod c) ─┘
+//! ```
+//!
+//! The main loop reads desired pods and the runtime's containers once per wake-up and hands every
+//! worker its part; it never acts itself. Nothing polls. A container that runs is adopted by its
+//! labels; nothing is stopped because the store, the hub, the clock or this process failed.
+//!
+//! It does not pull configuration, does not talk to the hub and knows no wire format.
 
 mod deps;
+mod events;
+mod main_loop;
+pub mod node;
+pub mod pod;
+pub mod quantity;
 pub mod runtime;
+pub mod volumes;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::api::core::v1::PodStatus;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use pod::convert::{Placement, PodId};
+use pod::worker::Context;
+use runtime::Runtime;
 
 pub use deps::{DesiredError, DesiredState, StatusSink};
+
+/// Image pulls at the same time on one node: links at the edge are thin.
+const PULLS_MAX: usize = 2;
+
+/// What is fixed for this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub node_name: String,
+    /// Volumes that survive a reboot, e.g. `/var/lib/edgecore/pods`.
+    pub disk_dir: PathBuf,
+    /// Volumes that must not touch the disk, on a tmpfs, e.g. `/run/edgecore/pods`.
+    pub run_dir: PathBuf,
+    /// e.g. `/var/log/pods`
+    pub log_dir: PathBuf,
+    pub log_bytes_max: u64,
+    pub log_files_max: u32,
+    /// Root of the pod cgroups, e.g. `/edgepods`.
+    pub cgroup_root: String,
+    /// Most pods the node takes (capacity `pods`).
+    pub pods_max: u32,
+    /// Added to the node's own labels at registration.
+    pub labels: BTreeMap<String, String>,
+    /// Told instead of the address of the default route.
+    pub node_ip: Option<String>,
+}
+
+impl Settings {
+    /// The usual directories and limits.
+    pub fn new(node_name: impl Into<String>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            disk_dir: "/var/lib/edgecore/pods".into(),
+            run_dir: "/run/edgecore/pods".into(),
+            log_dir: "/var/log/pods".into(),
+            log_bytes_max: 10 << 20,
+            log_files_max: 5,
+            cgroup_root: "/edgepods".to_owned(),
+            pods_max: 110,
+            labels: BTreeMap::new(),
+            node_ip: None,
+        }
+    }
+}
+
+/// What Edged is plugged into.
+pub struct Deps {
+    pub runtime: Arc<dyn Runtime>,
+    pub desired: Arc<dyn DesiredState>,
+    pub sink: Arc<dyn StatusSink>,
+    pub settings: Settings,
+}
+
+/// One pod as this node has it, for local diagnosis.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PodSummary {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+    pub phase: String,
+    /// Ready containers of all, and restarts in sum.
+    pub ready: usize,
+    pub containers: usize,
+    pub restarts: i64,
+    /// Why the first container that does not run does not, or `Terminating`.
+    pub reason: String,
+    pub ip: String,
+}
+
+impl PodSummary {
+    fn of(id: &PodId, status: &PodStatus, terminating: bool) -> Self {
+        let containers = status.container_statuses.as_deref().unwrap_or_default();
+        let reason = containers.iter().find_map(|c| {
+            let state = c.state.as_ref()?;
+            let waiting = state.waiting.as_ref().and_then(|w| w.reason.clone());
+            waiting.or_else(|| state.terminated.as_ref()?.reason.clone())
+        });
+        Self {
+            namespace: id.namespace.clone(),
+            name: id.name.clone(),
+            uid: id.uid.clone(),
+            phase: status.phase.clone().unwrap_or_default(),
+            ready: containers.iter().filter(|c| c.ready).count(),
+            containers: containers.len(),
+            restarts: containers.iter().map(|c| i64::from(c.restart_count)).sum(),
+            reason: if terminating {
+                "Terminating".to_owned()
+            } else {
+                reason.unwrap_or_default()
+            },
+            ip: status.pod_ip.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// Starts Edged.
+pub struct Edged;
+
+/// Holds a running Edged. Dropping it leaves the task running until the process ends.
+pub struct EdgedHandle {
+    stop: CancellationToken,
+    resend: watch::Sender<u64>,
+    context: Arc<Context>,
+    task: JoinHandle<()>,
+}
+
+impl Edged {
+    /// Starts the main loop on the current runtime.
+    pub fn start(deps: Deps) -> EdgedHandle {
+        Self::start_with_clock(deps, Box::new(clock::unix_millis))
+    }
+
+    /// As [`Edged::start`], with the wall clock given.
+    pub fn start_with_clock(
+        deps: Deps,
+        now_ms: Box<dyn Fn() -> clock::UnixMillis + Send + Sync>,
+    ) -> EdgedHandle {
+        let settings = deps.settings;
+        let machine = node::Machine::read();
+        let context = Arc::new(Context {
+            runtime: deps.runtime,
+            desired: deps.desired,
+            sink: deps.sink,
+            placement: Placement {
+                log_root: settings.log_dir.clone(),
+                log_bytes_max: settings.log_bytes_max,
+                log_files_max: settings.log_files_max,
+                cgroup_root: settings.cgroup_root.clone(),
+                node_hostname: machine.hostname.clone(),
+                memory_bytes: machine.memory_bytes,
+            },
+            node_name: settings.node_name.clone(),
+            cpu_milli: machine.cpus.saturating_mul(1000),
+            dirs: volumes::Dirs {
+                disk: settings.disk_dir.clone(),
+                run: settings.run_dir.clone(),
+            },
+            pulls: Arc::new(Semaphore::new(PULLS_MAX)),
+            ticks: AtomicU64::new(1),
+            poke: Notify::new(),
+            board: Mutex::new(BTreeMap::new()),
+            now_ms,
+        });
+        let stop = CancellationToken::new();
+        let resend = watch::Sender::new(0);
+        let main = main_loop::MainLoop::new(context.clone(), settings, machine, resend.subscribe());
+        let task = tokio::spawn(main.run(stop.clone()));
+        EdgedHandle {
+            stop,
+            resend,
+            context,
+            task,
+        }
+    }
+}
+
+impl EdgedHandle {
+    /// The pods as they are now.
+    pub fn pods(&self) -> Vec<PodSummary> {
+        let board = self
+            .context
+            .board
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        board.values().cloned().collect()
+    }
+
+    /// Tells every status again, node and pods: the hub may have forgotten them.
+    pub fn resend(&self) {
+        self.resend
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Waits for the main loop to end, which it does only when stopped, or by a panic.
+    pub async fn ended(&mut self) {
+        let _ = (&mut self.task).await;
+    }
+
+    /// Stops looking after pods. Containers go on running.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        let _ = self.task.await;
+    }
+}

@@ -3,6 +3,7 @@
 
 pub mod cni;
 pub mod containerd;
+pub mod fake;
 pub mod sandbox;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,324 @@
+//! Folds many reports into one write per device (device plane §2.7).
+//!
+//! Differences to KubeEdge, which are all additions: the first report of a property is stored with
+//! its value; properties that the Device's spec does not name are kept too (a device that speaks
+//! only MQTT has none there); `status.extensions.outpost` counts.
+
+use std::collections::BTreeMap;
+
+use apiserver::store::{Require, Store, StoreError, Txn};
+use serde_json::{Map, Value, json};
+use wire::{
+    message::Message,
+    resource::ResourcePath,
+    twin::{self, MsgTwin, StateMessage, TwinMessage, TwinValue},
+};
+
+use super::{LogEntry, empty};
+use crate::{
+    clock,
+    keys::{self, DEVICES_GROUP},
+};
+
+/// Most properties kept per device.
+const TWINS_MAX: usize = 256;
+/// An uploaded text is kept up to this length.
+const UPLOAD_BYTES_KEPT: usize = 1024;
+
+/// A device whose status changes.
+struct Device {
+    status: Value,
+    /// 0: the status object does not exist yet.
+    revision: u64,
+}
+
+/// The changes of one transaction.
+pub(super) struct Fold<'a> {
+    node: &'a str,
+    store: &'a dyn Store,
+    /// `None`: not a device of this node.
+    devices: BTreeMap<(String, String), Option<Device>>,
+}
+
+impl<'a> Fold<'a> {
+    pub(super) fn new(node: &'a str, store: &'a dyn Store) -> Self {
+        Self {
+            node,
+            store,
+            devices: BTreeMap::new(),
+        }
+    }
+
+    /// How many devices were touched.
+    pub(super) fn devices(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Applies one report; the log entry says what it carried, whether or not it was a device of
+    /// this node.
+    pub(super) async fn apply(
+        &mut self,
+        seq: u64,
+        stream: &str,
+        count: u64,
+        message: &Message,
+    ) -> Result<LogEntry, StoreError> {
+        let mut entry = LogEntry {
+            seq,
+            stream: stream.to_owned(),
+            id: message.header.id.clone(),
+            at: message.header.timestamp,
+            value: Value::Null,
+        };
+        match ResourcePath::parse(&message.route.resource) {
+            ResourcePath::DeviceTwin {
+                namespace, name, ..
+            } => {
+                if let Ok(report) = decode::<TwinMessage>(message) {
+                    entry.id.clone_from(&report.event_id);
+                    entry.at = report.timestamp;
+                    entry.value = reported(&report);
+                    if let Some(device) = self.device(&namespace, &name).await? {
+                        merge_twins(&mut device.status, &report);
+                        extend(&mut device.status, seq, count, &report.event_id);
+                    }
+                }
+            }
+            ResourcePath::DeviceState { namespace, name } => {
+                if let Ok(report) = decode::<StateMessage>(message) {
+                    entry.id.clone_from(&report.event_id);
+                    entry.at = report.timestamp;
+                    entry.value = report.device.state.clone().into();
+                    if let Some(device) = self.device(&namespace, &name).await? {
+                        merge_state(&mut device.status, &report);
+                    }
+                }
+            }
+            ResourcePath::Object { .. }
+            | ResourcePath::Membership
+            | ResourcePath::MembershipDetail
+            | ResourcePath::Node
+            | ResourcePath::TwinConfirmation
+            | ResourcePath::ClusterCa
+            | ResourcePath::Other(_) => {
+                entry.value = uploaded(message).into();
+            }
+        }
+        Ok(entry)
+    }
+
+    /// The requirements and writes of all devices.
+    pub(super) fn into_txn(self) -> Txn {
+        let mut txn = empty();
+        for ((namespace, name), device) in self.devices {
+            let Some(device) = device else { continue };
+            let key = keys::device_status(&namespace, &name);
+            txn.require.push(match device.revision {
+                0 => Require::Absent(key.clone()),
+                at => Require::At(key.clone(), at),
+            });
+            txn = txn.put(key, device.status.to_string());
+        }
+        txn
+    }
+
+    /// Loads the device at first touch.
+    async fn device(
+        &mut self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<&mut Device>, StoreError> {
+        let id = (namespace.to_owned(), name.to_owned());
+        if !self.devices.contains_key(&id) {
+            let loaded = self.load(namespace, name).await?;
+            self.devices.insert(id.clone(), loaded);
+        }
+        Ok(self.devices.get_mut(&id).and_then(Option::as_mut))
+    }
+
+    async fn load(&self, namespace: &str, name: &str) -> Result<Option<Device>, StoreError> {
+        let device = self.store.get(&keys::device(namespace, name)).await?;
+        let device: Option<Value> = device.and_then(|e| serde_json::from_slice(&e.value).ok());
+        let Some(device) = device else {
+            tracing::debug!(
+                node = self.node,
+                namespace,
+                name,
+                "report of an unknown device"
+            );
+            return Ok(None);
+        };
+        if device.pointer("/spec/nodeName").and_then(Value::as_str) != Some(self.node) {
+            tracing::warn!(
+                node = self.node,
+                namespace,
+                name,
+                "report of a device that belongs to another node; not applied"
+            );
+            return Ok(None);
+        }
+        Ok(Some(
+            match self
+                .store
+                .get(&keys::device_status(namespace, name))
+                .await?
+            {
+                Some(entry) => Device {
+                    status: serde_json::from_slice(&entry.value)
+                        .unwrap_or_else(|_| new_status(&device, namespace, name)),
+                    revision: entry.revision,
+                },
+                None => Device {
+                    status: new_status(&device, namespace, name),
+                    revision: 0,
+                },
+            },
+        ))
+    }
+}
+
+/// A DeviceStatus for a Device, owned by it.
+pub fn new_status(device: &Value, namespace: &str, name: &str) -> Value {
+    let uid = device
+        .pointer("/metadata/uid")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    json!({
+        "apiVersion": format!("{DEVICES_GROUP}/v1beta1"),
+        "kind": "DeviceStatus",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "uid": uuid::Uuid::new_v4().to_string(),
+            "creationTimestamp": clock::rfc3339_now(),
+            "generation": 1,
+            "ownerReferences": [{
+                "apiVersion": format!("{DEVICES_GROUP}/v1beta1"), "kind": "Device",
+                "name": name, "uid": uid,
+            }],
+        },
+        "spec": {},
+        "status": { "twins": [] },
+    })
+}
+
+fn decode<T: serde::de::DeserializeOwned + Default>(message: &Message) -> Result<T, ()> {
+    twin::decode(message.content.document().as_bytes()).map_err(|error| {
+        tracing::warn!(
+            resource = message.route.resource,
+            error = %error,
+            "report could not be read; counted, not applied"
+        );
+    })
+}
+
+/// `{property: value}` of what was reported.
+fn reported(report: &TwinMessage) -> Value {
+    let values = report.twin.iter().flatten().filter_map(|(name, twin)| {
+        let value = twin.as_ref()?.actual.as_ref()?.value.as_ref()?;
+        Some((name.clone(), Value::from(value.as_str())))
+    });
+    Value::Object(values.collect())
+}
+
+fn uploaded(message: &Message) -> String {
+    let mut text = message.content.document().into_owned();
+    let mut end = text.len().min(UPLOAD_BYTES_KEPT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
+
+fn child<'v>(parent: &'v mut Value, name: &str) -> &'v mut Map<String, Value> {
+    if !parent.is_object() {
+        *parent = json!({});
+    }
+    let slot = &mut parent[name];
+    if !slot.is_object() {
+        *slot = json!({});
+    }
+    match slot {
+        Value::Object(map) => map,
+        // Just made one.
+        _ => unreachable!("an object was put there"),
+    }
+}
+
+fn part(value: &TwinValue, kind: Option<&str>) -> Value {
+    let mut metadata = Map::new();
+    if let Some(at) = value.metadata.as_ref().map(|m| m.timestamp) {
+        metadata.insert("timestamp".into(), at.to_string().into());
+    }
+    if let Some(kind) = kind.filter(|k| !k.is_empty()) {
+        metadata.insert("type".into(), kind.into());
+    }
+    json!({ "value": value.value.clone().unwrap_or_default(), "metadata": metadata })
+}
+
+fn merge_twins(object: &mut Value, report: &TwinMessage) {
+    let status = child(object, "status");
+    let slot = status.entry("twins").or_insert_with(|| json!([]));
+    if !slot.is_array() {
+        *slot = json!([]);
+    }
+    let Value::Array(twins) = slot else { return };
+    for (name, twin) in report.twin.iter().flatten() {
+        // `"name": null` crashed KubeEdge's hub (wire specification §8.2, C13).
+        let Some(twin) = twin else { continue };
+        merge_twin(twins, name, twin);
+    }
+}
+
+fn merge_twin(twins: &mut Vec<Value>, name: &str, twin: &MsgTwin) {
+    let kind = twin.metadata.as_ref().map(|m| m.kind.as_str());
+    let at = twins.iter().position(|t| t["propertyName"] == name);
+    if kind == Some("deleted") {
+        if let Some(at) = at {
+            twins.remove(at);
+        }
+        return;
+    }
+    let at = match at {
+        Some(at) => at,
+        None if twins.len() < TWINS_MAX => {
+            twins.push(json!({ "propertyName": name }));
+            twins.len() - 1
+        }
+        None => return,
+    };
+    let Some(Value::Object(entry)) = twins.get_mut(at) else {
+        return;
+    };
+    if let Some(actual) = twin.actual.as_ref().filter(|v| v.value.is_some()) {
+        entry.insert("reported".into(), part(actual, kind));
+    }
+    if let Some(expected) = twin.expected.as_ref().filter(|v| v.value.is_some()) {
+        entry.insert("observedDesired".into(), part(expected, kind));
+    }
+}
+
+fn merge_state(object: &mut Value, report: &StateMessage) {
+    let status = child(object, "status");
+    if !report.device.state.is_empty() {
+        status.insert("state".into(), report.device.state.clone().into());
+    }
+    if !report.device.last_online_time.is_empty() {
+        status.insert(
+            "lastOnlineTime".into(),
+            report.device.last_online_time.clone().into(),
+        );
+    }
+}
+
+fn extend(object: &mut Value, seq: u64, count: u64, id: &str) {
+    let Some(status) = object.get_mut("status") else {
+        return;
+    };
+    let extensions = child(status, "extensions");
+    extensions.insert(
+        "outpost".into(),
+        json!({ "received": count, "lastSequence": seq, "lastEventId": id }),
+    );
+}

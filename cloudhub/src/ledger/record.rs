@@ -1,0 +1,60 @@
+//! What is stored.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Position and counts of one node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeRecord {
+    /// Epoch of the node's outbox.
+    pub epoch: String,
+    /// Highest sequence number stored.
+    pub sequence: u64,
+    /// Messages stored, over all epochs.
+    pub received: u64,
+    /// Messages that came again and were skipped.
+    pub repeated: u64,
+    /// Messages stored by stream.
+    pub streams: BTreeMap<String, u64>,
+    /// Number of the next log segment.
+    pub next_segment: u64,
+}
+
+/// One stored reading.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// Sequence number within the epoch.
+    pub seq: u64,
+    /// Stream: `twin/<ns>/<device>`, `state/<ns>/<device>`, `upload/<topic>`.
+    pub stream: String,
+    /// The report's own id.
+    pub id: String,
+    /// The report's own time, Unix milliseconds.
+    pub at: i64,
+    /// Reported values by property; the state; or the uploaded text, cut to 1 KiB.
+    pub value: Value,
+}
+
+/// Which log segments exist, oldest first, and how many readings they hold.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub(super) segments: VecDeque<(u64, usize)>,
+    pub(super) readings: usize,
+}
+
+/// Key of a node's record.
+pub fn record_key(node: &str) -> String {
+    format!("/outpost/ledger/{node}")
+}
+
+/// Prefix of a node's log segments.
+pub fn log_prefix(node: &str) -> String {
+    format!("/outpost/ledger-log/{node}/")
+}
+
+pub(super) fn log_key(node: &str, segment: u64) -> String {
+    format!("{}{segment:016}", log_prefix(node))
+}

@@ -1,0 +1,4 @@
+//! What the hub does about nodes by itself: conditions of those that fell silent, leases.
+
+pub mod lease;
+pub mod lifecycle;

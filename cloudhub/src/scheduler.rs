@@ -1,0 +1,252 @@
+//! Binds pods without a node to a Ready one.
+//!
+//! Looks at nodeSelector, required node affinity by label expressions, `spec.unschedulable`, taints
+//! and readiness, and spreads by the number of pods. Woken by changes of pods and nodes only.
+
+mod fit;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use apiserver::{
+    ApiError, Reason,
+    store::{Event, StoreError},
+};
+use fit::{NodeFacts, choose};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock,
+    events::Recorder,
+    keys::{ObjectKey, REGISTRY},
+    kube::{Kube, resources, text},
+};
+
+/// The task.
+pub struct Scheduler {
+    kube: Kube,
+    recorder: Arc<Recorder>,
+    nodes: BTreeMap<String, NodeFacts>,
+    /// Node of each bound pod that is not over.
+    bound: BTreeMap<String, String>,
+    waiting: BTreeSet<String>,
+    /// Why each pod waits; told once.
+    told: BTreeMap<String, String>,
+}
+
+impl Scheduler {
+    /// Puts the parts together.
+    pub fn new(kube: Kube, recorder: Arc<Recorder>) -> Self {
+        Self {
+            kube,
+            recorder,
+            nodes: BTreeMap::new(),
+            bound: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// Runs until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), anyhow::Error> {
+        loop {
+            match self.follow(&stop).await {
+                Ok(()) => return Ok(()),
+                Err(StoreError::Expired { .. }) => {}
+                Err(StoreError::Stopped) if stop.is_cancelled() => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn follow(&mut self, stop: &CancellationToken) -> Result<(), StoreError> {
+        let prefix = |plural: &str| format!("{REGISTRY}core/{plural}/");
+        let (nodes, _) = self.kube.list_raw(&prefix("nodes")).await?;
+        let (pods, revision) = self.kube.list_raw(&prefix("pods")).await?;
+        self.nodes.clear();
+        self.bound.clear();
+        self.waiting.clear();
+        for (key, object) in &nodes {
+            self.take(key, Some(object));
+        }
+        for (key, object) in &pods {
+            self.take(key, Some(object));
+        }
+        let store = Arc::clone(self.kube.api().store());
+        let mut pod_watch = store.watch(&prefix("pods"), revision).await?;
+        let mut node_watch = store.watch(&prefix("nodes"), revision).await?;
+        loop {
+            self.schedule().await?;
+            // All branches may be cancelled: watchers keep their position.
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                events = pod_watch.next() => self.take_all(&events?),
+                events = node_watch.next() => self.take_all(&events?),
+            }
+        }
+    }
+
+    fn take_all(&mut self, events: &[Arc<Event>]) {
+        for event in events {
+            self.take(&event.key, event.object().as_deref());
+        }
+    }
+
+    fn take(&mut self, key: &str, object: Option<&Value>) {
+        let Some(parsed) = ObjectKey::parse(key) else {
+            return;
+        };
+        if parsed.plural == "nodes" {
+            match object {
+                Some(node) => self
+                    .nodes
+                    .insert(parsed.name.to_owned(), NodeFacts::of(node)),
+                None => self.nodes.remove(parsed.name),
+            };
+            return;
+        }
+        let id = parsed.id();
+        let over = |pod: &Value| matches!(text(pod, "/status/phase"), "Succeeded" | "Failed");
+        let node = object
+            .map_or("", |pod| text(pod, "/spec/nodeName"))
+            .to_owned();
+        if node.is_empty() || object.is_none_or(over) {
+            self.bound.remove(&id);
+        } else {
+            self.bound.insert(id.clone(), node.clone());
+        }
+        let waits = object.is_some_and(|pod| {
+            node.is_empty()
+                && !over(pod)
+                && pod.pointer("/metadata/deletionTimestamp").is_none()
+                && pod.pointer("/spec/schedulingGates/0").is_none()
+                && matches!(text(pod, "/spec/schedulerName"), "" | "default-scheduler")
+        });
+        if waits {
+            self.waiting.insert(id);
+        } else {
+            self.waiting.remove(&id);
+            self.told.remove(&id);
+        }
+    }
+
+    async fn schedule(&mut self) -> Result<(), StoreError> {
+        for id in self.waiting.clone() {
+            let (namespace, name) = id.split_once('/').unwrap_or_default();
+            let pod = match self.kube.get(&resources::pods(), namespace, name).await {
+                Ok(pod) => pod,
+                Err(_) => continue,
+            };
+            if !text(&pod, "/spec/nodeName").is_empty() {
+                continue;
+            }
+            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+            for node in self.bound.values() {
+                *counts.entry(node.as_str()).or_default() += 1;
+            }
+            match choose(&pod, &self.nodes, &counts) {
+                Ok(node) => {
+                    let node = node.to_owned();
+                    self.bind(&id, &pod, &node).await;
+                }
+                Err(why) => self.tell(&id, &pod, why).await,
+            }
+        }
+        Ok(())
+    }
+
+    async fn bind(&mut self, id: &str, pod: &Value, node: &str) {
+        let (namespace, name) = id.split_once('/').unwrap_or_default();
+        let now = clock::rfc3339_now();
+        let bound = self
+            .kube
+            .change(&resources::pods(), namespace, name, |pod| {
+                if !text(pod, "/spec/nodeName").is_empty() {
+                    return Err(ApiError::conflict(
+                        "",
+                        "pods/binding",
+                        name,
+                        "already assigned",
+                    ));
+                }
+                let mut pod = pod.clone();
+                pod["spec"]["nodeName"] = node.into();
+                set_scheduled(
+                    &mut pod,
+                    json!({
+                        "type": "PodScheduled", "status": "True",
+                        "lastProbeTime": null, "lastTransitionTime": now,
+                    }),
+                );
+                Ok(pod)
+            })
+            .await;
+        match bound {
+            Ok(_) => {
+                // The watch will say so too; the next pod of this round must know already.
+                self.bound.insert(id.to_owned(), node.to_owned());
+                self.waiting.remove(id);
+                self.told.remove(id);
+                let message = format!("Successfully assigned {id} to {node}");
+                self.recorder
+                    .record(pod, "Normal", "Scheduled", &message)
+                    .await;
+            }
+            Err(error) if matches!(error.reason, Reason::NotFound | Reason::Conflict) => {}
+            Err(error) => tracing::warn!(pod = id, %error, "pod could not be bound"),
+        }
+    }
+
+    /// Says why a pod waits, when the reason is new.
+    async fn tell(&mut self, id: &str, pod: &Value, why: String) {
+        if self.told.get(id) == Some(&why) {
+            return;
+        }
+        let (namespace, name) = id.split_once('/').unwrap_or_default();
+        let now = clock::rfc3339_now();
+        let told = self
+            .kube
+            .change(&resources::pods(), namespace, name, |pod| {
+                let mut pod = pod.clone();
+                set_scheduled(
+                    &mut pod,
+                    json!({
+                        "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                        "message": why, "lastProbeTime": null, "lastTransitionTime": now,
+                    }),
+                );
+                Ok(pod)
+            })
+            .await;
+        if let Err(error) = told {
+            tracing::debug!(pod = id, %error, "condition not written");
+        }
+        self.recorder
+            .record(pod, "Warning", "FailedScheduling", &why)
+            .await;
+        self.told.insert(id.to_owned(), why);
+    }
+}
+
+fn set_scheduled(pod: &mut Value, mut condition: Value) {
+    if !pod["status"].is_object() {
+        pod["status"] = json!({});
+    }
+    let status = &mut pod["status"];
+    if !status["conditions"].is_array() {
+        status["conditions"] = json!([]);
+    }
+    let Some(conditions) = status["conditions"].as_array_mut() else {
+        return;
+    };
+    if let Some(old) = conditions.iter().find(|c| c["type"] == condition["type"])
+        && old["status"] == condition["status"]
+    {
+        condition["lastTransitionTime"] = old["lastTransitionTime"].clone();
+    }
+    conditions.retain(|c| c["type"] != condition["type"]);
+    conditions.push(condition);
+}

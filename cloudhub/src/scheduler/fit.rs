@@ -1,0 +1,232 @@
+//! Which node suits a pod. Pure.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::kube::text;
+
+/// What the scheduler looks at.
+#[derive(Debug, Clone, Default)]
+pub(super) struct NodeFacts {
+    labels: BTreeMap<String, String>,
+    taints: Vec<Value>,
+    unschedulable: bool,
+    ready: bool,
+    pods_max: usize,
+}
+
+impl NodeFacts {
+    pub(super) fn of(node: &Value) -> Self {
+        let strings = |pointer: &str| -> BTreeMap<String, String> {
+            let map = node.pointer(pointer).and_then(Value::as_object);
+            map.into_iter()
+                .flatten()
+                .filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_owned())))
+                .collect()
+        };
+        let list = |pointer: &str| node.pointer(pointer).and_then(Value::as_array).cloned();
+        let pods = node.pointer("/status/allocatable/pods");
+        Self {
+            labels: strings("/metadata/labels"),
+            taints: list("/spec/taints").unwrap_or_default(),
+            unschedulable: node.pointer("/spec/unschedulable") == Some(&Value::Bool(true)),
+            ready: list("/status/conditions")
+                .unwrap_or_default()
+                .iter()
+                .any(|c| c["type"] == "Ready" && c["status"] == "True"),
+            pods_max: pods
+                .and_then(|p| {
+                    p.as_str()
+                        .map_or_else(|| p.as_u64()?.try_into().ok(), |s| s.parse().ok())
+                })
+                .unwrap_or(usize::MAX),
+        }
+    }
+}
+
+/// Why a node does not suit; the words are kube-scheduler's.
+fn refusal(pod: &Value, name: &str, node: &NodeFacts, pods: usize) -> Option<String> {
+    if node.unschedulable {
+        return Some("node(s) were unschedulable".to_owned());
+    }
+    let hard = |t: &&Value| matches!(text(t, "/effect"), "NoSchedule" | "NoExecute");
+    if let Some(taint) = node
+        .taints
+        .iter()
+        .filter(hard)
+        .find(|t| !is_tolerated(pod, t))
+    {
+        let (key, value) = (text(taint, "/key"), text(taint, "/value"));
+        return Some(format!("node(s) had untolerated taint {{{key}: {value}}}"));
+    }
+    if !node.ready {
+        return Some("node(s) were not ready".to_owned());
+    }
+    if !matches_selector(pod, node) || !matches_affinity(pod, name, node) {
+        return Some("node(s) didn't match Pod's node affinity/selector".to_owned());
+    }
+    (pods >= node.pods_max).then(|| "Too many pods".to_owned())
+}
+
+fn is_tolerated(pod: &Value, taint: &Value) -> bool {
+    let tolerations = pod.pointer("/spec/tolerations").and_then(Value::as_array);
+    tolerations.into_iter().flatten().any(|t| {
+        let effect = text(t, "/effect");
+        let key = text(t, "/key");
+        let exists = text(t, "/operator") == "Exists";
+        (effect.is_empty() || effect == text(taint, "/effect"))
+            && (key == text(taint, "/key") || (key.is_empty() && exists))
+            && (exists || text(t, "/value") == text(taint, "/value"))
+    })
+}
+
+fn matches_selector(pod: &Value, node: &NodeFacts) -> bool {
+    let selector = pod.pointer("/spec/nodeSelector").and_then(Value::as_object);
+    selector
+        .into_iter()
+        .flatten()
+        .all(|(key, want)| node.labels.get(key).map(String::as_str) == want.as_str())
+}
+
+/// Required terms: any of them, and of one term all.
+fn matches_affinity(pod: &Value, name: &str, node: &NodeFacts) -> bool {
+    let pointer = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution\
+                   /nodeSelectorTerms";
+    let Some(terms) = pod.pointer(pointer).and_then(Value::as_array) else {
+        return true;
+    };
+    let list = |term: &Value, member: &str| {
+        term.get(member)
+            .and_then(Value::as_array)
+            .cloned()
+            .unwrap_or_default()
+    };
+    terms.iter().any(|term| {
+        let (labels, fields) = (list(term, "matchExpressions"), list(term, "matchFields"));
+        let by_label = |e: &Value| holds(e, node.labels.get(text(e, "/key")).map(String::as_str));
+        let by_field = |e: &Value| holds(e, (text(e, "/key") == "metadata.name").then_some(name));
+        !(labels.is_empty() && fields.is_empty())
+            && labels.iter().all(by_label)
+            && fields.iter().all(by_field)
+    })
+}
+
+fn holds(expression: &Value, is: Option<&str>) -> bool {
+    let values = expression.get("values").and_then(Value::as_array);
+    let mut values = values.into_iter().flatten().filter_map(Value::as_str);
+    let number = |text: &str| text.parse::<i64>().ok();
+    match text(expression, "/operator") {
+        "In" => is.is_some_and(|is| values.any(|v| v == is)),
+        "NotIn" => is.is_none_or(|is| values.all(|v| v != is)),
+        "Exists" => is.is_some(),
+        "DoesNotExist" => is.is_none(),
+        "Gt" => matches!((is.and_then(number), values.next().and_then(number)),
+            (Some(is), Some(than)) if is > than),
+        "Lt" => matches!((is.and_then(number), values.next().and_then(number)),
+            (Some(is), Some(than)) if is < than),
+        _ => false,
+    }
+}
+
+/// The suitable node with the fewest pods; or why there is none.
+pub(super) fn choose<'n>(
+    pod: &Value,
+    nodes: &'n BTreeMap<String, NodeFacts>,
+    counts: &BTreeMap<&str, usize>,
+) -> Result<&'n str, String> {
+    let mut refusals: BTreeMap<String, usize> = BTreeMap::new();
+    let mut best: Option<(usize, &str)> = None;
+    for (name, node) in nodes {
+        let pods = counts.get(name.as_str()).copied().unwrap_or(0);
+        match refusal(pod, name, node, pods) {
+            Some(why) => *refusals.entry(why).or_default() += 1,
+            None if best.is_none_or(|(fewest, _)| pods < fewest) => best = Some((pods, name)),
+            None => {}
+        }
+    }
+    if let Some((_, name)) = best {
+        return Ok(name);
+    }
+    if nodes.is_empty() {
+        return Err("no nodes available to schedule pods".to_owned());
+    }
+    let why: Vec<String> = refusals
+        .iter()
+        .map(|(why, n)| format!("{n} {why}"))
+        .collect();
+    Err(format!(
+        "0/{} nodes are available: {}.",
+        nodes.len(),
+        why.join(", ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(labels: &Value, taints: &Value, ready: &str) -> NodeFacts {
+        NodeFacts::of(&json!({
+            "metadata": {"labels": labels},
+            "spec": {"taints": taints},
+            "status": {"conditions": [{"type": "Ready", "status": ready}],
+                       "allocatable": {"pods": "2"}},
+        }))
+    }
+
+    #[test]
+    fn a_pod_goes_to_the_emptiest_node_that_suits() {
+        let nodes: BTreeMap<String, NodeFacts> = [
+            ("a", node(&json!({"zone": "x"}), &json!([]), "True")),
+            ("b", node(&json!({"zone": "y"}), &json!([]), "True")),
+            (
+                "c",
+                node(
+                    &json!({}),
+                    &json!([{"key": "k", "effect": "NoSchedule"}]),
+                    "True",
+                ),
+            ),
+            ("d", node(&json!({}), &json!([]), "Unknown")),
+        ]
+        .into_iter()
+        .map(|(name, facts)| (name.to_owned(), facts))
+        .collect();
+        let counts = BTreeMap::from([("a", 1), ("c", 0)]);
+        let affinity = |operator: &str| {
+            json!({"spec": {"affinity": {"nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchExpressions": [{"key": "zone", "operator": operator, "values": ["x"]}]},
+            ]}}}}})
+        };
+        let tolerant =
+            json!({"spec": {"nodeSelector": {}, "tolerations": [{"operator": "Exists"}]}});
+        for (name, pod, want) in [
+            ("emptiest", json!({"spec": {}}), Ok("b")),
+            ("selector", json!({"spec": {"nodeSelector": {"zone": "x"}}}), Ok("a")),
+            ("affinity", affinity("In"), Ok("a")),
+            ("anti", affinity("NotIn"), Ok("b")),
+            ("tolerates", tolerant, Ok("b")),
+            (
+                "nothing suits",
+                json!({"spec": {"nodeSelector": {"zone": "z"}}}),
+                Err("0/4 nodes are available: 2 node(s) didn't match Pod's node affinity/selector, \
+                     1 node(s) had untolerated taint {k: }, 1 node(s) were not ready."
+                    .to_owned()),
+            ),
+        ] {
+            assert_eq!(choose(&pod, &nodes, &counts), want, "{name}");
+        }
+        let full = BTreeMap::from([("a", 2), ("b", 2)]);
+        assert!(
+            choose(&json!({"spec": {}}), &nodes, &full)
+                .unwrap_err()
+                .contains("Too many pods")
+        );
+        let none = choose(&json!({}), &BTreeMap::new(), &BTreeMap::new()).unwrap_err();
+        assert_eq!(none, "no nodes available to schedule pods");
+    }
+}

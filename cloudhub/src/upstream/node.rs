@@ -1,0 +1,165 @@
+//! The node itself: registration, status, lease.
+
+use apiserver::{ApiError, PatchKind, Reason};
+use serde_json::{Map, Value, json};
+use wire::message::Operation;
+
+use super::{Answer, Request, Upstream, object_answer};
+use crate::kube::{resources, text};
+
+/// Labels that only administrators may set (NodeRestriction).
+const RESTRICTED_LABEL: &str = "node-restriction.kubernetes.io/";
+
+impl Upstream {
+    pub(super) async fn register_node(&self, request: &Request<'_>, name: &str) -> Answer {
+        object_answer(self.register(request, name).await)
+    }
+
+    async fn register(&self, request: &Request<'_>, name: &str) -> Result<Value, ApiError> {
+        request.own_node(name)?;
+        let mut node = request.document()?;
+        let status = node.get("status").cloned().unwrap_or_else(|| json!({}));
+        clean_labels(&mut node);
+        node["apiVersion"] = "v1".into();
+        node["kind"] = "Node".into();
+        let meta = object_mut(&mut node, "metadata");
+        for member in [
+            "creationTimestamp",
+            "resourceVersion",
+            "uid",
+            "generation",
+            "managedFields",
+        ] {
+            meta.remove(member);
+        }
+        meta.insert("name".into(), name.into());
+        let created = self.kube.create(&resources::nodes(), "", node).await?;
+        tracing::info!(node = name, "node registered");
+        // The status of a create may have been dropped, as for most kinds.
+        if text(&created, "/status/nodeInfo/kubeletVersion").is_empty()
+            && status.as_object().is_some_and(|s| !s.is_empty())
+        {
+            let body = json!({ "status": status });
+            return self
+                .kube
+                .patch_status(&resources::nodes(), "", name, body)
+                .await;
+        }
+        Ok(created)
+    }
+
+    pub(super) async fn query_node(&self, request: &Request<'_>, name: &str) -> Answer {
+        if let Err(error) = request.own_node(name) {
+            return Answer::Error(error);
+        }
+        match self.kube.get(&resources::nodes(), "", name).await {
+            Ok(node) => Answer::Bare(node),
+            Err(error) => Answer::Error(error),
+        }
+    }
+
+    /// Only labels and annotations are taken (wire specification §5.1.1).
+    pub(super) async fn update_node(&self, request: &Request<'_>, name: &str) -> Answer {
+        let update = async {
+            request.own_node(name)?;
+            let mut node = request.document()?;
+            clean_labels(&mut node);
+            let body = json!({"metadata": {
+                "labels": node.pointer("/metadata/labels").cloned().unwrap_or(json!({})),
+                "annotations": node.pointer("/metadata/annotations").cloned().unwrap_or(json!({})),
+            }});
+            self.kube
+                .patch(&resources::nodes(), "", name, PatchKind::Merge, body)
+                .await
+        };
+        match update.await {
+            Ok(_) => Answer::Ok,
+            Err(error) => Answer::Error(error),
+        }
+    }
+
+    pub(super) async fn patch_node(&self, request: &Request<'_>, name: &str) -> Answer {
+        let patch = async {
+            request.own_node(name)?;
+            let patch = request.document()?;
+            match patch.get("status") {
+                Some(status) => {
+                    let body = json!({ "status": status });
+                    self.kube
+                        .patch_status(&resources::nodes(), "", name, body)
+                        .await
+                }
+                None => self.kube.get(&resources::nodes(), "", name).await,
+            }
+        };
+        object_answer(patch.await)
+    }
+
+    /// KubeEdge's older edges: a Node, or `{"UID","Status","ExtendResources"}`.
+    pub(super) async fn node_status(&self, request: &Request<'_>, name: &str) -> Answer {
+        let update = async {
+            request.own_node(name)?;
+            let document = request.document()?;
+            let status = document.get("status").or_else(|| document.get("Status"));
+            let body = json!({ "status": status.cloned().unwrap_or(json!({})) });
+            self.kube
+                .patch_status(&resources::nodes(), "", name, body)
+                .await
+        };
+        match update.await {
+            Ok(_) => Answer::Ok,
+            Err(error) => Answer::Error(error),
+        }
+    }
+
+    /// Leases are held in memory and written rarely: see [`crate::node::lease`].
+    pub(super) async fn lease(
+        &self,
+        request: &Request<'_>,
+        operation: &Operation,
+        name: &str,
+    ) -> Answer {
+        let answer = async {
+            request.own_node(name)?;
+            match operation {
+                Operation::Query => self
+                    .leases
+                    .get(&self.kube, name)
+                    .await?
+                    .ok_or_else(|| ApiError::not_found("coordination.k8s.io", "leases", name)),
+                Operation::Insert | Operation::Update => {
+                    let lease = request.document()?;
+                    self.leases.put(&self.kube, name, &lease).await
+                }
+                _ => Err(ApiError::new(
+                    Reason::BadRequest,
+                    "a lease is queried or renewed",
+                )),
+            }
+        };
+        object_answer(answer.await)
+    }
+}
+
+fn clean_labels(node: &mut Value) {
+    if let Some(labels) = node
+        .pointer_mut("/metadata/labels")
+        .and_then(Value::as_object_mut)
+    {
+        labels.retain(|name, _| !name.starts_with(RESTRICTED_LABEL));
+    }
+}
+
+fn object_mut<'v>(parent: &'v mut Value, name: &str) -> &'v mut Map<String, Value> {
+    if !parent.is_object() {
+        *parent = json!({});
+    }
+    let slot = &mut parent[name];
+    if !slot.is_object() {
+        *slot = json!({});
+    }
+    match slot {
+        Value::Object(map) => map,
+        _ => unreachable!("an object was put there"),
+    }
+}

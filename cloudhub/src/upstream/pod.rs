@@ -1,0 +1,166 @@
+//! Pods: statuses, the end of a deletion, mirror pods.
+
+use apiserver::{ApiError, DeleteOptions, Reason};
+use serde_json::{Value, json};
+
+use super::{Answer, Request, Upstream, object_answer};
+use crate::{
+    downstream::messages,
+    kube::{resources, text},
+};
+
+/// Marks a mirror of a static pod.
+const MIRROR: &str = "/metadata/annotations/kubernetes.io~1config.mirror";
+
+impl Upstream {
+    async fn own(
+        &self,
+        request: &Request<'_>,
+        namespace: &str,
+        name: &str,
+        uid: Option<&str>,
+    ) -> Result<Value, ApiError> {
+        let pod = self.kube.get(&resources::pods(), namespace, name).await?;
+        request.own_pod(&pod)?;
+        let is = text(&pod, "/metadata/uid");
+        match uid {
+            Some(uid) if !uid.is_empty() && uid != is => Err(ApiError::conflict(
+                "",
+                "pods",
+                name,
+                &format!(
+                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {is}"
+                ),
+            )),
+            _ => Ok(pod),
+        }
+    }
+
+    pub(super) async fn patch_pod(
+        &self,
+        request: &Request<'_>,
+        namespace: &str,
+        name: &str,
+    ) -> Answer {
+        let patch = async {
+            let patch = request.document()?;
+            let uid = text(&patch, "/metadata/uid");
+            let pod = self.own(request, namespace, name, Some(uid)).await?;
+            let Some(status) = patch.get("status") else {
+                return Ok(pod);
+            };
+            let body = json!({ "status": status });
+            self.kube
+                .patch_status(&resources::pods(), namespace, name, body)
+                .await
+        };
+        object_answer(patch.await)
+    }
+
+    pub(super) async fn query_pod(
+        &self,
+        request: &Request<'_>,
+        namespace: &str,
+        name: &str,
+    ) -> Answer {
+        match self.own(request, namespace, name, None).await {
+            Ok(pod) => Answer::Bare(pod),
+            Err(error) => Answer::Error(error),
+        }
+    }
+
+    pub(super) async fn delete_pod(
+        &self,
+        request: &Request<'_>,
+        namespace: &str,
+        name: &str,
+    ) -> Answer {
+        let delete = async {
+            // A bare string is the uid (wire specification §5.1.2).
+            let mut options = match request.message.content.text() {
+                Some(uid) if !uid.trim_start().starts_with('{') => DeleteOptions {
+                    uid: Some(uid),
+                    ..DeleteOptions::default()
+                },
+                _ => DeleteOptions::parse(&request.document()?)?,
+            };
+            options.grace_secs = Some(0);
+            self.own(request, namespace, name, options.uid.as_deref())
+                .await?;
+            self.kube
+                .delete(&resources::pods(), namespace, name, options)
+                .await
+        };
+        match delete.await {
+            Ok(_) => Answer::Ok,
+            // Gone, or made anew: what the node had is no more.
+            Err(error) if matches!(error.reason, Reason::NotFound | Reason::Conflict) => Answer::Ok,
+            Err(error) => Answer::Error(error),
+        }
+    }
+
+    pub(super) async fn create_mirror(&self, request: &Request<'_>, namespace: &str) -> Answer {
+        let create = async {
+            let pod = request.document()?;
+            request.own_pod(&pod)?;
+            if text(&pod, MIRROR).is_empty() {
+                let why = format!(
+                    "pod does not have \"kubernetes.io/config.mirror\" annotation, node \"{}\" can \
+                     only create mirror pods",
+                    request.node()
+                );
+                return Err(ApiError::forbidden(
+                    "",
+                    "pods",
+                    text(&pod, "/metadata/name"),
+                    &why,
+                ));
+            }
+            self.kube.create(&resources::pods(), namespace, pod).await
+        };
+        object_answer(create.await)
+    }
+
+    /// KubeEdge's older edges: one `{"UID","Name","Status"}` or a list of them.
+    pub(super) async fn pod_status(
+        &self,
+        request: &Request<'_>,
+        namespace: &str,
+        name: &str,
+    ) -> Answer {
+        let document = match request.document() {
+            Ok(document) => document,
+            Err(error) => return Answer::Error(error),
+        };
+        let reports = match document {
+            Value::Array(list) => list,
+            one => vec![one],
+        };
+        for report in reports {
+            let name = if name.is_empty() {
+                text(&report, "/Name")
+            } else {
+                name
+            };
+            let uid = text(&report, "/UID");
+            let update = async {
+                self.own(request, namespace, name, Some(uid)).await?;
+                let body = json!({ "status": report.get("Status") });
+                self.kube
+                    .patch_status(&resources::pods(), namespace, name, body)
+                    .await
+            };
+            match update.await {
+                Ok(_) => {}
+                Err(error) if matches!(error.reason, Reason::NotFound | Reason::Conflict) => {
+                    // Unknown here: the node is told to remove it.
+                    let path = format!("{namespace}/pod/{name}");
+                    let (key, message) = messages::orphan(&path, uid);
+                    request.session.offer(key, message);
+                }
+                Err(error) => return Answer::Error(error),
+            }
+        }
+        Answer::Ok
+    }
+}

@@ -1,0 +1,371 @@
+//! Wakes on the store's generation, on the runtime's changes and on a worker's wish; lists once;
+//! gives every worker its part. One owner of all workers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::Settings;
+use super::node::{Machine, Reporter};
+use super::pod::convert::PodId;
+use super::pod::worker::{Context, Input, Worker};
+use super::runtime::{Container, Sandbox};
+
+/// Tried again after a listing or the store failed, should nothing wake the loop earlier.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+pub(super) struct MainLoop {
+    context: Arc<Context>,
+    node: Reporter,
+    workers: BTreeMap<String, Tracked>,
+    tasks: JoinSet<String>,
+    generation: watch::Receiver<u64>,
+    changes: watch::Receiver<u64>,
+    resend: watch::Receiver<u64>,
+    /// As last read from the store.
+    desired: Option<BTreeMap<String, Arc<Pod>>>,
+    seen: BTreeMap<String, Vec<Container>>,
+    sandboxes: BTreeMap<String, Sandbox>,
+    stamp: u64,
+    /// What earlier processes left has been looked at.
+    adopted: bool,
+    retry: Option<(Instant, Duration)>,
+    runtime_lost: bool,
+}
+
+struct Tracked {
+    input: watch::Sender<Input>,
+    acted: Arc<AtomicBool>,
+    /// The next hand-out wakes the worker even if it brings nothing new.
+    wake: bool,
+    /// Terminated here but still desired: kept so that it is not made again.
+    over: bool,
+    /// The wish to tell everything again that has been heeded.
+    told_over: u64,
+}
+
+impl MainLoop {
+    pub(super) fn new(
+        context: Arc<Context>,
+        settings: Settings,
+        machine: Machine,
+        resend: watch::Receiver<u64>,
+    ) -> Self {
+        Self {
+            generation: context.desired.generation(),
+            changes: context.runtime.changes(),
+            node: Reporter::new(context.clone(), settings, machine),
+            resend,
+            context,
+            workers: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            desired: None,
+            seen: BTreeMap::new(),
+            sandboxes: BTreeMap::new(),
+            stamp: 0,
+            adopted: false,
+            retry: None,
+            runtime_lost: false,
+        }
+    }
+
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let mut read_desired = true;
+        let mut list = true;
+        loop {
+            let mut failed = false;
+            if read_desired {
+                failed |= !self.read_desired().await;
+            }
+            if list {
+                failed |= !self.list().await;
+            }
+            self.dispatch();
+            let resend = *self.resend.borrow_and_update();
+            self.node.refresh(self.runtime_lost, resend).await;
+            self.schedule_retry(failed);
+            (read_desired, list) = (false, false);
+            let due = self
+                .retry
+                .map(|(at, _)| at)
+                .into_iter()
+                .chain(self.node.due())
+                .min();
+            let timer = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let context = self.context.clone();
+            // Cancel-safe: watches, a notification and a timer lose nothing by being dropped.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = self.generation.changed() => {
+                    if changed.is_err() { return; }
+                    read_desired = true;
+                }
+                changed = self.changes.changed() => {
+                    if changed.is_err() { return; }
+                    list = true;
+                }
+                () = context.poke.notified() => list = true,
+                changed = self.resend.changed() => {
+                    if changed.is_err() { return; }
+                }
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    match ended {
+                        Ok(uid) => self.ended(&uid),
+                        Err(error) => {
+                            // A worker never panics by design; the process leaves and adopts anew.
+                            tracing::error!(error = %error, "pod worker ended unexpectedly");
+                            return;
+                        }
+                    }
+                }
+                () = timer => (read_desired, list) = (true, true),
+            }
+        }
+    }
+
+    fn schedule_retry(&mut self, failed: bool) {
+        self.retry = if failed {
+            let delay = self
+                .retry
+                .map_or(RETRY_FIRST, |(_, last)| (last * 2).min(RETRY_MAX));
+            Some((Instant::now() + delay, delay))
+        } else {
+            None
+        };
+    }
+
+    async fn read_desired(&mut self) -> bool {
+        self.generation.mark_unchanged();
+        match self.context.desired.pods().await {
+            Ok(pods) => {
+                let old = self.desired.take().unwrap_or_default();
+                let pods = pods.into_iter().filter_map(|pod| {
+                    let uid = pod.metadata.uid.clone().filter(|uid| !uid.is_empty())?;
+                    let kept = old.get(&uid).filter(|before| ***before == pod).cloned();
+                    Some((uid, kept.unwrap_or_else(|| Arc::new(pod))))
+                });
+                self.desired = Some(pods.collect());
+                true
+            }
+            Err(error) => {
+                warn!(error = %error, "desired pods cannot be read; what runs is left alone");
+                false
+            }
+        }
+    }
+
+    async fn list(&mut self) -> bool {
+        self.changes.mark_unchanged();
+        let stamp = self.context.tick();
+        let acted: Vec<String> = self
+            .workers
+            .iter()
+            .filter(|(_, tracked)| tracked.acted.swap(false, Ordering::SeqCst))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        let listed = self.context.runtime.containers().await;
+        let containers = match listed {
+            Ok(containers) => containers,
+            Err(error) => {
+                if !self.runtime_lost {
+                    warn!(error = %error, "containers cannot be listed; pods are looked at again when they can");
+                }
+                self.runtime_lost = true;
+                for uid in acted {
+                    if let Some(tracked) = self.workers.get(&uid) {
+                        tracked.acted.store(true, Ordering::SeqCst);
+                    }
+                }
+                return false;
+            }
+        };
+        if !self.adopted {
+            match self.context.runtime.sandboxes().await {
+                Ok(list) => {
+                    self.sandboxes = list.into_iter().map(|s| (s.pod_uid.clone(), s)).collect();
+                }
+                Err(error) => {
+                    debug!(error = %error, "sandboxes cannot be listed");
+                    return false;
+                }
+            }
+        }
+        if self.runtime_lost {
+            info!("container runtime answers again");
+        }
+        let back = std::mem::take(&mut self.runtime_lost);
+        self.stamp = stamp;
+        self.seen.clear();
+        for container in containers {
+            self.seen
+                .entry(container.pod_uid.clone())
+                .or_default()
+                .push(container);
+        }
+        for (uid, tracked) in &mut self.workers {
+            tracked.wake |= back || acted.contains(uid);
+        }
+        true
+    }
+
+    /// Hands out what is known. Without desired pods or a first listing nothing is decided.
+    fn dispatch(&mut self) {
+        let Some(desired) = self.desired.clone() else {
+            return;
+        };
+        if self.stamp == 0 {
+            return;
+        }
+        self.workers
+            .retain(|uid, tracked| !tracked.over || desired.contains_key(uid));
+        for (uid, pod) in &desired {
+            self.give(uid, pod, false);
+        }
+        let removed: Vec<(String, Arc<Pod>)> = self
+            .workers
+            .iter()
+            .filter(|(uid, tracked)| !tracked.over && !desired.contains_key(*uid))
+            .map(|(uid, tracked)| (uid.clone(), tracked.input.borrow().pod.clone()))
+            .collect();
+        for (uid, pod) in removed {
+            self.give(&uid, &pod, true);
+        }
+        let unknown: Vec<(String, Arc<Pod>)> = self
+            .seen
+            .iter()
+            .filter(|(uid, _)| !desired.contains_key(*uid) && !self.workers.contains_key(*uid))
+            .filter_map(|(uid, seen)| Some((uid.clone(), Arc::new(stand_in(seen.first()?)))))
+            .collect();
+        for (uid, pod) in unknown {
+            info!(uid = %uid, "containers of a pod that is not desired; ending it");
+            self.give(&uid, &pod, true);
+        }
+        if !self.adopted {
+            self.adopted = true;
+            self.clear_remains(&desired);
+        }
+        self.sandboxes.clear();
+    }
+
+    /// Sandboxes and files without containers that belong to no desired pod.
+    fn clear_remains(&mut self, desired: &BTreeMap<String, Arc<Pod>>) {
+        let mut uids = self.context.dirs.pod_uids();
+        uids.extend(self.sandboxes.keys().cloned());
+        uids.sort();
+        uids.dedup();
+        for uid in uids {
+            if desired.contains_key(&uid) || self.workers.contains_key(&uid) {
+                continue;
+            }
+            let pod = Arc::new(Pod {
+                metadata: ObjectMeta {
+                    uid: Some(uid.clone()),
+                    ..ObjectMeta::default()
+                },
+                ..Pod::default()
+            });
+            self.give(&uid, &pod, true);
+        }
+    }
+
+    fn give(&mut self, uid: &str, pod: &Arc<Pod>, removed: bool) {
+        let generation = *self.generation.borrow();
+        let resend = *self.resend.borrow();
+        let seen = self.seen.get(uid).cloned().unwrap_or_default();
+        let host_ip = self.node.host_ip().to_owned();
+        if let Some(tracked) = self.workers.get_mut(uid) {
+            if tracked.over {
+                if std::mem::replace(&mut tracked.told_over, resend) != resend {
+                    self.context.pod_gone(&PodId::of(pod));
+                }
+                return;
+            }
+            tracked.told_over = resend;
+            let stamp = self.stamp;
+            let wake = std::mem::take(&mut tracked.wake);
+            tracked.input.send_if_modified(|input| {
+                let changed = wake
+                    || !Arc::ptr_eq(&input.pod, pod)
+                    || input.removed != removed
+                    || input.generation != generation
+                    || input.resend != resend
+                    || input.host_ip != host_ip
+                    || input.seen != seen;
+                *input = Input {
+                    pod: pod.clone(),
+                    removed,
+                    seen,
+                    stamp,
+                    generation,
+                    resend,
+                    host_ip,
+                };
+                changed
+            });
+            return;
+        }
+        let sender = watch::Sender::new(Input {
+            pod: pod.clone(),
+            removed,
+            seen,
+            stamp: self.stamp,
+            generation,
+            resend,
+            host_ip,
+        });
+        let acted = Arc::new(AtomicBool::new(false));
+        let sandbox = self.sandboxes.get(uid).cloned();
+        let worker = Worker::new(
+            self.context.clone(),
+            sender.subscribe(),
+            acted.clone(),
+            sandbox,
+        );
+        self.tasks.spawn(worker.run());
+        self.workers.insert(
+            uid.to_owned(),
+            Tracked {
+                input: sender,
+                acted,
+                wake: false,
+                over: false,
+                told_over: resend,
+            },
+        );
+    }
+
+    fn ended(&mut self, uid: &str) {
+        if let Some(tracked) = self.workers.get_mut(uid) {
+            tracked.over = true;
+        }
+        self.seen.remove(uid);
+    }
+}
+
+/// What is known of a pod from the labels of its container.
+fn stand_in(container: &Container) -> Pod {
+    Pod {
+        metadata: ObjectMeta {
+            uid: Some(container.pod_uid.clone()),
+            namespace: Some(container.pod_namespace.clone()),
+            name: Some(container.pod_name.clone()),
+            ..ObjectMeta::default()
+        },
+        ..Pod::default()
+    }
+}

@@ -1,0 +1,427 @@
+//! A Kubernetes pod as the runtime and the state machine see it. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use sha2::{Digest, Sha256};
+
+use super::env;
+use super::state::{Desired, RestartPolicy, Role, WantContainer};
+use crate::edged::quantity;
+use crate::edged::runtime::{ContainerSpec, Mount, Resources, SandboxSpec};
+
+/// A container that cannot be made from what the pod says; shown as `CreateContainerConfigError`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+/// `status.qosClass`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Qos {
+    Guaranteed,
+    Burstable,
+    BestEffort,
+}
+
+impl Qos {
+    /// As in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Guaranteed => "Guaranteed",
+            Self::Burstable => "Burstable",
+            Self::BestEffort => "BestEffort",
+        }
+    }
+
+    const fn directory(self) -> &'static str {
+        match self {
+            Self::Guaranteed => "guaranteed",
+            Self::Burstable => "burstable",
+            Self::BestEffort => "besteffort",
+        }
+    }
+}
+
+/// When an image is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+/// What identifies a pod on this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodId {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
+}
+
+impl PodId {
+    pub fn of(pod: &Pod) -> Self {
+        Self {
+            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// Log limits and directories that every container of this node shares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    pub log_root: PathBuf,
+    pub log_bytes_max: u64,
+    pub log_files_max: u32,
+    /// Root of the pod cgroups, e.g. `/edgepods`.
+    pub cgroup_root: String,
+    pub node_hostname: String,
+    pub memory_bytes: i64,
+}
+
+/// The part of the pod that decides what happens next.
+pub fn desired(pod: &Pod, removed: bool) -> Desired {
+    let spec = pod.spec.as_ref();
+    let delete = removed || pod.metadata.deletion_timestamp.is_some();
+    let grace_secs = pod
+        .metadata
+        .deletion_grace_period_seconds
+        .or_else(|| spec.and_then(|s| s.termination_grace_period_seconds))
+        .unwrap_or(30);
+    let restart = match spec.and_then(|s| s.restart_policy.as_deref()) {
+        Some("Never") => RestartPolicy::Never,
+        Some("OnFailure") => RestartPolicy::OnFailure,
+        _ => RestartPolicy::Always,
+    };
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    let inits = spec.iter().flat_map(|s| s.init_containers.iter().flatten());
+    let inits = inits.map(|container| WantContainer {
+        name: container.name.clone(),
+        hash: spec_hash(container),
+        role: match container.restart_policy.as_deref() {
+            Some("Always") => Role::Sidecar,
+            _ => Role::Init,
+        },
+    });
+    let mains = spec.iter().flat_map(|s| &s.containers);
+    let mains = mains.map(|container| WantContainer {
+        name: container.name.clone(),
+        hash: spec_hash(container),
+        role: Role::Main,
+    });
+    Desired {
+        delete,
+        grace: Duration::from_secs(u64::try_from(grace_secs).unwrap_or(0)),
+        restart,
+        finished: matches!(phase, Some("Succeeded" | "Failed")),
+        containers: inits.chain(mains).collect(),
+    }
+}
+
+/// Finds a container of the pod by name.
+pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+    let spec = pod.spec.as_ref()?;
+    spec.init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers)
+        .find(|container| container.name == name)
+}
+
+/// What makes a running container another one. Name and image only, as kubelet since 1.31
+/// (`pickFieldsToHash`): nothing else may change in a pod, and a new release of ours that reads
+/// one field more must not restart every container on the node.
+pub fn spec_hash(container: &Container) -> String {
+    let image = container.image.as_deref().unwrap_or_default();
+    let mut hash = Sha256::new();
+    hash.update(container.name.as_bytes());
+    hash.update([0]);
+    hash.update(image.as_bytes());
+    let digest = hash.finalize();
+    hex::encode(digest.get(..8).unwrap_or_default())
+}
+
+/// The policy, or the default that the tag implies.
+pub fn pull_policy(container: &Container) -> PullPolicy {
+    match container.image_pull_policy.as_deref() {
+        Some("Always") => PullPolicy::Always,
+        Some("Never") => PullPolicy::Never,
+        Some("IfNotPresent") => PullPolicy::IfNotPresent,
+        _ => {
+            let image = container.image.as_deref().unwrap_or_default();
+            let last = image.rsplit('/').next().unwrap_or_default();
+            let floating =
+                !last.contains('@') && last.split_once(':').is_none_or(|(_, tag)| tag == "latest");
+            if floating {
+                PullPolicy::Always
+            } else {
+                PullPolicy::IfNotPresent
+            }
+        }
+    }
+}
+
+/// `v1.PodQOSClass` of the pod (`pkg/apis/core/v1/helper/qos`).
+pub fn qos(pod: &Pod) -> Qos {
+    let mut any = false;
+    let mut guaranteed = true;
+    let spec = pod.spec.as_ref();
+    let containers = spec
+        .iter()
+        .flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
+    for container in containers {
+        for name in ["cpu", "memory"] {
+            let limit = amount(container, name, true).filter(|v| *v > 0);
+            let request = amount(container, name, false).filter(|v| *v > 0).or(limit);
+            any |= limit.is_some() || request.is_some();
+            guaranteed &= limit.is_some() && request == limit;
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => Qos::BestEffort,
+        (true, true) => Qos::Guaranteed,
+        (true, false) => Qos::Burstable,
+    }
+}
+
+/// Thousandths for cpu, whole units for everything else.
+fn amount(container: &Container, name: &str, limit: bool) -> Option<i64> {
+    let resources = container.resources.as_ref()?;
+    let list: Option<&BTreeMap<String, Quantity>> = if limit {
+        resources.limits.as_ref()
+    } else {
+        resources.requests.as_ref()
+    };
+    let found = list?.get(name)?;
+    if name == "cpu" {
+        quantity::milli(found)
+    } else {
+        quantity::value(found)
+    }
+}
+
+/// Cgroup values of one container (`kuberuntime_container_linux.go`, `cm/helpers_linux.go`,
+/// `qos/policy.go`).
+pub fn resources(container: &Container, qos: Qos, node_memory_bytes: i64) -> Resources {
+    let cpu_limit = amount(container, "cpu", true).filter(|v| *v > 0);
+    let cpu_request = amount(container, "cpu", false).or(cpu_limit).unwrap_or(0);
+    let memory_limit = amount(container, "memory", true).filter(|v| *v > 0);
+    let memory_request = amount(container, "memory", false)
+        .or(memory_limit)
+        .unwrap_or(0);
+    let shares = (cpu_request.saturating_mul(1024) / 1000).clamp(2, 262_144);
+    let adjust = match qos {
+        Qos::Guaranteed => -997,
+        Qos::BestEffort => 1000,
+        Qos::Burstable => {
+            let share = memory_request.saturating_mul(1000) / node_memory_bytes.max(1);
+            (1000 - share).clamp(3, 999)
+        }
+    };
+    Resources {
+        cpu_shares: u64::try_from(shares).ok(),
+        cpu_quota_us: cpu_limit.map(|milli| milli.saturating_mul(100).max(1000)),
+        memory_limit_bytes: memory_limit,
+        pids_limit: None,
+        oom_score_adj: i32::try_from(adjust).ok(),
+    }
+}
+
+/// Absolute cgroup of the pod.
+pub fn cgroup(pod: &Pod, placement: &Placement) -> String {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    format!(
+        "{}/{}/pod{uid}",
+        placement.cgroup_root,
+        qos(pod).directory()
+    )
+}
+
+/// The pod's own host name.
+pub fn hostname(pod: &Pod, placement: &Placement) -> String {
+    let spec = pod.spec.as_ref();
+    if spec.and_then(|s| s.host_network) == Some(true) {
+        return placement.node_hostname.clone();
+    }
+    let wanted = spec
+        .and_then(|s| s.hostname.clone())
+        .filter(|h| !h.is_empty());
+    let name = wanted
+        .or_else(|| pod.metadata.name.clone())
+        .unwrap_or_default();
+    // Names are ASCII; anything else was refused by the API, and is cut safely here.
+    let cut: String = name.chars().take(63).collect();
+    cut.trim_end_matches(['-', '.']).to_owned()
+}
+
+/// The pod's namespaces and network.
+pub fn sandbox_spec(pod: &Pod, placement: &Placement) -> SandboxSpec {
+    let id = PodId::of(pod);
+    let spec = pod.spec.as_ref();
+    let host_network = spec.and_then(|s| s.host_network) == Some(true);
+    let ports = spec
+        .iter()
+        .flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers))
+        .flat_map(|c| c.ports.iter().flatten())
+        .filter_map(|port| {
+            let host = u16::try_from(port.host_port?).ok().filter(|p| *p != 0)?;
+            let inner = u16::try_from(port.container_port).ok()?;
+            let protocol = port
+                .protocol
+                .as_deref()
+                .unwrap_or("TCP")
+                .to_ascii_lowercase();
+            let address = port.host_ip.clone().unwrap_or_default();
+            Some((host, inner, protocol, address))
+        });
+    let port_mappings = if host_network {
+        Vec::new()
+    } else {
+        ports.collect()
+    };
+    let sysctls = spec
+        .and_then(|s| s.security_context.as_ref()?.sysctls.as_ref())
+        .into_iter()
+        .flatten()
+        .map(|sysctl| (sysctl.name.clone(), sysctl.value.clone()))
+        .collect();
+    SandboxSpec {
+        hostname: hostname(pod, placement),
+        host_network,
+        host_ipc: spec.and_then(|s| s.host_ipc) == Some(true),
+        port_mappings,
+        sysctls,
+        cgroup_parent: cgroup(pod, placement),
+        pod_uid: id.uid,
+        namespace: id.namespace,
+        name: id.name,
+    }
+}
+
+/// Where kubelet keeps the logs of a pod: `<root>/<ns>_<name>_<uid>`.
+pub fn log_directory(id: &PodId, placement: &Placement) -> PathBuf {
+    placement
+        .log_root
+        .join(format!("{}_{}_{}", id.namespace, id.name, id.uid))
+}
+
+/// Everything needed to create one container.
+///
+/// # Errors
+/// See [`env::resolve`].
+pub fn container_spec(
+    pod: &Pod,
+    container: &Container,
+    attempt: u32,
+    sources: &env::Sources,
+    facts: &env::Facts,
+    mounts: Vec<Mount>,
+    placement: &Placement,
+) -> Result<ContainerSpec, ConfigError> {
+    let id = PodId::of(pod);
+    let default = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&default);
+    let env = env::resolve(pod, container, sources, facts)?;
+    let values: BTreeMap<String, String> = env.iter().cloned().collect();
+    let expand = |list: &Option<Vec<String>>| -> Vec<String> {
+        list.iter()
+            .flatten()
+            .map(|text| env::expand(text, &values))
+            .collect()
+    };
+    let pod_security = spec.security_context.clone().unwrap_or_default();
+    let security = container.security_context.clone().unwrap_or_default();
+    let privileged = security.privileged == Some(true);
+    let capabilities = security.capabilities.clone().unwrap_or_default();
+    let groups: BTreeSet<i64> = pod_security
+        .supplemental_groups
+        .iter()
+        .flatten()
+        .chain(&pod_security.fs_group)
+        .copied()
+        .collect();
+    let log_path = log_directory(&id, placement)
+        .join(&container.name)
+        .join(format!("{attempt}.log"));
+    Ok(ContainerSpec {
+        name: container.name.clone(),
+        attempt,
+        spec_hash: spec_hash(container),
+        image: container.image.clone().unwrap_or_default(),
+        command: expand(&container.command),
+        args: expand(&container.args),
+        env,
+        working_dir: container.working_dir.clone().filter(|dir| !dir.is_empty()),
+        mounts,
+        resources: resources(container, qos(pod), placement.memory_bytes),
+        cgroup_parent: cgroup(pod, placement),
+        host_network: spec.host_network == Some(true),
+        host_pid: spec.host_pid == Some(true),
+        host_ipc: spec.host_ipc == Some(true),
+        tty: container.tty == Some(true),
+        stdin: container.stdin == Some(true),
+        privileged,
+        read_only_rootfs: security.read_only_root_filesystem == Some(true),
+        no_new_privileges: security.allow_privilege_escalation == Some(false) && !privileged,
+        add_capabilities: capabilities.add.unwrap_or_default(),
+        drop_capabilities: capabilities.drop.unwrap_or_default(),
+        run_as_user: security.run_as_user.or(pod_security.run_as_user),
+        run_as_group: security.run_as_group.or(pod_security.run_as_group),
+        supplemental_groups: groups.into_iter().collect(),
+        log_path,
+        log_bytes_max: placement.log_bytes_max,
+        log_files_max: placement.log_files_max,
+        pod_uid: id.uid,
+        pod_namespace: id.namespace,
+        pod_name: id.name,
+    })
+}
+
+/// Refuses to run as root what asked not to (`kuberuntime/security_context.go: verifyRunAsNonRoot`).
+///
+/// # Errors
+/// With kubelet's texts.
+pub fn verify_non_root(
+    pod: &Pod,
+    container: &Container,
+    image_user: &str,
+) -> Result<(), ConfigError> {
+    let pod_security = pod.spec.as_ref().and_then(|s| s.security_context.clone());
+    let pod_security = pod_security.unwrap_or_default();
+    let security = container.security_context.clone().unwrap_or_default();
+    if security.run_as_non_root.or(pod_security.run_as_non_root) != Some(true) {
+        return Ok(());
+    }
+    match security.run_as_user.or(pod_security.run_as_user) {
+        Some(0) => {
+            return Err(ConfigError(
+                "container's runAsUser breaks non-root policy".to_owned(),
+            ));
+        }
+        Some(_) => return Ok(()),
+        None => {}
+    }
+    let user = image_user.split(':').next().unwrap_or_default();
+    match user.parse::<i64>() {
+        Ok(0) => {}
+        Ok(_) => return Ok(()),
+        Err(_) if user.is_empty() => {}
+        Err(_) => {
+            return Err(ConfigError(format!(
+                "container has runAsNonRoot and image has non-numeric user ({user}), \
+                 cannot verify user is non-root"
+            )));
+        }
+    }
+    Err(ConfigError(
+        "container has runAsNonRoot and image will run as root".to_owned(),
+    ))
+}
+
+#[cfg(test)]
+#[path = "convert_tests.rs"]
+mod tests;

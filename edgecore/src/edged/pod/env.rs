@@ -1,0 +1,486 @@
+//! A container's environment: `env`, `envFrom` and `$(VAR)`, resolved as kubelet does
+//! (`kubelet_pods.go: makeEnvironmentVariables`). Pure: what is referenced was fetched before.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, EnvVarSource, ObjectFieldSelector, Pod, ResourceFieldSelector, Secret,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::convert::ConfigError;
+use crate::edged::quantity;
+
+/// The ConfigMaps and Secrets a pod names, as they were when it was asked; `None` is known absent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sources {
+    pub configmaps: BTreeMap<String, Option<ConfigMap>>,
+    pub secrets: BTreeMap<String, Option<Secret>>,
+}
+
+/// What a pod is told about itself and its node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    pub node_name: String,
+    pub host_ip: String,
+    pub pod_ips: Vec<String>,
+    pub cpu_milli: i64,
+    pub memory_bytes: i64,
+}
+
+/// Names of the ConfigMaps and Secrets that containers and volumes need.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct References {
+    pub configmaps: BTreeSet<String>,
+    pub secrets: BTreeSet<String>,
+}
+
+impl References {
+    /// Collects them from the whole pod.
+    pub fn of(pod: &Pod) -> Self {
+        let mut refs = Self::default();
+        let Some(spec) = &pod.spec else { return refs };
+        let containers = spec
+            .init_containers
+            .iter()
+            .flatten()
+            .chain(&spec.containers);
+        for container in containers {
+            for source in container.env_from.iter().flatten() {
+                refs.configmaps
+                    .extend(source.config_map_ref.iter().map(|r| r.name.clone()));
+                refs.secrets
+                    .extend(source.secret_ref.iter().map(|r| r.name.clone()));
+            }
+            for from in container
+                .env
+                .iter()
+                .flatten()
+                .filter_map(|e| e.value_from.as_ref())
+            {
+                refs.configmaps
+                    .extend(from.config_map_key_ref.iter().map(|r| r.name.clone()));
+                refs.secrets
+                    .extend(from.secret_key_ref.iter().map(|r| r.name.clone()));
+            }
+        }
+        refs.merge(Self::of_volumes(pod));
+        refs
+    }
+
+    /// Those that volumes need; their content is kept up to date while the pod runs.
+    pub fn of_volumes(pod: &Pod) -> Self {
+        let mut refs = Self::default();
+        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+            refs.configmaps
+                .extend(volume.config_map.iter().map(|v| v.name.clone()));
+            refs.secrets
+                .extend(volume.secret.iter().filter_map(|v| v.secret_name.clone()));
+            let parts = volume
+                .projected
+                .iter()
+                .flat_map(|p| p.sources.iter().flatten());
+            for part in parts {
+                refs.configmaps
+                    .extend(part.config_map.iter().map(|v| v.name.clone()));
+                refs.secrets
+                    .extend(part.secret.iter().map(|v| v.name.clone()));
+            }
+        }
+        refs
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.configmaps.extend(other.configmaps);
+        self.secrets.extend(other.secrets);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.configmaps.is_empty() && self.secrets.is_empty()
+    }
+}
+
+/// The environment of one container, in order, each name once.
+///
+/// # Errors
+/// A reference that is not optional and cannot be resolved; the text is kubelet's.
+pub fn resolve(
+    pod: &Pod,
+    container: &Container,
+    sources: &Sources,
+    facts: &Facts,
+) -> Result<Vec<(String, String)>, ConfigError> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let mut env = Environment::default();
+    for from in container.env_from.iter().flatten() {
+        let prefix = from.prefix.as_deref().unwrap_or_default();
+        if let Some(reference) = &from.config_map_ref {
+            let data = configmap(sources, &reference.name, reference.optional)?;
+            for (key, value) in data.into_iter().flat_map(|m| m.data.iter().flatten()) {
+                env.set_from(prefix, key, value.clone());
+            }
+        }
+        if let Some(reference) = &from.secret_ref {
+            let data = secret(sources, &reference.name, reference.optional)?;
+            for (key, value) in data.into_iter().flat_map(|m| m.data.iter().flatten()) {
+                env.set_from(prefix, key, String::from_utf8_lossy(&value.0).into_owned());
+            }
+        }
+    }
+    for variable in container.env.iter().flatten() {
+        let value = match (&variable.value, &variable.value_from) {
+            (Some(text), _) if !text.is_empty() => Some(expand(text, &env.values)),
+            (_, Some(from)) => from_source(from, pod, container, namespace, sources, facts)?,
+            _ => Some(String::new()),
+        };
+        if let Some(value) = value {
+            env.set(&variable.name, value);
+        }
+    }
+    Ok(env.into_pairs())
+}
+
+#[derive(Default)]
+struct Environment {
+    order: Vec<String>,
+    values: BTreeMap<String, String>,
+}
+
+impl Environment {
+    fn set(&mut self, name: &str, value: String) {
+        if self.values.insert(name.to_owned(), value).is_none() {
+            self.order.push(name.to_owned());
+        }
+    }
+
+    /// Keys that cannot be variable names are left out, as kubelet does.
+    fn set_from(&mut self, prefix: &str, key: &str, value: String) {
+        let name = format!("{prefix}{key}");
+        let printable = name.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'=');
+        if !name.is_empty() && printable {
+            self.set(&name, value);
+        }
+    }
+
+    fn into_pairs(mut self) -> Vec<(String, String)> {
+        self.order
+            .into_iter()
+            .filter_map(|name| self.values.remove(&name).map(|value| (name, value)))
+            .collect()
+    }
+}
+
+fn configmap<'a>(
+    sources: &'a Sources,
+    name: &str,
+    optional: Option<bool>,
+) -> Result<Option<&'a ConfigMap>, ConfigError> {
+    match sources.configmaps.get(name).and_then(Option::as_ref) {
+        None if optional != Some(true) => {
+            Err(ConfigError(format!("configmap \"{name}\" not found")))
+        }
+        found => Ok(found),
+    }
+}
+
+fn secret<'a>(
+    sources: &'a Sources,
+    name: &str,
+    optional: Option<bool>,
+) -> Result<Option<&'a Secret>, ConfigError> {
+    match sources.secrets.get(name).and_then(Option::as_ref) {
+        None if optional != Some(true) => Err(ConfigError(format!("secret \"{name}\" not found"))),
+        found => Ok(found),
+    }
+}
+
+fn from_source(
+    from: &EnvVarSource,
+    pod: &Pod,
+    container: &Container,
+    namespace: &str,
+    sources: &Sources,
+    facts: &Facts,
+) -> Result<Option<String>, ConfigError> {
+    if let Some(selector) = &from.config_map_key_ref {
+        let map = configmap(sources, &selector.name, selector.optional)?;
+        let value = map.and_then(|m| m.data.as_ref()?.get(&selector.key));
+        if value.is_none() && selector.optional != Some(true) {
+            let (key, name) = (&selector.key, &selector.name);
+            return Err(ConfigError(format!(
+                "couldn't find key {key} in ConfigMap {namespace}/{name}"
+            )));
+        }
+        return Ok(value.cloned());
+    }
+    if let Some(selector) = &from.secret_key_ref {
+        let object = secret(sources, &selector.name, selector.optional)?;
+        let value = object.and_then(|m| m.data.as_ref()?.get(&selector.key));
+        if value.is_none() && selector.optional != Some(true) {
+            let (key, name) = (&selector.key, &selector.name);
+            return Err(ConfigError(format!(
+                "couldn't find key {key} in Secret {namespace}/{name}"
+            )));
+        }
+        return Ok(value.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()));
+    }
+    if let Some(selector) = &from.field_ref {
+        return field(pod, selector, facts).map(Some);
+    }
+    if let Some(selector) = &from.resource_field_ref {
+        return resource(container, selector, facts).map(Some);
+    }
+    Err(ConfigError(
+        "unsupported source of an environment variable".to_owned(),
+    ))
+}
+
+/// The value of a downward API field.
+///
+/// # Errors
+/// A path that Kubernetes does not offer.
+pub fn field(
+    pod: &Pod,
+    selector: &ObjectFieldSelector,
+    facts: &Facts,
+) -> Result<String, ConfigError> {
+    let meta = &pod.metadata;
+    let path = selector.field_path.as_str();
+    let text = match path {
+        "metadata.name" => meta.name.clone().unwrap_or_default(),
+        "metadata.namespace" => meta.namespace.clone().unwrap_or_default(),
+        "metadata.uid" => meta.uid.clone().unwrap_or_default(),
+        "metadata.labels" => lines(meta.labels.as_ref()),
+        "metadata.annotations" => lines(meta.annotations.as_ref()),
+        "spec.nodeName" => facts.node_name.clone(),
+        "spec.serviceAccountName" => pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.service_account_name.clone())
+            .unwrap_or_default(),
+        "status.hostIP" | "status.hostIPs" => facts.host_ip.clone(),
+        "status.podIP" => facts.pod_ips.first().cloned().unwrap_or_default(),
+        "status.podIPs" => facts.pod_ips.join(","),
+        _ => {
+            let subscript = |prefix: &str| {
+                path.strip_prefix(prefix)?
+                    .strip_prefix("['")?
+                    .strip_suffix("']")
+            };
+            if let Some(key) = subscript("metadata.labels") {
+                value_of(meta.labels.as_ref(), key)
+            } else if let Some(key) = subscript("metadata.annotations") {
+                value_of(meta.annotations.as_ref(), key)
+            } else {
+                return Err(ConfigError(format!("unsupported fieldPath: {path}")));
+            }
+        }
+    };
+    Ok(text)
+}
+
+fn value_of(map: Option<&BTreeMap<String, String>>, key: &str) -> String {
+    map.and_then(|m| m.get(key)).cloned().unwrap_or_default()
+}
+
+fn lines(map: Option<&BTreeMap<String, String>>) -> String {
+    let lines: Vec<String> = map
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={value:?}"))
+        .collect();
+    lines.join("\n")
+}
+
+/// The value of a `resourceFieldRef`; what is not limited is the node's capacity.
+///
+/// # Errors
+/// A resource that Kubernetes does not offer, or a divisor that is no quantity.
+pub fn resource(
+    container: &Container,
+    selector: &ResourceFieldSelector,
+    facts: &Facts,
+) -> Result<String, ConfigError> {
+    let unsupported = || {
+        ConfigError(format!(
+            "unsupported container resource: {}",
+            selector.resource
+        ))
+    };
+    let (list, name) = selector.resource.split_once('.').ok_or_else(unsupported)?;
+    let resources = container.resources.as_ref();
+    let limits = resources.and_then(|r| r.limits.as_ref()?.get(name));
+    let requests = resources.and_then(|r| r.requests.as_ref()?.get(name));
+    let found = match list {
+        "limits" => limits,
+        "requests" => requests.or(limits),
+        _ => return Err(unsupported()),
+    };
+    let one = Quantity("1".to_owned());
+    let divisor = selector
+        .divisor
+        .as_ref()
+        .filter(|d| quantity::milli(d).is_some_and(|m| m != 0))
+        .unwrap_or(&one);
+    let bad = || ConfigError(format!("bad quantity in resource {}", selector.resource));
+    let amount = if name == "cpu" {
+        let amount = match (found, list) {
+            (Some(found), _) => quantity::milli(found).ok_or_else(bad)?,
+            (None, "limits") => facts.cpu_milli,
+            (None, _) => 0,
+        };
+        let divisor = quantity::milli(divisor).ok_or_else(bad)?.max(1);
+        amount / divisor + i64::from(amount % divisor != 0)
+    } else {
+        let amount = match (found, list, name) {
+            (Some(found), _, _) => quantity::value(found).ok_or_else(bad)?,
+            (None, "limits", "memory") => facts.memory_bytes,
+            (None, _, _) => 0,
+        };
+        let divisor = quantity::value(divisor).ok_or_else(bad)?.max(1);
+        amount / divisor + i64::from(amount % divisor != 0)
+    };
+    Ok(amount.to_string())
+}
+
+/// Replaces `$(NAME)` by its value; an unknown name stays as written, `$$` is a plain `$`
+/// (`third_party/forked/golang/expansion`).
+pub fn expand(text: &str, values: &BTreeMap<String, String>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(rest.get(..at).unwrap_or_default());
+        let tail = rest.get(at + 1..).unwrap_or_default();
+        if let Some(after) = tail.strip_prefix('$') {
+            out.push('$');
+            rest = after;
+        } else if let Some((name, after)) = tail.strip_prefix('(').and_then(|t| t.split_once(')')) {
+            match values.get(name) {
+                Some(value) => out.push_str(value),
+                None => out.push_str(&format!("$({name})")),
+            }
+            rest = after;
+        } else {
+            out.push('$');
+            rest = tail;
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::ByteString;
+    use serde_json::json;
+
+    #[test]
+    fn expansion_follows_kubernetes() {
+        let values: BTreeMap<String, String> = [("A", "1"), ("EMPTY", "")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .into();
+        for (text, want) in [
+            ("x$(A)y", "x1y"),
+            ("$(B)", "$(B)"),
+            ("$$(A)", "$(A)"),
+            ("$$$(A)", "$1"),
+            ("$A", "$A"),
+            ("$(A", "$(A"),
+            ("$", "$"),
+            ("$(EMPTY)|", "|"),
+            ("ü$(A)ü", "ü1ü"),
+        ] {
+            assert_eq!(expand(text, &values), want, "{text}");
+        }
+    }
+
+    fn pod() -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "ns", "uid": "u", "labels": {"app": "x"}},
+            "spec": {"containers": [{
+                "name": "c",
+                "envFrom": [
+                    {"prefix": "P_", "configMapRef": {"name": "cm"}},
+                    {"secretRef": {"name": "absent", "optional": true}}
+                ],
+                "env": [
+                    {"name": "A", "value": "1"},
+                    {"name": "B", "value": "$(A)$(P_k)"},
+                    {"name": "A", "value": "2"},
+                    {"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "pw"}}},
+                    {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                    {"name": "L", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
+                    {"name": "M", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
+                    {"name": "O", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "no", "optional": true}}}
+                ],
+                "resources": {"limits": {"memory": "64Mi"}}
+            }]}
+        }))
+        .unwrap()
+    }
+
+    fn sources() -> Sources {
+        let map = ConfigMap {
+            data: Some([("k".to_owned(), "v".to_owned())].into()),
+            ..ConfigMap::default()
+        };
+        let secret = Secret {
+            data: Some([("pw".to_owned(), ByteString(b"geheim".to_vec()))].into()),
+            ..Secret::default()
+        };
+        Sources {
+            configmaps: [("cm".to_owned(), Some(map))].into(),
+            secrets: [("s".to_owned(), Some(secret)), ("absent".to_owned(), None)].into(),
+        }
+    }
+
+    #[test]
+    fn environment_is_resolved_in_order() {
+        let pod = pod();
+        let facts = Facts {
+            pod_ips: vec!["10.1.2.3".to_owned()],
+            ..Facts::default()
+        };
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        let env = resolve(&pod, container, &sources(), &facts).unwrap();
+        let want = [
+            ("P_k", "v"),
+            ("A", "2"),
+            ("B", "1v"),
+            ("S", "geheim"),
+            ("IP", "10.1.2.3"),
+            ("L", "x"),
+            ("M", "64"),
+        ];
+        let want: Vec<(String, String)> = want
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        assert_eq!(env, want);
+    }
+
+    #[test]
+    fn missing_references_are_named() {
+        let pod = pod();
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        let facts = Facts::default();
+        let mut gone = sources();
+        gone.configmaps.insert("cm".to_owned(), None);
+        let error = resolve(&pod, container, &gone, &facts).unwrap_err();
+        assert_eq!(error.to_string(), "configmap \"cm\" not found");
+        let mut empty = sources();
+        empty
+            .secrets
+            .insert("s".to_owned(), Some(Secret::default()));
+        let error = resolve(&pod, container, &empty, &facts).unwrap_err();
+        assert_eq!(error.to_string(), "couldn't find key pw in Secret ns/s");
+    }
+
+    #[test]
+    fn references_of_volumes_and_containers_are_found() {
+        let refs = References::of(&pod());
+        assert!(refs.configmaps.contains("cm"));
+        assert_eq!(refs.secrets, ["absent".to_owned(), "s".to_owned()].into());
+    }
+}

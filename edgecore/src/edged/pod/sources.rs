@@ -1,0 +1,38 @@
+//! Fetches the ConfigMaps and Secrets a pod names, within a bounded time.
+
+use std::time::Duration;
+
+use super::env::{References, Sources};
+use crate::edged::deps::{DesiredError, DesiredState};
+
+/// The hub may have to be asked; a pod does not wait longer than this for one object.
+const FETCH_MAX: Duration = Duration::from_secs(10);
+
+/// Reads all of them.
+///
+/// # Errors
+/// The first that could not be read; an absent one is no error.
+pub(super) async fn fetch(
+    desired: &dyn DesiredState,
+    namespace: &str,
+    refs: &References,
+) -> Result<Sources, DesiredError> {
+    let late = |kind: &'static str, name: &str| DesiredError::Unreachable {
+        kind,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        reason: format!("no answer within {} s", FETCH_MAX.as_secs()),
+    };
+    let mut sources = Sources::default();
+    for name in &refs.configmaps {
+        let found = tokio::time::timeout(FETCH_MAX, desired.configmap(namespace, name)).await;
+        let found = found.map_err(|_| late("configmap", name))??;
+        sources.configmaps.insert(name.clone(), found);
+    }
+    for name in &refs.secrets {
+        let found = tokio::time::timeout(FETCH_MAX, desired.secret(namespace, name)).await;
+        let found = found.map_err(|_| late("secret", name))??;
+        sources.secrets.insert(name.clone(), found);
+    }
+    Ok(sources)
+}
