@@ -143,10 +143,9 @@ async fn read_connect(
         if stream.readable().await.is_err() || !read(stream, decoder, todo)? {
             return Ok(None);
         }
-        match todo.pop_front() {
-            Some(Inbound::Connect(connect)) => return Ok(Some(connect)),
-            // The decoder lets nothing else come first.
-            Some(_) | None => {}
+        // The decoder lets nothing else come first.
+        if let Some(Inbound::Connect(connect)) = todo.pop_front() {
+            return Ok(Some(connect));
         }
     }
 }

@@ -80,7 +80,7 @@ struct Slot {
 /// The slots and what their resolution has to say to the client.
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
-    slots: VecDeque<Slot>,
+    waiting: VecDeque<Slot>,
     /// Number of the first slot.
     first: u64,
     bytes: usize,
@@ -92,9 +92,9 @@ pub(crate) struct Slots {
 
 impl Slots {
     pub(crate) fn add(&mut self, request: Request, bytes: usize, commit: Option<Commit>) -> u64 {
-        let number = self.first + u64::try_from(self.slots.len()).unwrap_or(u64::MAX);
+        let number = self.first + u64::try_from(self.waiting.len()).unwrap_or(u64::MAX);
         self.bytes += bytes;
-        self.slots.push_back(Slot {
+        self.waiting.push_back(Slot {
             commit,
             bytes,
             request,
@@ -106,7 +106,7 @@ impl Slots {
         let slot = number
             .checked_sub(self.first)
             .and_then(|at| usize::try_from(at).ok())
-            .and_then(|at| self.slots.get_mut(at));
+            .and_then(|at| self.waiting.get_mut(at));
         if let Some(slot) = slot {
             slot.commit = Some(commit);
         }
@@ -114,15 +114,15 @@ impl Slots {
 
     /// The front slot, once its commit is known.
     pub(crate) fn pop_resolved(&mut self) -> Option<(Request, Commit)> {
-        let commit = self.slots.front()?.commit?;
-        let slot = self.slots.pop_front()?;
+        let commit = self.waiting.front()?.commit?;
+        let slot = self.waiting.pop_front()?;
         self.first += 1;
         self.bytes = self.bytes.saturating_sub(slot.bytes);
         Some((slot.request, commit))
     }
 
     pub(crate) fn has_room(&self, slots_max: u16) -> bool {
-        self.slots.len() < usize::from(slots_max) && self.bytes < RECEIVE_BYTES_MAX
+        self.waiting.len() < usize::from(slots_max) && self.bytes < RECEIVE_BYTES_MAX
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sessions, subscriptions and retained messages: who gets what. Pure memory behind one short
 //! lock; what has to be durable is returned as storage operations.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,7 +83,7 @@ pub(crate) struct Router {
     retained_bytes: usize,
     /// Retained changes on their way through a commit: until they land, none may be skipped.
     retained_in_flight: usize,
-    timers: BTreeMap<(Instant, SessionKey, Timer), ()>,
+    timers: BTreeSet<(Instant, SessionKey, Timer)>,
     stale: Vec<u64>,
     next_key: SessionKey,
     next_row: u64,
@@ -101,7 +101,7 @@ impl Router {
             retained: BTreeMap::new(),
             retained_bytes: 0,
             retained_in_flight: 0,
-            timers: BTreeMap::new(),
+            timers: BTreeSet::new(),
             stale: Vec::new(),
             next_key: NOBODY + 1,
             next_row: 1,
@@ -140,38 +140,34 @@ impl Router {
                 .by_client
                 .get(client.as_str())
                 .and_then(|key| self.sessions.get_mut(key));
-            match (session, record::decode_queued(&blob, now)) {
-                (Some(session), Some(record)) => {
-                    let is_released = record.message.is_none();
-                    let message = record
-                        .message
-                        .unwrap_or_else(|| Message::new("", "", record.qos, false));
-                    session.restore(Delivery {
-                        message: Arc::new(message),
-                        qos: record.qos,
-                        retain: record.retain,
-                        id: record.packet_id,
-                        row: Some(row),
-                        // It may have been sent before the restart.
-                        is_dup: true,
-                        is_owed: false,
-                        is_released,
-                        subscription_ids: record.subscription_ids,
-                    });
-                }
-                (None, _) | (_, None) => {
-                    unreadable += 1;
-                    self.stale.push(row);
-                }
-            }
+            let (Some(session), Some(record)) = (session, record::decode_queued(&blob, now)) else {
+                unreadable += 1;
+                self.stale.push(row);
+                continue;
+            };
+            let is_released = record.message.is_none();
+            let message = record
+                .message
+                .unwrap_or_else(|| Message::new("", "", record.qos, false));
+            session.restore(Delivery {
+                message: Arc::new(message),
+                qos: record.qos,
+                retain: record.retain,
+                id: record.packet_id,
+                row: Some(row),
+                // It may have been sent before the restart.
+                is_dup: true,
+                is_owed: false,
+                is_released,
+                subscription_ids: record.subscription_ids,
+            });
         }
         for (topic, blob) in loaded.retained {
-            match record::decode_message(&blob, now) {
-                Some(message) => self.set_retained(&Arc::new(message)),
-                None => {
-                    tracing::debug!(topic, "retained message not readable");
-                    unreadable += 1;
-                }
+            if let Some(message) = record::decode_message(&blob, now) {
+                self.set_retained(&Arc::new(message));
+            } else {
+                tracing::debug!(topic, "retained message not readable");
+                unreadable += 1;
             }
         }
         for (client, id) in loaded.received {
@@ -243,7 +239,7 @@ impl Router {
                 state: session.record(),
             });
         }
-        self.timers.retain(|(_, timed, _), ()| *timed != key);
+        self.timers.retain(|(_, timed, _)| *timed != key);
         Ok(Welcome {
             key,
             client: Arc::clone(client),
@@ -310,7 +306,7 @@ impl Router {
             return Some(DueWill { client, will });
         }
         let at = now + Duration::from_secs(u64::from(will.delay_secs.min(expiry_secs)));
-        self.timers.insert((at, key, Timer::Will), ());
+        self.timers.insert((at, key, Timer::Will));
         if let Some(session) = self.sessions.get_mut(&key) {
             session.will = Some(will);
         }
@@ -320,7 +316,7 @@ impl Router {
     fn start_expiry(&mut self, key: SessionKey, expiry_secs: u32, now: Instant) {
         if expiry_secs != u32::MAX {
             let at = now + Duration::from_secs(u64::from(expiry_secs));
-            self.timers.insert((at, key, Timer::Expiry), ());
+            self.timers.insert((at, key, Timer::Expiry));
         }
     }
 
@@ -331,7 +327,7 @@ impl Router {
         for filter in session.subscriptions.keys() {
             self.trie.remove(filter, key);
         }
-        self.timers.retain(|(_, timed, _), ()| *timed != key);
+        self.timers.retain(|(_, timed, _)| *timed != key);
         if session.is_stored {
             ops.push(Op::SessionDelete {
                 client: Arc::clone(&session.client),
@@ -343,13 +339,13 @@ impl Router {
 
     /// When the next timer is due.
     pub(crate) fn next_timer(&self) -> Option<Instant> {
-        self.timers.keys().next().map(|(at, _, _)| *at)
+        self.timers.first().map(|(at, _, _)| *at)
     }
 
     /// Fires what is due: sessions that expire, wills whose delay is over.
     pub(crate) fn fire_timers(&mut self, now: Instant, ops: &mut Vec<Op>) -> Vec<DueWill> {
         let mut due = Vec::new();
-        while let Some((at, key, timer)) = self.timers.keys().next().copied() {
+        while let Some((at, key, timer)) = self.timers.first().copied() {
             if at > now {
                 break;
             }

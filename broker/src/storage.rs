@@ -3,7 +3,7 @@
 //! The broker decides what is to be kept; the storage keeps it and says when it is safe. Rows are
 //! opaque to the storage: it needs keys and blobs only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,7 +118,7 @@ struct Rows {
     sessions: BTreeMap<String, Vec<u8>>,
     queue: BTreeMap<u64, (String, Vec<u8>)>,
     retained: BTreeMap<String, Vec<u8>>,
-    received: BTreeMap<(String, u16), ()>,
+    received: BTreeSet<(String, u16)>,
     commits: u64,
 }
 
@@ -156,7 +156,7 @@ impl Rows {
             Op::SessionDelete { client } => {
                 self.sessions.remove(&*client);
                 self.queue.retain(|_, (owner, _)| **owner != *client);
-                self.received.retain(|(owner, _), ()| **owner != *client);
+                self.received.retain(|(owner, _)| **owner != *client);
             }
             Op::QueuePut {
                 id,
@@ -177,7 +177,7 @@ impl Rows {
                 self.retained.remove(&*topic);
             }
             Op::ReceivedAdd { client, packet_id } => {
-                self.received.insert((client.to_string(), packet_id), ());
+                self.received.insert((client.to_string(), packet_id));
             }
             Op::ReceivedRemove { client, packet_id } => {
                 self.received.remove(&(client.to_string(), packet_id));
@@ -205,7 +205,7 @@ impl Storage for MemoryStorage {
                 .iter()
                 .map(|(t, m)| (t.clone(), m.clone()))
                 .collect(),
-            received: rows.received.keys().cloned().collect(),
+            received: rows.received.iter().cloned().collect(),
         };
         Box::pin(std::future::ready(Ok(loaded)))
     }

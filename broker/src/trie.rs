@@ -88,16 +88,13 @@ impl Trie {
             (Some(name), false) => group(&mut level.shared_here, name),
             (Some(name), true) => group(&mut level.shared_below, name),
         };
-        match members.iter_mut().find(|m| m.key == key) {
-            Some(old) => {
-                *old = hit;
-                false
-            }
-            None => {
-                members.push(hit);
-                true
-            }
+        let old = members.iter_mut().find(|m| m.key == key);
+        let is_new = old.is_none();
+        match old {
+            Some(old) => *old = hit,
+            None => members.push(hit),
         }
+        is_new
     }
 
     /// Removes a subscription; whether there was one.
@@ -124,16 +121,14 @@ impl Trie {
 }
 
 fn group<'a>(groups: &'a mut Vec<Group>, name: &str) -> &'a mut Vec<Hit> {
-    let index = match groups.iter().position(|g| &*g.name == name) {
-        Some(index) => index,
-        None => {
-            groups.push(Group {
-                name: name.into(),
-                ..Group::default()
-            });
-            groups.len() - 1
-        }
-    };
+    let known = groups.iter().position(|g| &*g.name == name);
+    let index = known.unwrap_or_else(|| {
+        groups.push(Group {
+            name: name.into(),
+            ..Group::default()
+        });
+        groups.len() - 1
+    });
     &mut groups[index].members
 }
 

@@ -136,6 +136,12 @@ pub(super) fn after_commit(outcome: Outcome, handle: Option<&BusHandle>, link_wa
 fn of_store(error: &StoreError) -> StorageError {
     match error {
         StoreError::Full => StorageError::Full,
-        other => StorageError::Failed(other.to_string()),
+        StoreError::Open { .. }
+        | StoreError::Corrupt { .. }
+        | StoreError::TooNew { .. }
+        | StoreError::Sql(_)
+        | StoreError::Busy
+        | StoreError::Stopped
+        | StoreError::Refused(_) => StorageError::Failed(error.to_string()),
     }
 }

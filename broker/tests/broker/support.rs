@@ -1,5 +1,4 @@
 //! A broker on a free port, a storage whose commits wait for the test, and a client of raw bytes.
-#![expect(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

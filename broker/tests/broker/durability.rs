@@ -1,9 +1,7 @@
 //! An acknowledgement means that the storage has committed, and nothing else does.
 
-mod support;
-
+use crate::support::{GatedStorage, Harness, Raw, publish, read_publish, wait_until};
 use broker::{Limits, MemoryStorage, StorageError};
-use support::{GatedStorage, Harness, Raw, publish, read_publish, wait_until};
 
 const PUBACK: u8 = 0x40;
 const PUBREC: u8 = 0x50;
