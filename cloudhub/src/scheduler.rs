@@ -136,9 +136,8 @@ impl Scheduler {
     async fn schedule(&mut self) -> Result<(), StoreError> {
         for id in self.waiting.clone() {
             let (namespace, name) = id.split_once('/').unwrap_or_default();
-            let pod = match self.kube.get(&resources::pods(), namespace, name).await {
-                Ok(pod) => pod,
-                Err(_) => continue,
+            let Ok(pod) = self.kube.get(&resources::pods(), namespace, name).await else {
+                continue;
             };
             if !text(&pod, "/spec/nodeName").is_empty() {
                 continue;

@@ -94,16 +94,14 @@ fn set(
     value: Value,
 ) -> Result<ConfigBuilder<DefaultState>, ConfigError> {
     // Later calls win, and merge below the key they name.
-    match value.kind {
-        config::ValueKind::Table(table) => {
-            table.into_iter().try_fold(builder, |builder, (k, v)| {
-                set(builder, &format!("{key}.{k}"), v)
-            })
-        }
-        _ => builder
-            .set_override(key, value)
-            .map_err(|error| invalid(key, &error)),
+    if let config::ValueKind::Table(table) = value.kind {
+        return table.into_iter().try_fold(builder, |builder, (k, v)| {
+            set(builder, &format!("{key}.{k}"), v)
+        });
     }
+    builder
+        .set_override(key, value)
+        .map_err(|error| invalid(key, &error))
 }
 
 fn invalid(path: &str, error: &impl std::fmt::Display) -> ConfigError {

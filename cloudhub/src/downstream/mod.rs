@@ -239,7 +239,7 @@ impl Controller {
                         } else {
                             Operation::Insert
                         };
-                        self.announce(&session, kind, &[object], &[]);
+                        Self::announce(&session, kind, &[object], &[]);
                         offer(&session, messages::push(travel, &id, &operation, object));
                     }
                 }
@@ -265,7 +265,7 @@ impl Controller {
                         continue;
                     };
                     if let Some(object) = event.previous() {
-                        self.announce(&session, kind, &[], &[&object]);
+                        Self::announce(&session, kind, &[], &[&object]);
                         offer(
                             &session,
                             messages::push(travel, &id, &Operation::Delete, &object),
@@ -279,13 +279,7 @@ impl Controller {
     }
 
     /// Plain nodes are told about their devices in a message of its own.
-    fn announce(
-        &self,
-        session: &SessionHandle,
-        kind: PlacedKind,
-        added: &[&Value],
-        removed: &[&Value],
-    ) {
+    fn announce(session: &SessionHandle, kind: PlacedKind, added: &[&Value], removed: &[&Value]) {
         if kind == PlacedKind::Device && !session.extensions.inventory {
             session.notice(messages::membership(added, removed));
         }

@@ -231,19 +231,19 @@ fn uploaded(message: &Message) -> String {
     text
 }
 
-fn child<'v>(parent: &'v mut Value, name: &str) -> &'v mut Map<String, Value> {
+/// The member as an object, made if it is not one.
+fn child<'v>(parent: &'v mut Value, name: &str) -> Option<&'v mut Map<String, Value>> {
     if !parent.is_object() {
         *parent = json!({});
     }
-    let slot = &mut parent[name];
+    let slot = parent
+        .as_object_mut()?
+        .entry(name)
+        .or_insert_with(|| json!({}));
     if !slot.is_object() {
         *slot = json!({});
     }
-    match slot {
-        Value::Object(map) => map,
-        // Just made one.
-        _ => unreachable!("an object was put there"),
-    }
+    slot.as_object_mut()
 }
 
 fn part(value: &TwinValue, kind: Option<&str>) -> Value {
@@ -258,7 +258,9 @@ fn part(value: &TwinValue, kind: Option<&str>) -> Value {
 }
 
 fn merge_twins(object: &mut Value, report: &TwinMessage) {
-    let status = child(object, "status");
+    let Some(status) = child(object, "status") else {
+        return;
+    };
     let slot = status.entry("twins").or_insert_with(|| json!([]));
     if !slot.is_array() {
         *slot = json!([]);
@@ -300,7 +302,9 @@ fn merge_twin(twins: &mut Vec<Value>, name: &str, twin: &MsgTwin) {
 }
 
 fn merge_state(object: &mut Value, report: &StateMessage) {
-    let status = child(object, "status");
+    let Some(status) = child(object, "status") else {
+        return;
+    };
     if !report.device.state.is_empty() {
         status.insert("state".into(), report.device.state.clone().into());
     }
@@ -316,7 +320,9 @@ fn extend(object: &mut Value, seq: u64, count: u64, id: &str) {
     let Some(status) = object.get_mut("status") else {
         return;
     };
-    let extensions = child(status, "extensions");
+    let Some(extensions) = child(status, "extensions") else {
+        return;
+    };
     extensions.insert(
         "outpost".into(),
         json!({ "received": count, "lastSequence": seq, "lastEventId": id }),

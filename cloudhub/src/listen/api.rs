@@ -266,7 +266,13 @@ fn refused(error: &EnrollError) -> Response<Full<Bytes>> {
     let (code, reason) = match error {
         EnrollError::Facts(_) => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
         EnrollError::Token(_) => (StatusCode::CONFLICT, "Conflict"),
-        _ => (StatusCode::BAD_REQUEST, "BadRequest"),
+        EnrollError::Csr(_)
+        | EnrollError::NodeName(_)
+        | EnrollError::Replaced(_)
+        | EnrollError::OtherIdentity { .. }
+        | EnrollError::NoCredentials
+        | EnrollError::Ttl
+        | EnrollError::TooMany => (StatusCode::BAD_REQUEST, "BadRequest"),
     };
     status(code, reason, &error.to_string())
 }

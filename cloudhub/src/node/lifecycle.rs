@@ -112,18 +112,15 @@ impl Lifecycle {
                 () = stop.cancelled() => return Ok(()),
                 events = watcher.next() => for event in events? {
                     let Some(key) = ObjectKey::parse(&event.key) else { continue };
-                    match event.object() {
-                        Some(object) => {
-                            if nodes.insert(key.name.to_owned(), Ready::of(&object)).is_none() {
-                                self.renew(key.name).await;
-                            }
-                            self.keep_taint(key.name, &object).await;
-                        }
-                        None => {
-                            nodes.remove(key.name);
-                            self.leases.forget(key.name);
-                        }
+                    let Some(object) = event.object() else {
+                        nodes.remove(key.name);
+                        self.leases.forget(key.name);
+                        continue;
+                    };
+                    if nodes.insert(key.name.to_owned(), Ready::of(&object)).is_none() {
+                        self.renew(key.name).await;
                     }
+                    self.keep_taint(key.name, &object).await;
                 },
                 changed = changes.changed() => if changed.is_err() { return Ok(()) },
                 _ = renew.tick() => {

@@ -93,12 +93,12 @@ impl Authority {
                 Err(_) => SanType::DnsName(name.as_str().try_into()?),
             });
         }
-        self.leaf(params)
+        self.leaf(&params)
     }
 
     /// A client certificate for a person or a program.
     pub fn client(&self, user: &str, group: &str, now_secs: u64) -> Result<Leaf, SignError> {
-        self.leaf(client_params(user, group, now_secs))
+        self.leaf(&client_params(user, group, now_secs))
     }
 
     /// Signs `public_key` as `user` of `group`, for client authentication only.
@@ -120,7 +120,7 @@ impl Authority {
         Ok((certificate.der().to_vec(), serial.unwrap_or_default()))
     }
 
-    fn leaf(&self, params: CertificateParams) -> Result<Leaf, SignError> {
+    fn leaf(&self, params: &CertificateParams) -> Result<Leaf, SignError> {
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Leaf {

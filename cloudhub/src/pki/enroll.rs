@@ -146,7 +146,7 @@ impl Enrollment {
             .commit(vec![Write {
                 key: record_key(&record.id),
                 expect: 0,
-                value: encode(&record),
+                value: Some(encode(&record)),
             }])
             .await?;
         Ok((token, record))
@@ -233,12 +233,12 @@ impl Enrollment {
                 Write {
                     key,
                     expect: fact.revision,
-                    value: encode(&record),
+                    value: Some(encode(&record)),
                 },
                 Write {
                     key: node_key(node),
                     expect: joined.map_or(0, |f| f.revision),
-                    value: encode(&entry),
+                    value: Some(encode(&entry)),
                 },
             ])
             .await;
@@ -280,7 +280,7 @@ impl Enrollment {
             .commit(vec![Write {
                 key: node_key(node),
                 expect,
-                value: encode(&entry),
+                value: Some(encode(&entry)),
             }])
             .await?;
         Ok(signed.der)
@@ -317,8 +317,8 @@ fn node_key(node: &str) -> String {
     format!("{NODES_PREFIX}{node}")
 }
 
-fn encode(value: &impl Serialize) -> Option<Vec<u8>> {
-    Some(serde_json::to_vec(value).unwrap_or_default())
+fn encode(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
 }
 
 fn decode<T: serde::de::DeserializeOwned>(fact: &Fact) -> Option<T> {

@@ -9,6 +9,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sha2::{Digest, Sha256};
+use x509_parser::extensions::GeneralName;
 
 use super::{ADMIN_GROUP, Authority, Leaf, TokenSecret, ca::SignError};
 
@@ -178,22 +179,25 @@ fn usable(pem: &str, authority: &Authority, names: &[String], now_secs: u64) -> 
             .value
             .general_names
             .iter()
-            .filter_map(|name| match *name {
-                x509_parser::extensions::GeneralName::DNSName(dns) => Some(dns.to_owned()),
-                x509_parser::extensions::GeneralName::IPAddress(bytes) => match bytes.len() {
-                    4 => <[u8; 4]>::try_from(bytes)
-                        .ok()
-                        .map(|b| std::net::Ipv4Addr::from(b).to_string()),
-                    _ => <[u8; 16]>::try_from(bytes)
-                        .ok()
-                        .map(|b| std::net::Ipv6Addr::from(b).to_string()),
-                },
-                _ => None,
-            })
+            .filter_map(name_text)
             .collect(),
         _ => Vec::new(),
     };
     lives && certificate.issuer() == ca.subject() && names.iter().all(|name| has.contains(name))
+}
+
+fn name_text(name: &GeneralName<'_>) -> Option<String> {
+    if let GeneralName::DNSName(dns) = name {
+        return Some((*dns).to_owned());
+    }
+    let GeneralName::IPAddress(bytes) = name else {
+        return None;
+    };
+    if let Ok(v4) = <[u8; 4]>::try_from(*bytes) {
+        return Some(std::net::Ipv4Addr::from(v4).to_string());
+    }
+    let v6 = <[u8; 16]>::try_from(*bytes).ok()?;
+    Some(std::net::Ipv6Addr::from(v6).to_string())
 }
 
 fn open_leaf(

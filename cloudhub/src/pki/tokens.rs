@@ -162,9 +162,8 @@ impl TokenSecret {
     ) -> Result<(Claims, String), TokenError> {
         let parts: Vec<&str> = bearer.trim().split('.').collect();
         // Nodes send the JWT; a person with curl may send all four parts.
-        let [header, payload, signature] = match parts[..] {
-            [h, p, s] | [_, h, p, s] => [h, p, s],
-            _ => return Err(TokenError::Malformed),
+        let ([header, payload, signature] | [_, header, payload, signature]) = parts[..] else {
+            return Err(TokenError::Malformed);
         };
         let decode = |part: &str| {
             URL_SAFE_NO_PAD

@@ -50,13 +50,12 @@ pub async fn run<S>(
     tracing::info!(node = %handle.node, extensions = %handle.extensions.to_header(), "node connected");
     let close = step_until_closed(&mut socket, &mut hub, &handle, &services, &stop).await;
     let gone = services.registry.disconnect(&handle, Instant::now());
-    match close {
-        Some(close) => {
-            tracing::info!(node = %handle.node, reason = %close.reason, gone, "session closed");
-            socket.close(close).await;
-        }
-        None => tracing::info!(node = %handle.node, gone, "connection ended"),
-    }
+    let Some(close) = close else {
+        tracing::info!(node = %handle.node, gone, "connection ended");
+        return;
+    };
+    tracing::info!(node = %handle.node, reason = %close.reason, gone, "session closed");
+    Box::pin(socket.close(close)).await;
 }
 
 /// `None` when the connection is gone already.
@@ -107,7 +106,7 @@ where
                 }
                 Some(Ok(None)) => {}
                 Some(Ok(Some(message))) => {
-                    if let Err(close) = take_input(message, hub, handle)? {
+                    if let Err(close) = take_input(&message, hub, handle)? {
                         return Some(close);
                     }
                 }
@@ -139,13 +138,13 @@ fn take_mail(hub: &mut HubSession, handle: &SessionHandle) -> Option<Close> {
 
 /// `None`: the peer has closed. `Some(Err)`: the hub closes.
 fn take_input(
-    message: WsMessage,
+    message: &WsMessage,
     hub: &mut HubSession,
     handle: &SessionHandle,
 ) -> Option<Result<(), Close>> {
     let now = Instant::now();
     handle.heard(wall_ms());
-    let decoded = match &message {
+    let decoded = match message {
         WsMessage::Text(text) => Message::decode(text.as_bytes()),
         WsMessage::Binary(bytes) => Message::decode(bytes),
         WsMessage::Ping(_) | WsMessage::Pong(_) | WsMessage::Frame(_) => {

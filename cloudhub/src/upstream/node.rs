@@ -1,7 +1,7 @@
 //! The node itself: registration, status, lease.
 
 use apiserver::{ApiError, PatchKind, Reason};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use wire::message::Operation;
 
 use super::{Answer, Request, Upstream, object_answer};
@@ -9,6 +9,15 @@ use crate::kube::{resources, text};
 
 /// Labels that only administrators may set (NodeRestriction).
 const RESTRICTED_LABEL: &str = "node-restriction.kubernetes.io/";
+
+/// Members of metadata that the server writes.
+const SERVER_MEMBERS: &[&str] = &[
+    "creationTimestamp",
+    "resourceVersion",
+    "uid",
+    "generation",
+    "managedFields",
+];
 
 impl Upstream {
     pub(super) async fn register_node(&self, request: &Request<'_>, name: &str) -> Answer {
@@ -18,21 +27,22 @@ impl Upstream {
     async fn register(&self, request: &Request<'_>, name: &str) -> Result<Value, ApiError> {
         request.own_node(name)?;
         let mut node = request.document()?;
+        if !node.is_object() {
+            return Err(ApiError::new(Reason::BadRequest, "a node is an object"));
+        }
         let status = node.get("status").cloned().unwrap_or_else(|| json!({}));
         clean_labels(&mut node);
         node["apiVersion"] = "v1".into();
         node["kind"] = "Node".into();
-        let meta = object_mut(&mut node, "metadata");
-        for member in [
-            "creationTimestamp",
-            "resourceVersion",
-            "uid",
-            "generation",
-            "managedFields",
-        ] {
-            meta.remove(member);
+        if !node["metadata"].is_object() {
+            node["metadata"] = json!({});
         }
-        meta.insert("name".into(), name.into());
+        node["metadata"]["name"] = name.into();
+        if let Some(metadata) = node["metadata"].as_object_mut() {
+            for member in SERVER_MEMBERS {
+                metadata.remove(*member);
+            }
+        }
         let created = self.kube.create(&resources::nodes(), "", node).await?;
         tracing::info!(node = name, "node registered");
         // The status of a create may have been dropped, as for most kinds.
@@ -121,21 +131,19 @@ impl Upstream {
     ) -> Answer {
         let answer = async {
             request.own_node(name)?;
-            match operation {
-                Operation::Query => self
-                    .leases
-                    .get(&self.kube, name)
-                    .await?
-                    .ok_or_else(|| ApiError::not_found("coordination.k8s.io", "leases", name)),
-                Operation::Insert | Operation::Update => {
-                    let lease = request.document()?;
-                    self.leases.put(&self.kube, name, &lease).await
-                }
-                _ => Err(ApiError::new(
+            if *operation == Operation::Query {
+                let found = self.leases.get(&self.kube, name).await?;
+                return found
+                    .ok_or_else(|| ApiError::not_found("coordination.k8s.io", "leases", name));
+            }
+            if !matches!(operation, Operation::Insert | Operation::Update) {
+                return Err(ApiError::new(
                     Reason::BadRequest,
                     "a lease is queried or renewed",
-                )),
+                ));
             }
+            let lease = request.document()?;
+            self.leases.put(&self.kube, name, &lease).await
         };
         object_answer(answer.await)
     }
@@ -147,19 +155,5 @@ fn clean_labels(node: &mut Value) {
         .and_then(Value::as_object_mut)
     {
         labels.retain(|name, _| !name.starts_with(RESTRICTED_LABEL));
-    }
-}
-
-fn object_mut<'v>(parent: &'v mut Value, name: &str) -> &'v mut Map<String, Value> {
-    if !parent.is_object() {
-        *parent = json!({});
-    }
-    let slot = &mut parent[name];
-    if !slot.is_object() {
-        *slot = json!({});
-    }
-    match slot {
-        Value::Object(map) => map,
-        _ => unreachable!("an object was put there"),
     }
 }

@@ -132,10 +132,10 @@ impl Upstream {
             Ok(document) => document,
             Err(error) => return Answer::Error(error),
         };
-        let reports = match document {
-            Value::Array(list) => list,
-            one => vec![one],
-        };
+        let reports = document
+            .as_array()
+            .cloned()
+            .unwrap_or_else(|| vec![document]);
         for report in reports {
             let name = if name.is_empty() {
                 text(&report, "/Name")

@@ -17,9 +17,10 @@ impl Upstream {
         namespace: &str,
         name: &str,
     ) -> Answer {
-        let (needed, resource) = match kind {
-            Kind::Secret => (NeededKind::Secret, resources::secrets()),
-            _ => (NeededKind::ConfigMap, resources::configmaps()),
+        let (needed, resource) = if *kind == Kind::Secret {
+            (NeededKind::Secret, resources::secrets())
+        } else {
+            (NeededKind::ConfigMap, resources::configmaps())
         };
         let id = format!("{namespace}/{name}");
         let result = if self.downstream.is_needed(request.node(), needed, &id) {

@@ -1,0 +1,395 @@
+//! A hub with real sockets and TLS, and nodes that speak the protocol.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod harness;
+
+use harness::TestHub;
+use serde_json::{Value, json};
+use wire::{
+    extension::{Batch, BatchAck, Entry, Held, Inventory},
+    message::{Content, Message, Operation, Route},
+};
+
+const ALL: &str = "batch, inventory, ping";
+const PODS: &str = "/api/v1/namespaces/default/pods";
+
+fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {"containers": [{"name": "c", "image": "i",
+                                 "envFrom": [{"configMapRef": {"name": "settings"}}]}]},
+    })
+}
+
+fn settings(value: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"},
+           "data": {"k": value}})
+}
+
+fn object(message: &Message) -> Value {
+    serde_json::from_str(&message.content.document()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_goes_to_a_plain_node_runs_and_goes() {
+    let hub = TestHub::start().await;
+    let identity = hub.join("e1").await;
+    let mut node = hub.connect(&identity, None).await;
+    assert_eq!(node.extensions, None, "a plain peer sees nothing of ours");
+    node.register(true).await;
+    hub.wait("/api/v1/nodes/e1", |n| n.pointer("/spec/taints").is_none())
+        .await;
+
+    hub.post("/api/v1/namespaces/default/configmaps", &settings("1"))
+        .await;
+    hub.post(PODS, &pod("p1")).await;
+    let map = node.push("update", "default/configmap/settings").await;
+    assert!(
+        node.passed
+            .iter()
+            .all(|m| m.route.resource != "default/pod/p1"),
+        "map before pod"
+    );
+    assert_eq!(object(&map)["kind"], "ConfigMap");
+    let pushed = node.push("insert", "default/pod/p1").await;
+    assert_eq!(pushed.route.source, "edgecontroller");
+    let uid = object(&pushed)["metadata"]["uid"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(
+        pushed.header.resource_version,
+        object(&pushed)["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap()
+    );
+
+    // Content is a string that holds a strategic merge patch.
+    let patch = json!({"metadata": {"uid": uid}, "status": {"phase": "Running", "conditions": [
+        {"type": "Ready", "status": "True"}]}});
+    let patch = Content::string(&patch.to_string());
+    let reply = node
+        .request(Operation::Patch, "default/podpatch/p1", patch.clone())
+        .await;
+    assert!(
+        reply.content.raw().contains("\"Err\":null"),
+        "{}",
+        reply.content.raw()
+    );
+    let stored = hub.get(&format!("{PODS}/p1")).await.unwrap();
+    assert_eq!(stored["status"]["phase"], "Running");
+    assert_eq!(
+        stored["status"]["conditions"].as_array().unwrap().len(),
+        2,
+        "PodScheduled stays"
+    );
+
+    let reply = node
+        .request(
+            Operation::Query,
+            "default/configmap/settings",
+            Content::null(),
+        )
+        .await;
+    assert_eq!(object(&reply)["data"]["k"], "1");
+
+    // Gracefully: an update with a deletionTimestamp, the node's own delete, the last delete. The
+    // status patch before it was not echoed.
+    hub.delete(&format!("{PODS}/p1")).await;
+    let update = node.push("update", "default/pod/p1").await;
+    assert!(object(&update)["metadata"]["deletionTimestamp"].is_string());
+    let body = json!({"gracePeriodSeconds": 0, "preconditions": {"uid": uid}});
+    let body = Content::json(&body).unwrap();
+    let reply = node
+        .request(Operation::Delete, "default/pod/p1", body)
+        .await;
+    assert_eq!(reply.content.text().as_deref(), Some("OK"));
+    let gone = node.push("delete", "default/pod/p1").await;
+    assert_eq!(object(&gone)["metadata"]["uid"], uid.as_str());
+    node.push("delete", "default/configmap/settings").await;
+    assert!(hub.get(&format!("{PODS}/p1")).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reconnect_sends_only_differences() {
+    let hub = TestHub::start().await;
+    let identity = hub.join("e1").await;
+    let mut node = hub.connect(&identity, Some(ALL)).await;
+    assert_eq!(node.extensions.as_deref(), Some(ALL));
+    node.send(&Inventory::default().into_message("i1".into(), 1))
+        .await;
+    node.register(true).await;
+    hub.post("/api/v1/namespaces/default/configmaps", &settings("1"))
+        .await;
+    for name in ["p1", "p2"] {
+        hub.post(PODS, &pod(name)).await;
+    }
+    let mut held = Vec::new();
+    for path in [
+        "default/configmap/settings",
+        "default/pod/p1",
+        "default/pod/p2",
+    ] {
+        let message = node.until(|m| m.route.resource == path).await;
+        let object = object(&message);
+        held.push(Held {
+            path: path.to_owned(),
+            uid: object["metadata"]["uid"].as_str().unwrap().to_owned(),
+            version: message.header.resource_version.clone(),
+        });
+    }
+    drop(node);
+    hub.delete(&format!("{PODS}/p1?gracePeriodSeconds=0")).await;
+    hub.post(PODS, &pod("p3")).await;
+    let object = settings("2");
+    let path = "/api/v1/namespaces/default/configmaps/settings";
+    hub.admin
+        .call(http::Method::PUT, path, Some(&object))
+        .await
+        .unwrap();
+
+    let mut node = hub.connect(&identity, Some(ALL)).await;
+    node.send(
+        &Inventory {
+            objects: held.clone(),
+        }
+        .into_message("i2".into(), 1),
+    )
+    .await;
+    let gone = node.push("delete", "default/pod/p1").await;
+    assert_eq!(
+        crate::object(&gone)["metadata"]["uid"],
+        held[1].uid.as_str()
+    );
+    let map = node.push("update", "default/configmap/settings").await;
+    assert_eq!(crate::object(&map)["data"]["k"], "2");
+    hub.wait(&format!("{PODS}/p3"), |p| p["spec"]["nodeName"] == "e1")
+        .await;
+    node.until(|m| m.route.resource == "default/pod/p3").await;
+    assert!(
+        node.passed
+            .iter()
+            .all(|m| m.route.resource != "default/pod/p2"),
+        "what the node holds is not sent again"
+    );
+}
+
+fn report(seq: u64, value: &str) -> Entry {
+    let route = Route::new(
+        "twin",
+        "resource",
+        &Operation::Update,
+        "device/default/t1/twin/edge_updated",
+    );
+    let body = json!({"event_id": format!("ev-{seq}"), "timestamp": 5, "twin": {"celsius": {
+        "actual": {"value": value, "metadata": {"timestamp": 7}}, "metadata": {"type": "float"}}}});
+    Entry {
+        seq,
+        stream: "twin/default/t1".to_owned(),
+        message: Message::new(format!("m-{seq}"), 5, route, Content::json(&body).unwrap()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readings_arrive_once_across_a_lost_acknowledgement_and_a_restart_of_the_hub() {
+    let hub = TestHub::start().await;
+    let device = json!({
+        "apiVersion": "devices.kubeedge.io/v1beta1", "kind": "Device",
+        "metadata": {"name": "t1"},
+        "spec": {"nodeName": "e1", "properties": [{"name": "celsius"}]},
+    });
+    let devices = "/apis/devices.kubeedge.io/v1beta1/namespaces/default";
+    hub.post(&format!("{devices}/devices"), &device).await;
+    let identity = hub.join("e1").await;
+    let mut node = hub.connect(&identity, Some(ALL)).await;
+    assert_eq!(node.acked.as_deref(), Some("0"));
+    let batch = |after: u64, range: std::ops::RangeInclusive<u64>| Batch {
+        epoch: "epoch-1".to_owned(),
+        after,
+        entries: range.map(|seq| report(seq, &seq.to_string())).collect(),
+    };
+    node.send(&batch(0, 1..=200).into_message("b1".into(), 1))
+        .await;
+    let ack = node.until(|m| m.route.resource == "outbox").await;
+    assert_eq!(ack.content.decode::<BatchAck>().unwrap().acked, 200);
+    let status = hub
+        .get(&format!("{devices}/devicestatuses/t1"))
+        .await
+        .unwrap();
+    assert_eq!(status["status"]["twins"][0]["reported"]["value"], "200");
+    assert_eq!(status["status"]["extensions"]["outpost"]["received"], 200);
+    drop(node);
+
+    let hub = hub.restart().await;
+    let mut node = hub.connect(&identity, Some(ALL)).await;
+    assert_eq!(
+        node.acked.as_deref(),
+        Some("200"),
+        "the hub says what it has"
+    );
+    // The node's memory of the acknowledgement was lost: everything comes again, and more.
+    node.send(&batch(0, 150..=250).into_message("b2".into(), 1))
+        .await;
+    let ack = node.until(|m| m.route.resource == "outbox").await;
+    assert_eq!(ack.content.decode::<BatchAck>().unwrap().acked, 250);
+    let ledger = hub.get("/outpost/v1/ledger/e1").await.unwrap();
+    assert_eq!(ledger["received"], 250);
+    let seen: Vec<u64> = ledger["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["seq"].as_u64().unwrap())
+        .collect();
+    assert_eq!(
+        seen,
+        (1..=250).collect::<Vec<_>>(),
+        "none lost, none twice, in order"
+    );
+    assert_eq!(ledger["entries"][41]["value"]["celsius"], "42");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_node_becomes_unknown_and_keeps_its_pods() {
+    let hub = TestHub::start().await;
+    let identity = hub.join("e1").await;
+    let mut node = hub.connect(&identity, Some(ALL)).await;
+    node.register(true).await;
+    hub.post("/api/v1/namespaces/default/configmaps", &settings("1"))
+        .await;
+    hub.post(PODS, &pod("p1")).await;
+    hub.wait(&format!("{PODS}/p1"), |p| p["spec"]["nodeName"] == "e1")
+        .await;
+    let lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/e1";
+    hub.wait(lease, |l| l["spec"]["holderIdentity"] == "e1")
+        .await;
+    drop(node);
+    let ready = |status: &'static str| {
+        move |node: &Value| {
+            let conditions = node["status"]["conditions"].as_array().unwrap();
+            conditions
+                .iter()
+                .any(|c| c["type"] == "Ready" && c["status"] == status)
+        }
+    };
+    let object = hub.wait("/api/v1/nodes/e1", ready("Unknown")).await;
+    assert_eq!(
+        object["spec"]["taints"][0]["key"],
+        "node.kubernetes.io/unreachable"
+    );
+    assert!(hub.get(&format!("{PODS}/p1")).await.is_some());
+    // It comes back and says that it is well.
+    let mut node = hub.connect(&identity, Some(ALL)).await;
+    let status = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    let body = Content::string(&status.to_string());
+    node.request(Operation::Patch, "null/nodepatch/e1", body)
+        .await;
+    let well = |n: &Value| ready("True")(n) && n.pointer("/spec/taints").is_none();
+    hub.wait("/api/v1/nodes/e1", well).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_touches_only_its_own() {
+    let hub = TestHub::start().await;
+    let identity = hub.join("e1").await;
+    let mut node = hub.connect(&identity, None).await;
+    node.register(true).await;
+    let mut foreign = pod("foreign");
+    foreign["spec"]["nodeName"] = "e2".into();
+    hub.post("/api/v1/namespaces/default/configmaps", &settings("1"))
+        .await;
+    let created = hub.post(PODS, &foreign).await;
+    let uid = created["metadata"]["uid"].as_str().unwrap();
+    let patch = Content::string(&json!({"status": {"phase": "Failed"}}).to_string());
+    let delete = json!({"gracePeriodSeconds": 0, "preconditions": {"uid": uid}});
+    let delete = Content::json(&delete).unwrap();
+    let node_object = Content::json(&json!({"metadata": {"name": "e2"}})).unwrap();
+    for (operation, resource, body) in [
+        (Operation::Patch, "default/podpatch/foreign", patch.clone()),
+        (Operation::Delete, "default/pod/foreign", delete),
+        (
+            Operation::Query,
+            "default/configmap/settings",
+            Content::null(),
+        ),
+        (Operation::Query, "default/secret/any", Content::null()),
+        (Operation::Insert, "null/node/e2", node_object),
+        (Operation::Patch, "null/nodepatch/e2", patch),
+        (
+            Operation::Query,
+            "kube-node-lease/lease/e2",
+            Content::null(),
+        ),
+    ] {
+        let reply = node.request(operation, resource, body).await;
+        assert!(
+            reply.content.raw().contains("\"reason\":\"Forbidden\""),
+            "{resource}: {reply:?}"
+        );
+    }
+    let stored = hub.get(&format!("{PODS}/foreign")).await.unwrap();
+    assert_eq!(stored["status"]["phase"], "Pending");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_say_why() {
+    let hub = TestHub::start().await;
+    let token = hub.token("e1").await;
+    let refused = |result: Result<harness::Identity, (http::StatusCode, String)>, why: &str| {
+        let (status, text) = result.err().expect("refused");
+        assert!(text.contains(why), "{status} {text}");
+    };
+    refused(hub.enroll("e1", None, None).await, "token is empty");
+    refused(
+        hub.enroll("e1", Some("rubbish"), None).await,
+        "token malformed",
+    );
+    refused(
+        hub.enroll("e2", Some(&token), None).await,
+        "token is for another node",
+    );
+    let old = hub.enroll("e1", Some(&token), None).await.unwrap();
+    refused(
+        hub.enroll("e1", Some(&token), None).await,
+        "token already used",
+    );
+    let again = cloudhub::cli::token::create(&hub.admin, "e1", 60, false).await;
+    assert!(again.err().unwrap().to_string().contains("--replace"));
+    // Another node takes the name; the old certificate stops working.
+    let token = cloudhub::cli::token::create(&hub.admin, "e1", 60, true)
+        .await
+        .unwrap()
+        .token;
+    let bearer = token.split_once('.').unwrap().1;
+    let new = hub.enroll("e1", Some(bearer), None).await.unwrap();
+    let (code, why) = hub.connect(&old, None).await.closed().await;
+    assert_eq!(
+        (code, why.contains("replaced by a later join")),
+        (1008, true),
+        "{why}"
+    );
+    let renewed = hub.enroll("e1", None, Some(&new)).await.unwrap();
+    let (code, why) = hub.connect_as(&renewed, "e9", None).await.closed().await;
+    assert_eq!(code, 1008);
+    assert_eq!(why, "node_id `e9` is not the certificate's node `e1`");
+
+    let mut first = hub.connect(&renewed, None).await;
+    let mut second = hub.connect(&renewed, None).await;
+    let (_, why) = first.closed().await;
+    assert_eq!(why, "replaced by a newer connection of this node");
+    second.register(false).await;
+    let bomb = format!("{{\"content\":{}", "[".repeat(100_000));
+    second.send_raw(&bomb).await;
+    assert_eq!(second.closed().await.0, 1007);
+    let mut third = hub.connect(&renewed, None).await;
+    let _ = futures_util::SinkExt::send(
+        &mut third.ws,
+        tokio_tungstenite::tungstenite::Message::text("x".repeat(5 << 20)),
+    )
+    .await;
+    assert_eq!(third.closed().await.0, 1009);
+    // None of it hurt the hub.
+    let mut last = hub.connect(&renewed, None).await;
+    last.request(Operation::Query, "null/node/e1", Content::null())
+        .await;
+}
