@@ -1,24 +1,310 @@
-//! The only place that makes channels and tasks.
+//! The only place that makes channels and tasks. Order of start: store, MetaManager, Edged, bus,
+//! link, local API; nothing on this way needs a hub or a right clock.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::config::{Config, RuntimeConfig};
+use tokio::sync::mpsc;
 
-/// Why the daemon ended.
+use crate::api::{self, ListenError, PodsQuery, Sources};
+use crate::bus::{self, BusError, BusHandle};
+use crate::clock;
+use crate::config::{BusConfig, Config, RuntimeConfig};
+use crate::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime, Registries};
+use crate::edged::{self, Edged, EdgedHandle};
+use crate::hub::tls::Floor;
+use crate::hub::{HubHandle, Link, LinkParts, Publisher};
+use crate::meta::{MetaHandle, SealError, Sealer};
+use crate::store::{Store, StoreError};
+use crate::supervise::{Exit, Phase, Supervisor};
+use crate::twin;
+
+/// Worker threads and their stacks: a node has one or two cores (design D13).
+const WORKERS: usize = 2;
+const STACK_BYTES: usize = 512 << 10;
+/// Threads for blocking calls (file reads, database reads); they end when idle.
+const BLOCKING_MAX: usize = 8;
+/// Waiting for the writer thread to fold its log into the database.
+const CHECKPOINT_WITHIN: Duration = Duration::from_secs(5);
+/// Questions for Edged's pods; more wait.
+const PODS_QUERIES_MAX: usize = 8;
+
+/// Why the daemon did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppError {
     #[error("cannot start the runtime")]
     Runtime(#[source] std::io::Error),
+    #[error("cannot make `{path}`")]
+    Directory {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("another edgecore runs on `{path}`")]
+    Locked { path: PathBuf },
+    #[error("cannot open the node's store")]
+    Store(#[from] StoreError),
+    #[error("cannot prepare the key that seals secrets")]
+    Seal(#[from] SealError),
+    #[error("cannot prepare the container runtime")]
+    Containers(#[from] edged::runtime::RuntimeError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("cannot start the bus")]
+    Bus(#[from] BusError),
+    #[error("core task `{0}` ended; see the log")]
+    Ended(&'static str),
 }
 
 /// Runs the daemon until it is told to stop or a core task ends.
 pub fn run(config: Config, file: Option<&Path>) -> Result<(), AppError> {
-    tracing::info!(node = %config.node_name, config = ?file, "edgecore starts");
-    Ok(())
+    tracing::info!(
+        node = %config.node_name,
+        version = env!("CARGO_PKG_VERSION"),
+        config = ?file,
+        "edgecore starts"
+    );
+    if !config.ignored.is_empty() {
+        tracing::warn!(
+            fields = config.ignored.join(", "),
+            "fields of the configuration have no meaning here and are ignored"
+        );
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .thread_stack_size(STACK_BYTES)
+        .max_blocking_threads(BLOCKING_MAX)
+        .thread_keep_alive(Duration::from_secs(5))
+        .enable_all()
+        .build()
+        .map_err(AppError::Runtime)?;
+    let exit = runtime.block_on(daemon(config));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    match exit? {
+        Exit::Signal => {
+            tracing::info!("edgecore stops; containers keep running");
+            Ok(())
+        }
+        Exit::Fatal(task) => Err(AppError::Ended(task)),
+    }
 }
 
-/// Imports an image archive into containerd.
-pub async fn import_image(_runtime: &RuntimeConfig, _file: &Path) -> anyhow::Result<String> {
-    anyhow::bail!("not available")
+async fn daemon(config: Config) -> Result<Exit, AppError> {
+    let data = config.data_dir().to_owned();
+    make_dir(&data)?;
+    make_dir(&config.run_dir)?;
+    let _lock = lock(&data)?;
+    let (store, writer, told) = Store::open(&config.database)?;
+    if let Some(error) = told {
+        tracing::error!(
+            %error,
+            "the database was rebuilt empty; objects come again from the hub, pods from containerd"
+        );
+    }
+    let exit = assemble(&config, &store).await;
+    // The last handle: the writer folds its log and ends.
+    drop(store);
+    let folded = tokio::task::spawn_blocking(move || writer.join());
+    if tokio::time::timeout(CHECKPOINT_WITHIN, folded)
+        .await
+        .is_err()
+    {
+        tracing::warn!("the store did not close in time; its log is replayed at the next start");
+    }
+    exit
+}
+
+async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
+    let started = clock::monotonic();
+    let mut supervisor = Supervisor::default();
+    let node = config.node_name.clone();
+    let sealer = Arc::new(Sealer::from_file(&config.data_dir().join("secrets.key"))?);
+    let own = node.clone();
+    store.write(move |tx| twin::set_node(tx, &own)).await?;
+
+    let (hub, link) = match &config.hub {
+        Some(hub) => {
+            let (handle, link) = Link::new();
+            (handle, Some((hub.clone(), link)))
+        }
+        None => (HubHandle::disabled(), None),
+    };
+    let meta = MetaHandle::open(store.clone(), sealer, &node, hub.clone()).await?;
+
+    let pods = match &config.runtime {
+        Some(runtime) => Some(start_edged(config, runtime, &meta, &hub, &mut supervisor)?),
+        None => None,
+    };
+    let bus = match &config.bus {
+        Some(bus) => Some(start_bus(bus, store, &hub, &mut supervisor).await?),
+        None => None,
+    };
+    if let Some((hub_config, link)) = link {
+        let parts = LinkParts {
+            config: hub_config,
+            node: node.clone(),
+            store: store.clone(),
+            meta,
+            publish: publisher(bus.clone()),
+            floor: Floor::default(),
+        };
+        let stop = supervisor.token(Phase::Core);
+        supervisor.spawn("link", link.run(parts, stop));
+    }
+    let listener = api::listen(&config.socket())?;
+    let sources = Sources {
+        node,
+        hub_address: config
+            .hub
+            .as_ref()
+            .map_or_else(String::new, |h| h.server.clone()),
+        hub,
+        store: store.clone(),
+        database: config.database.clone(),
+        pods,
+        bus,
+        started,
+    };
+    let stop = supervisor.token(Phase::Intake);
+    supervisor.spawn("api", api::serve(listener, sources, stop));
+    tracing::info!("edgecore is ready");
+    Ok(supervisor.run().await)
+}
+
+async fn start_bus(
+    config: &BusConfig,
+    store: &Store,
+    hub: &HubHandle,
+    supervisor: &mut Supervisor,
+) -> Result<BusHandle, AppError> {
+    let stop = supervisor.token(Phase::Intake);
+    let (handle, serving) = bus::start(config, store.clone(), hub.outbox_wake(), stop).await?;
+    supervisor.spawn("bus", async move {
+        serving.await;
+        Ok::<_, std::convert::Infallible>(())
+    });
+    Ok(handle)
+}
+
+/// What the hub's messages cause on local MQTT.
+fn publisher(bus: Option<BusHandle>) -> Publisher {
+    Box::new(move |publishes| {
+        for publish in publishes {
+            if let Some(bus) = &bus {
+                bus.publish(publish);
+            }
+        }
+    })
+}
+
+fn start_edged(
+    config: &Config,
+    runtime: &RuntimeConfig,
+    meta: &MetaHandle,
+    hub: &HubHandle,
+    supervisor: &mut Supervisor,
+) -> Result<mpsc::Sender<PodsQuery>, AppError> {
+    let containers = ContainerdRuntime::connect(containerd(runtime, &config.run_dir))?;
+    let settings = edged::Settings {
+        disk_dir: runtime.root_dir.clone(),
+        run_dir: config.run_dir.join("pods"),
+        log_dir: runtime.pod_logs_dir.clone(),
+        log_bytes_max: runtime.log_bytes_max,
+        log_files_max: runtime.log_files_max,
+        cgroup_root: runtime.cgroup_root.clone(),
+        pods_max: runtime.max_pods,
+        labels: config.node_labels.clone(),
+        node_ip: config.node_ip.map(|ip| ip.to_string()),
+        ..edged::Settings::new(config.node_name.clone())
+    };
+    let handle = Edged::start(edged::Deps {
+        runtime: containers,
+        desired: Arc::new(meta.clone()),
+        sink: Arc::new(hub.clone()),
+        settings,
+    });
+    let (ask, questions) = mpsc::channel(PODS_QUERIES_MAX);
+    let stop = supervisor.token(Phase::Core);
+    supervisor.spawn("edged", own_edged(handle, questions, stop));
+    Ok(ask)
+}
+
+/// Owns Edged: answers for it and stops it.
+async fn own_edged(
+    mut handle: EdgedHandle,
+    mut questions: mpsc::Receiver<PodsQuery>,
+    stop: tokio_util::sync::CancellationToken,
+) -> Result<(), &'static str> {
+    loop {
+        // Cancel-safe: a join handle by reference, a token, a channel receive.
+        tokio::select! {
+            () = handle.ended() => return Err("the pod loop ended"),
+            () = stop.cancelled() => {
+                handle.stop().await;
+                return Ok(());
+            }
+            Some(reply) = questions.recv() => {
+                // An asker that went away needs no answer.
+                drop(reply.send(handle.pods()));
+            }
+        }
+    }
+}
+
+fn containerd(runtime: &RuntimeConfig, run_dir: &Path) -> ContainerdConfig {
+    ContainerdConfig {
+        address: runtime.containerd.display().to_string(),
+        namespace: runtime.namespace.clone(),
+        state_dir: run_dir.to_owned(),
+        snapshotter: runtime.snapshotter.clone(),
+        cni_conf_dir: runtime.cni_conf_dir.clone(),
+        cni_bin_dirs: runtime.cni_bin_dirs.clone(),
+        logger_path: runtime.logger.clone(),
+        cgroup_root: runtime.cgroup_root.clone(),
+        registries: Registries {
+            insecure_hosts: runtime.insecure_registries.clone(),
+            ..Registries::default()
+        },
+        ..ContainerdConfig::default()
+    }
+}
+
+fn make_dir(path: &Path) -> Result<(), AppError> {
+    crate::files::make_dir(path, 0o755).map_err(|source| AppError::Directory {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Two daemons on one database would both be the writer.
+fn lock(data: &Path) -> Result<std::fs::File, AppError> {
+    let path = data.join("edgecore.lock");
+    let file = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| AppError::Directory {
+            path: path.clone(),
+            source,
+        })?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| AppError::Locked { path })?;
+    Ok(file)
+}
+
+/// Imports an image archive into containerd; returns what to print.
+pub async fn import_image(
+    config: &Config,
+    runtime: &RuntimeConfig,
+    file: &Path,
+) -> Result<String, AppError> {
+    let containers = ContainerdRuntime::connect(containerd(runtime, &config.run_dir))?;
+    let images = containers.import_archive(file, None).await?;
+    Ok(images
+        .iter()
+        .map(|image| format!("{}  {}\n", image.reference, image.digest))
+        .collect())
 }

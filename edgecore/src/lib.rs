@@ -15,5 +15,6 @@ pub mod hub;
 pub mod meta;
 pub mod outbox;
 pub mod store;
+pub mod supervise;
 pub mod telemetry;
 pub mod twin;

@@ -172,7 +172,7 @@ async fn join_hub(args: &JoinArgs) -> Result<String, Box<dyn std::error::Error>>
         ("modules.edgeHub.tlsPrivateKeyFile", at("pki/node.key")),
         ("modules.edgeHub.websocket.server", websocket),
         ("modules.edged.hostnameOverride", node.clone()),
-        ("modules.edged.rootDirectory", at("edged")),
+        ("modules.edged.rootDirectory", at("pods")),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value))
@@ -279,13 +279,13 @@ fn import(file: &Path, args: &ConfigArgs) -> u8 {
         tell("this node runs no pods (modules.edged.enable is false)");
         return exit::USAGE;
     };
-    match block_on(app::import_image(runtime, file)) {
+    match block_on(app::import_image(&config, runtime, file)) {
         Ok(Ok(told)) => {
             print(&told);
             exit::OK
         }
         Ok(Err(error)) => {
-            tell(&format!("{error:#}"));
+            tell_error(&error);
             exit::FAILED
         }
         Err(error) => {

@@ -45,7 +45,8 @@ pub async fn status(socket: &Path) -> Result<Status, AskError> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
         .await
         .map_err(|e| no_answer(e.to_string()))?;
-    let ask = async {
+    // Owns the sender: the connection ends when the answer is in.
+    let ask = async move {
         let request = http::Request::get("/status")
             .header("host", "edgecore")
             .body(Empty::<Bytes>::new())
@@ -61,16 +62,9 @@ pub async fn status(socket: &Path) -> Result<Status, AskError> {
             .map_err(|e| e.to_string())?;
         serde_json::from_slice(&body.to_bytes()).map_err(|e| e.to_string())
     };
-    let answer = tokio::time::timeout(ANSWER_WITHIN, async {
-        tokio::select! {
-            answer = ask => answer,
-            // The connection ends on its own only when the daemon went away.
-            ended = connection => Err(ended.err().map_or_else(
-                || "connection closed".to_owned(), |e| e.to_string())),
-        }
-    });
-    answer
-        .await
-        .map_err(|_| no_answer(format!("waited {ANSWER_WITHIN:?}")))?
-        .map_err(no_answer)
+    let (answer, _ended) =
+        tokio::time::timeout(ANSWER_WITHIN, async { tokio::join!(ask, connection) })
+            .await
+            .map_err(|_| no_answer(format!("waited {ANSWER_WITHIN:?}")))?;
+    answer.map_err(no_answer)
 }

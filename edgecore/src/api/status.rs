@@ -12,6 +12,9 @@ pub struct Status {
     pub node: String,
     pub uptime_secs: u64,
     pub link: LinkStatus,
+    /// Absent on a node without MQTT.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mqtt: Option<MqttStatus>,
     pub pods: Vec<PodStatus>,
     pub devices: Vec<DeviceStatus>,
     pub ledger: Vec<StreamStatus>,
@@ -35,17 +38,34 @@ pub struct LinkStatus {
     pub connects: u64,
 }
 
+/// MQTT.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MqttStatus {
+    /// `host:port` of the broker inside; empty without one.
+    pub listen: String,
+    /// Absent without an external broker.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub external_connected: Option<bool>,
+    /// Results that were not published because a queue was full.
+    pub publishes_dropped: u64,
+}
+
 /// One pod.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodStatus {
     pub namespace: String,
     pub name: String,
+    pub uid: String,
     pub phase: String,
-    pub ready: String,
-    pub restarts: u64,
+    /// Ready containers, of `containers`.
+    pub ready: usize,
+    pub containers: usize,
+    pub restarts: i64,
+    /// Why something does not run; empty otherwise.
+    pub reason: String,
     pub ip: String,
-    pub containers: Vec<String>,
 }
 
 /// One device.
@@ -54,9 +74,11 @@ pub struct PodStatus {
 pub struct DeviceStatus {
     pub namespace: String,
     pub name: String,
+    /// As last reported.
     pub state: String,
-    /// `property: reported (desired …)`
-    pub twins: Vec<String>,
+    pub properties: usize,
+    /// Properties whose desired value the device has not reported yet.
+    pub pending: usize,
 }
 
 /// One stream of the ledger.
@@ -123,6 +145,14 @@ impl Status {
             prefixed("   extensions ", &link.extensions),
             prefixed("   because ", &link.reason),
         ));
+        if let Some(mqtt) = &self.mqtt {
+            let external = match mqtt.external_connected {
+                None => "",
+                Some(true) => "external broker connected",
+                Some(false) => "external broker NOT connected",
+            };
+            out.push_str(&format!("mqtt     {}  {external}\n", mqtt.listen));
+        }
         out.push_str(&format!(
             "memory   {} MiB resident, {} MiB proportional\ndisk     database {} KiB, {} MiB free\n",
             self.memory.rss_bytes >> 20,
@@ -134,25 +164,30 @@ impl Status {
             vec![
                 format!("{}/{}", pod.namespace, pod.name),
                 pod.phase.clone(),
-                pod.ready.clone(),
+                format!("{}/{}", pod.ready, pod.containers),
                 pod.restarts.to_string(),
                 pod.ip.clone(),
-                pod.containers.join(", "),
+                pod.reason.clone(),
             ]
         });
         section(
             &mut out,
-            &["POD", "PHASE", "READY", "RESTARTS", "IP", "CONTAINERS"],
+            &["POD", "PHASE", "READY", "RESTARTS", "IP", "REASON"],
             pods,
         );
         let devices = self.devices.iter().map(|device| {
             vec![
                 format!("{}/{}", device.namespace, device.name),
                 device.state.clone(),
-                device.twins.join(", "),
+                device.properties.to_string(),
+                device.pending.to_string(),
             ]
         });
-        section(&mut out, &["DEVICE", "STATE", "TWINS"], devices);
+        section(
+            &mut out,
+            &["DEVICE", "STATE", "PROPERTIES", "DESIRED-PENDING"],
+            devices,
+        );
         let streams = self.ledger.iter().map(|s| {
             vec![
                 s.stream.clone(),

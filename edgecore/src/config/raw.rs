@@ -120,6 +120,9 @@ pub(super) struct MetaManager {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Outpost {
+    pub cgroup_root: String,
+    pub insecure_registries: Vec<String>,
+    pub snapshotter: String,
     pub cni_bin_directory: String,
     pub cni_conf_directory: String,
     pub containerd_namespace: String,

@@ -150,8 +150,8 @@ pub(super) const FIELDS: &[Field] = &[
     ),
     f(
         "modules.edged.rootDirectory",
-        "\"/var/lib/edgecore/edged\"",
-        "pod volumes and pinned namespaces",
+        "\"/var/lib/edgecore/pods\"",
+        "pod volumes that survive a reboot",
     ),
     f(
         "modules.edged.tailoredKubeletConfig.clusterDNS",
@@ -242,6 +242,11 @@ pub(super) const FIELDS: &[Field] = &[
         "seconds to wait for an object asked of the hub",
     ),
     f(
+        "outpost.cgroupRoot",
+        "\"/edgepods\"",
+        "root of the pods' cgroups",
+    ),
+    f(
         "outpost.cniBinDirectory",
         "\"/opt/cni/bin\"",
         "CNI plugins; also looked for in /usr/lib/cni",
@@ -249,8 +254,13 @@ pub(super) const FIELDS: &[Field] = &[
     f("outpost.cniConfDirectory", "\"/etc/cni/net.d\"", ""),
     f(
         "outpost.containerdNamespace",
-        "\"outpost\"",
+        "\"edgecore\"",
         "containerd namespace of our images and containers",
+    ),
+    f(
+        "outpost.insecureRegistries",
+        "[]",
+        "registries spoken to in plain HTTP, host:port",
     ),
     f(
         "outpost.loggerPath",
@@ -266,7 +276,12 @@ pub(super) const FIELDS: &[Field] = &[
     f(
         "outpost.runDirectory",
         "\"/run/edgecore\"",
-        "the socket that `edgecore status` asks",
+        "the socket that `edgecore status` asks; network pins; volumes that must not touch the disk",
+    ),
+    f(
+        "outpost.snapshotter",
+        "\"overlayfs\"",
+        "containerd's snapshotter",
     ),
 ];
 

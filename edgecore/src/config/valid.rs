@@ -83,9 +83,12 @@ pub struct RuntimeConfig {
     /// containerd's socket, a path.
     pub containerd: PathBuf,
     pub namespace: String,
+    pub snapshotter: String,
+    pub cgroup_root: String,
+    pub insecure_registries: Vec<String>,
     pub cni_bin_dirs: Vec<PathBuf>,
     pub cni_conf_dir: PathBuf,
-    /// Volumes and pinned namespaces.
+    /// Volumes that survive a reboot.
     pub root_dir: PathBuf,
     pub pod_logs_dir: PathBuf,
     /// The program that writes container logs.
@@ -364,6 +367,9 @@ fn runtime(raw: &Raw) -> Result<Option<RuntimeConfig>, ConfigError> {
     Ok(Some(RuntimeConfig {
         containerd: absolute(ENDPOINT, socket)?,
         namespace: raw.outpost.containerd_namespace.clone(),
+        snapshotter: raw.outpost.snapshotter.clone(),
+        cgroup_root: raw.outpost.cgroup_root.clone(),
+        insecure_registries: raw.outpost.insecure_registries.clone(),
         cni_bin_dirs: vec![
             absolute("outpost.cniBinDirectory", &raw.outpost.cni_bin_directory)?,
             PathBuf::from("/usr/lib/cni"),

@@ -54,7 +54,7 @@ pub(super) struct Driver {
     /// Rows up to here were handed to the session.
     cursor: u64,
     /// The outbox may have rows after the cursor.
-    more_rows: bool,
+    pub more_rows: bool,
     /// The hub has everything up to here; the rows are to be deleted.
     delivered: u64,
     deleted: u64,
@@ -105,6 +105,7 @@ impl Driver {
     /// A connection stands: everything that the hub should know is told again.
     pub(super) fn handle_connected(&mut self, is_plain: bool, now: Instant) {
         self.link_dead = false;
+        self.more_rows = true;
         self.registration.reset();
         self.lease.reset(is_plain, now);
         let mut news = self.inbox.shared.news();
@@ -303,7 +304,6 @@ impl Driver {
 
     /// Hands outbox rows to the session while it has room.
     async fn pull_rows(&mut self) -> Result<(), StoreError> {
-        self.more_rows |= self.inbox.shared.take_outbox_flag();
         while self.more_rows && self.session.is_connected() && self.session.capacity() > 0 {
             let limit = self.session.capacity().min(ROWS_MAX);
             let after = self.cursor.max(self.delivered);

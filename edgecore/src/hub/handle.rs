@@ -1,7 +1,6 @@
 //! What the rest of the daemon holds of the link.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -106,7 +105,7 @@ pub(super) struct News {
 pub(super) struct Shared {
     news: Mutex<News>,
     wake: Notify,
-    outbox: AtomicBool,
+    outbox: Arc<Notify>,
 }
 
 impl Shared {
@@ -119,9 +118,9 @@ impl Shared {
         self.wake.notified().await;
     }
 
-    /// Whether the outbox got rows since the last call.
-    pub(super) fn take_outbox_flag(&self) -> bool {
-        self.outbox.swap(false, Ordering::AcqRel)
+    /// The outbox got rows since the last call.
+    pub(super) async fn outbox_woken(&self) {
+        self.outbox.notified().await;
     }
 }
 
@@ -145,7 +144,7 @@ pub(super) fn channel(phase: LinkPhase) -> (HubHandle, Inbox) {
     let shared = Arc::new(Shared {
         news: Mutex::default(),
         wake: Notify::new(),
-        outbox: AtomicBool::new(true),
+        outbox: Arc::default(),
     });
     let (asks, inbox) = mpsc::channel(ASKS_MAX);
     let (sender, link) = watch::channel(LinkState::new(phase));
@@ -173,10 +172,9 @@ impl HubHandle {
         self.link.clone()
     }
 
-    /// An outbox row was committed.
-    pub fn wake(&self) {
-        self.shared.outbox.store(true, Ordering::Release);
-        self.shared.wake.notify_one();
+    /// Notify this after a commit that wrote an outbox row.
+    pub fn outbox_wake(&self) -> Arc<Notify> {
+        Arc::clone(&self.shared.outbox)
     }
 
     /// Sets the newest value under `key`; it is sent until answered, and again after every

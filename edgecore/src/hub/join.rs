@@ -366,25 +366,22 @@ async fn get(
         let request = request
             .body(Full::new(body))
             .map_err(|e| unreachable(e.to_string()))?;
-        let answer = async {
+        // Owns the sender: the connection ends when the answer is in.
+        let answer = async move {
             let response = sender
                 .send_request(request)
                 .await
-                .map_err(|e| unreachable(e.to_string()))?;
+                .map_err(|e| e.to_string())?;
             let status = response.status().as_u16();
             let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
                 .collect()
                 .await
-                .map_err(|e| unreachable(e.to_string()))?
+                .map_err(|e| e.to_string())?
                 .to_bytes();
-            Ok::<_, JoinError>((status, body))
+            Ok::<_, String>((status, body))
         };
-        // The connection makes progress only while it is polled; it ends with the answer.
-        tokio::select! {
-            answer = answer => answer,
-            ended = connection => Err(unreachable(ended.err().map_or_else(
-                || "the hub closed the connection".to_owned(), |e| e.to_string()))),
-        }
+        let (answer, _ended) = tokio::join!(answer, connection);
+        answer.map_err(unreachable)
     };
     let (status, body) = tokio::time::timeout(REQUEST_WITHIN, exchange)
         .await

@@ -269,6 +269,7 @@ impl Running {
                     self.driver.handle_ask(ask, clock::monotonic());
                 }
                 () = self.driver.inbox.shared.woken() => {}
+                () = self.driver.inbox.shared.outbox_woken() => self.driver.more_rows = true,
                 () = tokio::time::sleep_until(due.into()) => {
                     self.driver.session.handle_timeout(clock::monotonic());
                 }

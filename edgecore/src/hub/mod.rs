@@ -17,3 +17,6 @@ pub mod tls;
 
 pub use handle::{HubHandle, LinkPhase, LinkState, RequestError};
 pub use link::{Link, LinkParts, Publisher};
+
+#[cfg(test)]
+mod tests;

@@ -176,7 +176,12 @@ fn delete(
         .and_then(Value::as_str)
         .unwrap_or_default();
     let Some((stored, _)) = objects::version(tx, key)? else {
-        return Ok(Applied::default());
+        // A device may be there all the same, by its membership.
+        return if *kind == Kind::Device {
+            devices::removed(tx, &key.namespace, &key.name, now_ms)
+        } else {
+            Ok(Applied::default())
+        };
     };
     if !uid.is_empty() && !stored.is_empty() && uid != stored {
         return Ok(Applied::default());

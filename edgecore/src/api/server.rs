@@ -1,0 +1,262 @@
+//! The serving end.
+
+use std::convert::Infallible;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::status::{
+    DeviceStatus, DiskStatus, LinkStatus, MemoryStatus, MqttStatus, PodStatus, Status,
+};
+use crate::bus::BusHandle;
+use crate::clock;
+use crate::edged::PodSummary;
+use crate::hub::HubHandle;
+use crate::outbox;
+use crate::store::{Store, StoreError};
+use crate::twin;
+
+/// Askers served at once; more wait in the socket's backlog.
+const CONNECTIONS_MAX: usize = 8;
+/// A connection that sends no request is closed.
+const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+
+/// A question to Edged's owner for its pods.
+pub type PodsQuery = oneshot::Sender<Vec<PodSummary>>;
+
+/// Where the answers come from.
+#[derive(Debug)]
+pub struct Sources {
+    pub node: String,
+    pub hub_address: String,
+    pub hub: HubHandle,
+    pub store: Store,
+    pub database: PathBuf,
+    /// `None` on a node without pods.
+    pub pods: Option<mpsc::Sender<PodsQuery>>,
+    /// `None` on a node without MQTT.
+    pub bus: Option<BusHandle>,
+    pub started: Instant,
+}
+
+/// Why the local API cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on `{socket}`")]
+pub struct ListenError {
+    socket: PathBuf,
+    #[source]
+    source: std::io::Error,
+}
+
+/// Makes the socket, mode 0600. One that a dead daemon left is replaced.
+pub fn listen(socket: &Path) -> Result<UnixListener, ListenError> {
+    let at = |source| ListenError {
+        socket: socket.to_owned(),
+        source,
+    };
+    if let Some(parent) = socket.parent() {
+        crate::files::make_dir(parent, 0o755).map_err(at)?;
+    }
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(at(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(socket).map_err(at)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).map_err(at)?;
+    Ok(listener)
+}
+
+/// Serves until `stop`.
+pub async fn serve(
+    listener: UnixListener,
+    sources: Sources,
+    stop: CancellationToken,
+) -> Result<(), std::io::Error> {
+    let sources = Arc::new(sources);
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        // Cancel-safe: an accept that is dropped has taken nothing, nor has a permit.
+        let (stream, permit) = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            Some(_) = connections.join_next() => continue,
+            accepted = async {
+                let permit = Arc::clone(&room).acquire_owned().await;
+                listener.accept().await.map(|(stream, _)| (stream, permit))
+            } => accepted?,
+        };
+        let sources = Arc::clone(&sources);
+        connections.spawn(async move {
+            let _held = permit;
+            serve_one(stream, sources).await;
+        });
+    }
+}
+
+async fn serve_one(stream: UnixStream, sources: Arc<Sources>) {
+    let service = service_fn(move |request| {
+        let sources = Arc::clone(&sources);
+        async move { Ok::<_, Infallible>(answer(&request, &sources).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_WITHIN)
+        .keep_alive(false)
+        .max_buf_size(16 << 10)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "local API connection ended early");
+    }
+}
+
+async fn answer(request: &Request<Incoming>, sources: &Sources) -> Response<Full<Bytes>> {
+    let (code, body) = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/status") => match status(sources).await {
+            Ok(status) => (
+                StatusCode::OK,
+                serde_json::to_vec(&status).unwrap_or_default(),
+            ),
+            Err(error) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                error.to_string().into_bytes(),
+            ),
+        },
+        (&Method::GET, "/healthz") => (StatusCode::OK, b"ok".to_vec()),
+        _ => (
+            StatusCode::NOT_FOUND,
+            b"known: GET /status, GET /healthz".to_vec(),
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = code;
+    response
+}
+
+/// Collects the status. Reads only; works offline.
+async fn status(sources: &Sources) -> Result<Status, StoreError> {
+    let now = clock::monotonic();
+    let (devices, ledger) = sources
+        .store
+        .read(|tx| Ok((twin::devices(tx)?, outbox::ledger(tx)?)))
+        .await?;
+    Ok(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: sources.node.clone(),
+        uptime_secs: (now - sources.started).as_secs(),
+        link: link(sources, now),
+        mqtt: sources.bus.as_ref().map(mqtt),
+        pods: pods(sources).await,
+        devices: devices
+            .into_iter()
+            .map(|device| DeviceStatus {
+                namespace: device.namespace,
+                name: device.name,
+                state: device.state,
+                properties: device.properties,
+                pending: device.pending,
+            })
+            .collect(),
+        ledger: ledger.into_iter().map(Into::into).collect(),
+        disk: disk(&sources.database),
+        memory: memory(),
+    })
+}
+
+fn link(sources: &Sources, now: Instant) -> LinkStatus {
+    let state = sources.hub.link().borrow().clone();
+    LinkStatus {
+        state: state.phase.as_str().to_owned(),
+        hub: sources.hub_address.clone(),
+        since_secs: (now - state.since).as_secs(),
+        extensions: if state.is_connected() {
+            state.extensions.to_header()
+        } else {
+            String::new()
+        },
+        reason: state.reason,
+        connects: state.connects,
+    }
+}
+
+async fn pods(sources: &Sources) -> Vec<PodStatus> {
+    let Some(ask) = &sources.pods else {
+        return Vec::new();
+    };
+    let (reply, answer) = oneshot::channel();
+    if ask.send(reply).await.is_err() {
+        return Vec::new();
+    }
+    let found = answer.await.unwrap_or_default();
+    found
+        .into_iter()
+        .map(|pod| PodStatus {
+            namespace: pod.namespace,
+            name: pod.name,
+            uid: pod.uid,
+            phase: pod.phase,
+            ready: pod.ready,
+            containers: pod.containers,
+            restarts: pod.restarts,
+            reason: pod.reason,
+            ip: pod.ip,
+        })
+        .collect()
+}
+
+fn mqtt(bus: &BusHandle) -> MqttStatus {
+    let status = bus.status();
+    MqttStatus {
+        listen: bus
+            .listen_addr()
+            .map_or_else(String::new, |addr| addr.to_string()),
+        external_connected: status.external_connected,
+        publishes_dropped: status.publishes_dropped,
+    }
+}
+
+fn disk(database: &Path) -> DiskStatus {
+    let size = |suffix: &str| {
+        let mut path = database.as_os_str().to_owned();
+        path.push(suffix);
+        std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+    };
+    let free = database
+        .parent()
+        .and_then(|dir| rustix::fs::statvfs(dir).ok())
+        .map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    let written = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    DiskStatus {
+        database_bytes: size("") + size("-wal"),
+        free_bytes: free,
+        written_bytes: field(&written, "write_bytes:"),
+    }
+}
+
+fn memory() -> MemoryStatus {
+    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
+    MemoryStatus {
+        rss_bytes: field(&rollup, "Rss:") << 10,
+        pss_bytes: field(&rollup, "Pss:") << 10,
+    }
+}
+
+/// The number behind `name` in a `/proc` file.
+fn field(text: &str, name: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
+}
