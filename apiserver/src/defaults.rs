@@ -37,11 +37,11 @@ pub fn apply(api_version: &str, kind: &str, object: &mut Value) {
         ("", "LimitRange") => core::limit_range(map),
         ("discovery.k8s.io", "EndpointSlice") => core::endpoint_slice(map),
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            core::role_binding(map)
+            core::role_binding(map);
         }
         ("networking.k8s.io", "NetworkPolicy") => core::network_policy(map),
         ("scheduling.k8s.io", "PriorityClass") => {
-            default(map, "preemptionPolicy", json!("PreemptLowerPriority"))
+            default(map, "preemptionPolicy", json!("PreemptLowerPriority"));
         }
         ("storage.k8s.io", "StorageClass") => {
             default(map, "reclaimPolicy", json!("Delete"));

@@ -47,29 +47,59 @@ fn durations() {
     assert_eq!(go_duration(-1_500), "-1.5µs");
 }
 
-/// A schema nested in itself beyond the limit is refused, not followed.
+fn field(number: u8, inner: &[u8]) -> Vec<u8> {
+    let mut out = vec![number << 3 | 2];
+    let mut len = inner.len();
+    while len >= 0x80 {
+        out.push(u8::try_from(len & 0x7f).unwrap() | 0x80);
+        len >>= 7;
+    }
+    out.push(u8::try_from(len).unwrap());
+    out.extend_from_slice(inner);
+    out
+}
+
+/// A value that nests in itself (`JSONSchemaProps.not`) is refused beyond the limit, not followed.
 #[test]
 fn depth_is_bounded() {
-    let mut raw = Vec::new();
-    for _ in 0..400 {
-        let mut outer = Vec::new();
-        // JSONSchemaProps.not = 27? any nested message field will do: properties of PodSpec are too shallow.
-        outer.push(0x0a);
-        let mut len = raw.len();
-        while len >= 0x80 {
-            outer.push(u8::try_from(len & 0x7f).unwrap() | 0x80);
-            len >>= 7;
+    let schema = types::lookup("apiextensions.k8s.io/v1", "JSONSchemaProps").unwrap();
+    let not = schema.field("not").unwrap().number;
+    let meta = field(
+        1,
+        &[
+            field(1, b"apiextensions.k8s.io/v1"),
+            field(2, b"JSONSchemaProps"),
+        ]
+        .concat(),
+    );
+    let nested = |levels: usize| {
+        let mut raw = Vec::new();
+        for _ in 0..levels {
+            // Two-byte tag: the number is above 15.
+            let mut outer = field(0, &raw);
+            let tag = not << 3 | 2;
+            outer.splice(
+                0..1,
+                [
+                    u8::try_from(tag & 0x7f).unwrap() | 0x80,
+                    u8::try_from(tag >> 7).unwrap(),
+                ],
+            );
+            raw = outer;
         }
-        outer.push(u8::try_from(len).unwrap());
-        outer.extend_from_slice(&raw);
-        raw = outer;
-    }
-    let mut body = b"k8s\0\x0a\x09\x0a\x02v1\x12\x03Pod\x12".to_vec();
-    let len = u16::try_from(raw.len()).unwrap();
-    body.push(u8::try_from(len & 0x7f).unwrap() | 0x80);
-    body.push(u8::try_from(len >> 7).unwrap());
-    body.extend_from_slice(&raw);
-    drop(decode(&body));
+        decode(&[MAGIC.to_vec(), meta.clone(), field(2, &raw)].concat())
+    };
+    assert!(nested(50).is_ok());
+    assert_eq!(nested(400), Err(ProtoError::TooLarge));
+}
+
+/// Many empty elements in a small body do not become many values.
+#[test]
+fn values_are_bounded() {
+    let meta = field(1, &[field(1, b"v1"), field(2, b"Pod")].concat());
+    let containers = [0x12, 0].repeat(400_000);
+    let body = [MAGIC.to_vec(), meta, field(2, &field(2, &containers))].concat();
+    assert_eq!(decode(&body), Err(ProtoError::TooLarge));
 }
 
 proptest! {

@@ -146,10 +146,7 @@ fn amount(whole: &str, part: &str, scale: Scale) -> Option<i128> {
         let Some(divisor) = divisor else {
             return Some(1);
         };
-        value = match value.checked_mul(two) {
-            Some(value) => value,
-            None => return None,
-        };
+        value = value.checked_mul(two)?;
         up |= value % divisor != 0;
         value /= divisor;
     }
@@ -185,7 +182,7 @@ impl Display for Quantity {
             power += 3;
         }
         let suffix = match (self.form, power) {
-            (Form::Exponent, 0) | (Form::Decimal | Form::Binary, 0) => String::new(),
+            (Form::Exponent | Form::Decimal | Form::Binary, 0) => String::new(),
             (Form::Exponent, power) => format!("e{power}"),
             (_, -9) => "n".into(),
             (_, -6) => "u".into(),
@@ -241,7 +238,7 @@ mod tests {
             );
         }
         assert_eq!(
-            Quantity::parse("1mi").map(|q| q.nanos()),
+            Quantity::parse("1mi").map(Quantity::nanos),
             Err(QuantityError::Suffix)
         );
     }

@@ -67,7 +67,7 @@ fn contents(group: &str, kind: &str, object: &Value, errors: &mut Vec<FieldError
         ("batch", "CronJob") => workloads::cron_job(object, errors),
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => rbac::role(kind, object, errors),
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            rbac::binding(kind, object, errors)
+            rbac::binding(kind, object, errors);
         }
         ("apiextensions.k8s.io", "CustomResourceDefinition") => definition::check(object, errors),
         _ => {}
@@ -105,8 +105,8 @@ fn not_negative(path: String, value: &Value, errors: &mut Vec<FieldError>) {
 fn invalid(path: &str, value: &Value, complaints: Vec<String>, errors: &mut Vec<FieldError>) {
     errors.extend(
         complaints
-            .iter()
-            .map(|why| FieldError::invalid(path, value, why)),
+            .into_iter()
+            .map(|why| FieldError::invalid(path, value, &why)),
     );
 }
 

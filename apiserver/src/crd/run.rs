@@ -1,5 +1,10 @@
 //! The three walks over an object: drop the unknown, add defaults, find what is wrong.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "JSON has six types, and will not get a seventh"
+)]
+
 use serde_json::{Map, Value, json};
 
 use super::compile::{Limits, Schema, Type};
@@ -75,7 +80,7 @@ impl Schema {
                     let inner = self.properties.get(key).or(self.additional.as_deref());
                     match inner {
                         Some(inner) => {
-                            inner.prune_at(value, &join(path, key), false, depth + 1, gone)
+                            inner.prune_at(value, &join(path, key), false, depth + 1, gone);
                         }
                         None if self.preserve_unknown => {}
                         None => {
@@ -129,8 +134,9 @@ impl Schema {
             }
             Value::Array(list) => {
                 if let Some(items) = &self.items {
-                    list.iter_mut()
-                        .for_each(|item| items.default_at(item, depth + 1));
+                    for item in list {
+                        items.default_at(item, depth + 1);
+                    }
                 }
             }
             _ => {}

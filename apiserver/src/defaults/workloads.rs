@@ -130,14 +130,14 @@ pub(super) fn job(object: &mut Object) {
         .and_then(|t| made(t, "metadata"))
         .and_then(|m| made(m, "labels"))
     {
-        labels
-            .iter()
-            .for_each(|(key, value)| default(template, key, json!(value)));
+        for (key, value) in &labels {
+            default(template, key, json!(value));
+        }
     }
     if let Some(own) = made(object, "metadata").and_then(|m| made(m, "labels")) {
-        labels
-            .iter()
-            .for_each(|(key, value)| default(own, key, json!(value)));
+        for (key, value) in &labels {
+            default(own, key, json!(value));
+        }
     }
 }
 
@@ -160,7 +160,7 @@ fn job_template(spec: &mut Object) {
             .and_then(|t| t["spec"]["restartPolicy"].as_str())
             .map(str::to_owned)
     };
-    let explicit = policy(spec).filter(|p| !p.is_empty()).is_some();
+    let explicit = policy(spec).as_ref().is_some_and(|p| !p.is_empty());
     pod::template(spec, "template");
     if !explicit && let Some(pod) = at(spec, "template").and_then(|t| at(t, "spec")) {
         // The reference defaults it to Always and then refuses that; the refusal reads "Required value" either way.

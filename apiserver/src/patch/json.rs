@@ -1,5 +1,10 @@
 //! RFC 6902 with the leniencies of the Go library behind the reference server (`kube-api.md` §5.3).
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "JSON has six types, and will not get a seventh"
+)]
+
 use serde_json::Value;
 
 use super::PatchError;

@@ -60,10 +60,11 @@ impl Walk {
                     self.field(message, field, value, depth)?;
                     self.names.pop();
                 }
-                None if depth == 0 && matches!(key.as_str(), "apiVersion" | "kind") => {
-                    if !matches!(value, Value::String(_) | Value::Null) {
-                        return Err(self.mismatch(message, value, "string"));
-                    }
+                None if depth == 0
+                    && matches!(key.as_str(), "apiVersion" | "kind")
+                    && !matches!(value, Value::String(_) | Value::Null) =>
+                {
+                    return Err(self.mismatch(message, value, "string"));
                 }
                 // Embedded objects that carry their own type meta (volumeClaimTemplates).
                 None if matches!(key.as_str(), "apiVersion" | "kind")
@@ -310,7 +311,7 @@ fn prune_fields(
         };
         match (field.card, value) {
             (Card::One, Value::Object(map)) => {
-                prune_fields(inner, map, &join(key), depth + 1, gone)
+                prune_fields(inner, map, &join(key), depth + 1, gone);
             }
             (Card::Repeated, Value::Array(list)) => {
                 for (i, item) in list.iter_mut().enumerate() {

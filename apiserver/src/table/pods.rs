@@ -162,7 +162,7 @@ fn containers(status: &Value, all: &mut Seen) {
         let state = &container["state"];
         let waiting = text(&state["waiting"]["reason"]);
         if !waiting.is_empty() {
-            all.reason = waiting.to_owned();
+            waiting.clone_into(&mut all.reason);
         } else if !state["terminated"].is_null() {
             all.reason = termination(&state["terminated"]);
             if state["terminated"]["exitCode"].as_i64().unwrap_or(0) != 0 {

@@ -43,16 +43,17 @@ pub(super) fn check(
                 errors.push(FieldError::invalid("spec.template", is, IMMUTABLE));
             }
         }
-        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            if old["roleRef"] != new["roleRef"] {
-                let role = &new["roleRef"];
-                let value = json!({"APIGroup": role["apiGroup"], "Kind": role["kind"], "Name": role["name"]});
-                errors.push(FieldError::invalid(
-                    "roleRef",
-                    &value,
-                    "cannot change roleRef",
-                ));
-            }
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding")
+            if old["roleRef"] != new["roleRef"] =>
+        {
+            let role = &new["roleRef"];
+            let value =
+                json!({"APIGroup": role["apiGroup"], "Kind": role["kind"], "Name": role["name"]});
+            errors.push(FieldError::invalid(
+                "roleRef",
+                &value,
+                "cannot change roleRef",
+            ));
         }
         ("apiextensions.k8s.io", "CustomResourceDefinition") => {
             for path in [

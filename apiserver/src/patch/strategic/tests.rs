@@ -45,7 +45,7 @@ fn recorded() {
                 );
             }
             (Err(e), Some((code, message))) => {
-                assert_eq!((e.code, e.message), (code, message), "{}", case.name)
+                assert_eq!((e.code, e.message), (code, message), "{}", case.name);
             }
             (got, wanted) => panic!("{}: {got:?}, recorded {wanted:?}", case.name),
         }
