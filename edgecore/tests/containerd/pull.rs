@@ -66,3 +66,71 @@ async fn a_broken_pull_goes_on_where_it_stopped() {
     assert_eq!(blobs, 0, "nothing is fetched twice");
     assert_eq!(world.leftovers(), Vec::<String>::new());
 }
+
+/// What `docker save` wrote before it learnt the OCI layout: names that say nothing, no digests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_of_docker_is_understood() {
+    if skipped("an_archive_of_docker_is_understood") {
+        return;
+    }
+    let world = World::empty();
+    let oci = world.directory.path().join("oci.tar");
+    write_archive(&ImageSpec::busybox("unused"), &oci).unwrap();
+    let members: Vec<(String, Vec<u8>)> = tar::Archive::new(std::fs::File::open(&oci).unwrap())
+        .entries()
+        .unwrap()
+        .map(|entry| {
+            let mut entry = entry.unwrap();
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut entry, &mut bytes).unwrap();
+            (entry.path().unwrap().display().to_string(), bytes)
+        })
+        .collect();
+    let find = |wanted: &dyn Fn(&serde_json::Value) -> bool| {
+        let parsed = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).ok();
+        let found = members
+            .iter()
+            .find(|(_, bytes)| parsed(bytes).is_some_and(|v| wanted(&v)));
+        found.unwrap().1.clone()
+    };
+    let config = find(&|value| value.get("rootfs").is_some());
+    let layer = &members
+        .iter()
+        .max_by_key(|(_, bytes)| bytes.len())
+        .unwrap()
+        .1;
+    let manifest =
+        br#"[{"Config":"c.json","RepoTags":["app:v1","app:latest"],"Layers":["l/layer.tar"]}]"#;
+    let docker = world.directory.path().join("docker.tar");
+    let mut archive = tar::Builder::new(std::fs::File::create(&docker).unwrap());
+    for (name, bytes) in [
+        ("manifest.json", manifest.as_slice()),
+        ("c.json", &config),
+        ("l/layer.tar", layer),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(bytes.len() as u64);
+        archive.append_data(&mut header, name, bytes).unwrap();
+    }
+    archive.into_inner().unwrap();
+
+    let images = world.runtime.import_archive(&docker, None).await.unwrap();
+    let names: Vec<&str> = images
+        .iter()
+        .map(|image| image.reference.as_str())
+        .collect();
+    assert_eq!(
+        names,
+        ["docker.io/library/app:v1", "docker.io/library/app:latest"]
+    );
+    assert!(world.runtime.image("app").await.unwrap().is_some());
+
+    let broken = world.directory.path().join("broken.tar");
+    std::fs::write(&broken, vec![1; 4096]).unwrap();
+    let refused = world.runtime.import_archive(&broken, None).await;
+    assert!(
+        matches!(refused, Err(RuntimeError::Pull { .. })),
+        "{refused:?}"
+    );
+}

@@ -276,8 +276,43 @@ impl Drop for World {
         for point in Self::mounts(self.directory.path()).iter().rev() {
             let _ = rustix::mount::unmount(point.as_str(), rustix::mount::UnmountFlags::DETACH);
         }
+        forget_masquerade(&self.config.state_dir);
         if let Some(bridge) = self.bridge() {
             let _ = Command::new("ip").args(["link", "del", &bridge]).output();
         }
+    }
+}
+
+/// Removes the rules that the bridge plugin leaves when a namespace was gone before DEL.
+fn forget_masquerade(state_dir: &Path) {
+    let nat = |arguments: &[&str]| {
+        let output = Command::new("iptables")
+            .args(["-w", "-t", "nat"])
+            .args(arguments)
+            .output();
+        output.map_or_else(
+            |_| String::new(),
+            |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    };
+    let conflist = std::fs::read(state_dir.join("cni/builtin.conflist")).unwrap_or_default();
+    let conflist: serde_json::Value = serde_json::from_slice(&conflist).unwrap_or_default();
+    let subnet = conflist["plugins"][0]["ipam"]["ranges"][0][0]["subnet"].as_str();
+    let Some(prefix) = subnet.and_then(|subnet| subnet.strip_suffix("0/24")) else {
+        return;
+    };
+    let listed = nat(&["-L", "POSTROUTING", "-n", "--line-numbers"]);
+    let rules: Vec<(&str, &str)> = listed
+        .lines()
+        .filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let is_ours = words.get(4)?.starts_with(prefix) && words[1].starts_with("CNI-");
+            is_ours.then_some((words[0], words[1]))
+        })
+        .collect();
+    for (number, chain) in rules.into_iter().rev() {
+        nat(&["-D", "POSTROUTING", number]);
+        nat(&["-F", chain]);
+        nat(&["-X", chain]);
     }
 }

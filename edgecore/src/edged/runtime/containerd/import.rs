@@ -1,14 +1,11 @@
 //! From a source of manifests and blobs (registry, archive, another namespace) into the content
 //! store, unpacked and named.
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::channel::Daemon;
 use super::content::{self, ByteStream, DOCUMENT_BYTES_MAX, digest_of, ingest};
@@ -187,110 +184,5 @@ impl Source for Neighbour {
 
     async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<ByteStream, ImageError> {
         content::read_blob(&self.0, &descriptor.digest, offset).await
-    }
-}
-
-/// Member name -> where its bytes lie in the archive.
-type Members = BTreeMap<String, (u64, u64)>;
-
-/// An OCI image layout in a tar file (image-spec `image-layout.md`).
-pub(super) struct Archive {
-    path: PathBuf,
-    members: Members,
-}
-
-/// More members than any real archive has; bounds the memory a hostile one can take.
-const MEMBERS_MAX: usize = 100_000;
-
-impl Archive {
-    /// Reads the table of members.
-    pub(super) async fn open(path: &Path) -> Result<Self, ImageError> {
-        let owned = path.to_owned();
-        let members = tokio::task::spawn_blocking(move || list_members(&owned))
-            .await
-            .map_err(|error| ImageError::invalid(format!("reading the archive: {error}")))?
-            .map_err(|error| ImageError::invalid(format!("archive {}: {error}", path.display())))?;
-        Ok(Self {
-            path: path.to_owned(),
-            members,
-        })
-    }
-
-    fn document(&self, name: &str) -> Result<Vec<u8>, ImageError> {
-        let missing = || ImageError::invalid(format!("archive has no `{name}`"));
-        let &(offset, size) = self.members.get(name).ok_or_else(missing)?;
-        if i64::try_from(size).map_or(true, |size| size > DOCUMENT_BYTES_MAX) {
-            return Err(ImageError::invalid(format!("`{name}` has {size} bytes")));
-        }
-        let read = || -> std::io::Result<Vec<u8>> {
-            let mut file = std::fs::File::open(&self.path)?;
-            file.seek(SeekFrom::Start(offset))?;
-            let mut bytes = Vec::new();
-            file.take(size).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        read().map_err(ImageError::transfer)
-    }
-
-    /// The images the archive names: descriptor and name, where one is written.
-    pub(super) fn images(&self) -> Result<Vec<(Descriptor, Option<String>)>, ImageError> {
-        let index = Manifest::parse(&self.document("index.json")?)?;
-        Ok(index
-            .manifests
-            .into_iter()
-            .map(|descriptor| {
-                // containerd and nerdctl write the full name, plain OCI tools only a tag.
-                let name = [
-                    "io.containerd.image.name",
-                    "org.opencontainers.image.ref.name",
-                ]
-                .iter()
-                .find_map(|key| descriptor.annotations.get(*key).cloned());
-                (descriptor, name)
-            })
-            .collect())
-    }
-
-    fn member(descriptor: &Descriptor) -> String {
-        format!("blobs/{}", descriptor.digest.replacen(':', "/", 1))
-    }
-}
-
-fn list_members(path: &Path) -> std::io::Result<Members> {
-    let mut archive = tar::Archive::new(std::fs::File::open(path)?);
-    let mut members = Members::new();
-    for entry in archive.entries_with_seek()? {
-        let entry = entry?;
-        if members.len() >= MEMBERS_MAX {
-            return Err(std::io::Error::other("too many members"));
-        }
-        let name = entry.path()?.to_string_lossy().into_owned();
-        let name = name.trim_start_matches("./").to_owned();
-        members.insert(name, (entry.raw_file_position(), entry.size()));
-    }
-    Ok(members)
-}
-
-#[async_trait]
-impl Source for Archive {
-    async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, ImageError> {
-        Ok(self.document(&Self::member(descriptor))?.into())
-    }
-
-    async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<ByteStream, ImageError> {
-        const READ_BYTES: usize = 256 << 10;
-        let name = Self::member(descriptor);
-        let &(start, size) = self
-            .members
-            .get(&name)
-            .ok_or_else(|| ImageError::invalid(format!("archive has no `{name}`")))?;
-        let mut file = tokio::fs::File::open(&self.path)
-            .await
-            .map_err(ImageError::transfer)?;
-        file.seek(SeekFrom::Start(start + offset))
-            .await
-            .map_err(ImageError::transfer)?;
-        let rest = file.take(size.saturating_sub(offset));
-        Ok(tokio_util::io::ReaderStream::with_capacity(rest, READ_BYTES).boxed())
     }
 }

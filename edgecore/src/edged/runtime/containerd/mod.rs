@@ -9,6 +9,7 @@
 //! The source of truth is the daemon: container labels, task states, and what is pinned under the
 //! state directory. Nothing is remembered here that a restart could lose.
 
+mod archive;
 mod cgroup;
 mod channel;
 mod content;
@@ -29,10 +30,11 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::archive::Archive;
 use self::cgroup::Cgroups;
 use self::channel::{CALL, Daemon};
 use self::image::{Descriptor, ImageError, ImageFacts, image_id, normalize};
-use self::import::{Archive, Neighbour};
+use self::import::Neighbour;
 pub use self::pull::Registries;
 pub(crate) use self::spec::PodPaths;
 use self::spec::{HostFacts, UserDatabase};
@@ -226,7 +228,8 @@ impl ContainerdRuntime {
         Ok(None)
     }
 
-    /// Brings in the images of an OCI archive (a tar of an image layout). `name` overrides what
+    /// Brings in the images of an archive (a tar of an OCI image layout, or what `docker save`
+    /// writes). `name` overrides what
     /// the archive calls its image; it must then hold exactly one.
     ///
     /// # Errors
@@ -238,8 +241,8 @@ impl ContainerdRuntime {
     ) -> Result<Vec<Image>, RuntimeError> {
         let shown = path.display().to_string();
         let failed = |error: ImageError| error.into_pull(&shown);
-        let archive = Archive::open(path).await.map_err(failed)?;
-        let found = archive.images().map_err(failed)?;
+        let mut archive = Archive::open(path).await.map_err(failed)?;
+        let found = archive.images().await.map_err(failed)?;
         if name.is_some() && found.len() != 1 {
             return Err(failed(ImageError::invalid(format!(
                 "the archive holds {} images, a name fits one",

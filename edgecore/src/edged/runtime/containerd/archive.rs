@@ -1,0 +1,220 @@
+//! Images in a tar file: an OCI image layout (image-spec `image-layout.md`, also what `docker save`
+//! writes since 25), or the older docker archive, which gets a manifest made here.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+
+use super::content::{ByteStream, DOCUMENT_BYTES_MAX, digest_of};
+use super::image::{Descriptor, ImageError, Manifest};
+use super::import::Source;
+
+/// Member name -> where its bytes lie in the archive.
+type Members = BTreeMap<String, (u64, u64)>;
+
+/// An archive and its table of members.
+pub(super) struct Archive {
+    path: PathBuf,
+    members: Members,
+    /// Manifests made for a docker archive, by digest.
+    made: BTreeMap<String, Bytes>,
+}
+
+/// One image of a docker archive's `manifest.json`.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerImage {
+    config: String,
+    #[serde(default, deserialize_with = "super::spec::null_is_default")]
+    repo_tags: Vec<String>,
+    layers: Vec<String>,
+}
+
+/// An image that an archive holds, with the name it gives it.
+pub(super) type Named = (Descriptor, Option<String>);
+
+/// More members than any real archive has; bounds the memory a hostile one can take.
+const MEMBERS_MAX: usize = 100_000;
+
+impl Archive {
+    /// Reads the table of members.
+    pub(super) async fn open(path: &Path) -> Result<Self, ImageError> {
+        let owned = path.to_owned();
+        let members = tokio::task::spawn_blocking(move || list_members(&owned))
+            .await
+            .map_err(|error| ImageError::invalid(format!("reading the archive: {error}")))?
+            .map_err(|error| ImageError::invalid(format!("archive {}: {error}", path.display())))?;
+        Ok(Self {
+            path: path.to_owned(),
+            members,
+            made: BTreeMap::new(),
+        })
+    }
+
+    fn document(&self, name: &str) -> Result<Vec<u8>, ImageError> {
+        let missing = || ImageError::invalid(format!("archive has no `{name}`"));
+        let &(offset, size) = self.members.get(name).ok_or_else(missing)?;
+        if i64::try_from(size).map_or(true, |size| size > DOCUMENT_BYTES_MAX) {
+            return Err(ImageError::invalid(format!("`{name}` has {size} bytes")));
+        }
+        let read = || -> std::io::Result<Vec<u8>> {
+            let mut file = std::fs::File::open(&self.path)?;
+            file.seek(SeekFrom::Start(offset))?;
+            let mut bytes = Vec::new();
+            file.take(size).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        read().map_err(ImageError::transfer)
+    }
+
+    /// The images the archive holds.
+    pub(super) async fn images(&mut self) -> Result<Vec<Named>, ImageError> {
+        if !self.members.contains_key("index.json") && self.members.contains_key("manifest.json") {
+            return self.docker_images().await;
+        }
+        let index = Manifest::parse(&self.document("index.json")?)?;
+        Ok(index
+            .manifests
+            .into_iter()
+            .map(|descriptor| {
+                // containerd and nerdctl write the full name, plain OCI tools only a tag.
+                let name = [
+                    "io.containerd.image.name",
+                    "org.opencontainers.image.ref.name",
+                ]
+                .iter()
+                .find_map(|key| descriptor.annotations.get(*key).cloned());
+                (descriptor, name)
+            })
+            .collect())
+    }
+
+    /// Makes a manifest for each image: the layers lie in the archive as plain tars under names
+    /// that say nothing, so they are read once for their digests.
+    async fn docker_images(&mut self) -> Result<Vec<Named>, ImageError> {
+        const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+        const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+        const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+        let listed: Vec<DockerImage> = serde_json::from_slice(&self.document("manifest.json")?)
+            .map_err(|error| ImageError::invalid(format!("manifest.json: {error}")))?;
+        let mut images = Vec::new();
+        for image in listed {
+            let config = self.adopt_member(&image.config, CONFIG).await?;
+            let mut layers = Vec::with_capacity(image.layers.len());
+            for layer in &image.layers {
+                layers.push(self.adopt_member(layer, LAYER).await?);
+            }
+            let manifest = serde_json::json!({
+                "schemaVersion": 2,
+                "mediaType": MANIFEST,
+                "config": config,
+                "layers": layers,
+            });
+            let bytes = Bytes::from(manifest.to_string());
+            let descriptor = Descriptor {
+                media_type: MANIFEST.to_owned(),
+                digest: digest_of(&bytes),
+                size: i64::try_from(bytes.len()).unwrap_or(i64::MAX),
+                ..Descriptor::default()
+            };
+            self.made.insert(descriptor.digest.clone(), bytes);
+            let names: Vec<Option<String>> = match image.repo_tags.as_slice() {
+                [] => vec![None],
+                tags => tags.iter().cloned().map(Some).collect(),
+            };
+            images.extend(names.into_iter().map(|name| (descriptor.clone(), name)));
+        }
+        Ok(images)
+    }
+
+    /// Makes a member reachable by its digest.
+    async fn adopt_member(
+        &mut self,
+        name: &str,
+        media_type: &str,
+    ) -> Result<Descriptor, ImageError> {
+        let missing = || ImageError::invalid(format!("archive has no `{name}`"));
+        let place = *self.members.get(name).ok_or_else(missing)?;
+        let path = self.path.clone();
+        let digest = tokio::task::spawn_blocking(move || hash_member(&path, place))
+            .await
+            .map_err(|error| ImageError::invalid(format!("reading the archive: {error}")))?
+            .map_err(ImageError::transfer)?;
+        let descriptor = Descriptor {
+            media_type: media_type.to_owned(),
+            digest,
+            size: i64::try_from(place.1).unwrap_or(i64::MAX),
+            ..Descriptor::default()
+        };
+        self.members.insert(Self::member(&descriptor), place);
+        Ok(descriptor)
+    }
+
+    fn member(descriptor: &Descriptor) -> String {
+        format!("blobs/{}", descriptor.digest.replacen(':', "/", 1))
+    }
+}
+
+fn list_members(path: &Path) -> std::io::Result<Members> {
+    let mut archive = tar::Archive::new(std::fs::File::open(path)?);
+    let mut members = Members::new();
+    for entry in archive.entries_with_seek()? {
+        let entry = entry?;
+        if members.len() >= MEMBERS_MAX {
+            return Err(std::io::Error::other("too many members"));
+        }
+        let name = entry.path()?.to_string_lossy().into_owned();
+        let name = name.trim_start_matches("./").to_owned();
+        members.insert(name, (entry.raw_file_position(), entry.size()));
+    }
+    Ok(members)
+}
+
+fn hash_member(path: &Path, (offset, size): (u64, u64)) -> std::io::Result<String> {
+    const READ_BYTES: usize = 256 << 10;
+    let mut file = std::fs::File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut rest = file.take(size);
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match rest.read(&mut buffer)? {
+            0 => return Ok(format!("sha256:{}", hex::encode(hash.finalize()))),
+            length => hash.update(buffer.get(..length).unwrap_or_default()),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for Archive {
+    async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes, ImageError> {
+        if let Some(made) = self.made.get(&descriptor.digest) {
+            return Ok(made.clone());
+        }
+        Ok(self.document(&Self::member(descriptor))?.into())
+    }
+
+    async fn blob(&self, descriptor: &Descriptor, offset: u64) -> Result<ByteStream, ImageError> {
+        const READ_BYTES: usize = 256 << 10;
+        let name = Self::member(descriptor);
+        let &(start, size) = self
+            .members
+            .get(&name)
+            .ok_or_else(|| ImageError::invalid(format!("archive has no `{name}`")))?;
+        let mut file = tokio::fs::File::open(&self.path)
+            .await
+            .map_err(ImageError::transfer)?;
+        file.seek(SeekFrom::Start(start + offset))
+            .await
+            .map_err(ImageError::transfer)?;
+        let rest = file.take(size.saturating_sub(offset));
+        Ok(tokio_util::io::ReaderStream::with_capacity(rest, READ_BYTES).boxed())
+    }
+}
