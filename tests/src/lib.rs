@@ -2,6 +2,7 @@
 //! neighbours, a link that can be cut, kubectl, and a device on MQTT.
 
 pub mod containerd;
+pub mod containers;
 pub mod device;
 pub mod kubectl;
 pub mod oci;

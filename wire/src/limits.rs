@@ -22,6 +22,10 @@ pub const BATCH_ENTRIES_MAX: usize = 256;
 /// Bytes of entries after which a batch is closed.
 pub const BATCH_BYTES_MAX: usize = 256 << 10;
 
+/// Acknowledged pushes whose ids the edge remembers per connection, so that one which comes again
+/// is acknowledged and not applied again: twice the window.
+pub const SEEN_PUSHES_MAX: usize = 2 * DOWNSTREAM_WINDOW;
+
 /// Keyed latest-only messages held at the edge (pod and node status). A node has at most a few
 /// hundred pods; beyond this the oldest key is refused.
 pub const LATEST_KEYS_MAX: usize = 2048;
@@ -51,6 +55,9 @@ pub const PLAIN_SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Silence after which the hub closes the session of one of our edges: two missed pings.
 pub const EXTENDED_SILENCE_MAX: Duration = Duration::from_secs(15);
+
+/// Time after the upgrade in which one of our edges must have said what it holds.
+pub const INVENTORY_WITHIN: Duration = Duration::from_secs(10);
 
 /// Time without acknowledgement after which a downstream object is sent again
 /// (`cloudhub` resend interval).

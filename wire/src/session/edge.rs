@@ -90,6 +90,8 @@ pub struct EdgeSession {
     latest_order: VecDeque<String>,
     best_effort: VecDeque<Message>,
     requests: BTreeMap<String, (Option<Message>, Instant)>,
+    /// Ids of the last pushes acknowledged on this connection (protocol §10.2).
+    seen: VecDeque<String>,
     /// Acknowledgements and control: leave before anything else.
     priority: VecDeque<Message>,
     events: VecDeque<Event>,
@@ -110,6 +112,7 @@ impl EdgeSession {
             latest_order: VecDeque::new(),
             best_effort: VecDeque::new(),
             requests: BTreeMap::new(),
+            seen: VecDeque::new(),
             priority: VecDeque::new(),
             events: VecDeque::new(),
             now_ms: 0,
@@ -136,6 +139,7 @@ impl EdgeSession {
             ping_sent_at: None,
             keepalive_due: now,
         });
+        self.seen.clear();
         self.rewind();
         // A hub that lost its store starts again from what we still have.
         self.acked = 0;
@@ -256,9 +260,17 @@ impl EdgeSession {
     /// Acknowledges a push that is durable now.
     pub fn ack(&mut self, push: &Message) {
         if self.link.is_some() {
+            self.remember(&push.header.id);
             let ack = push.acknowledgement(self.ids.fresh(), self.now_ms);
             self.priority.push_back(ack);
         }
+    }
+
+    fn remember(&mut self, id: &str) {
+        if self.seen.len() >= limits::SEEN_PUSHES_MAX {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(id.to_owned());
     }
 
     /// Tells the hub that a push could not be stored; it will come again.
@@ -307,7 +319,10 @@ impl EdgeSession {
     }
 
     fn handle_push(&mut self, message: Message) {
-        if message.header.parent_id.is_empty() {
+        if self.seen.contains(&message.header.id) {
+            let again = message.acknowledgement(self.ids.fresh(), self.now_ms);
+            self.priority.push_back(again);
+        } else if message.header.parent_id.is_empty() {
             self.events.push_back(Event::Push(Box::new(message)));
         } else {
             // `applicationResponse` and the like: an answer with an operation of its own.

@@ -54,6 +54,8 @@ pub struct HubSession {
     ids: Ids,
     extensions: Extensions,
     heard_at: Instant,
+    /// When the inventory must be here; `None` once it is, and for a plain peer.
+    inventory_due: Option<Instant>,
     /// Newest offer per key that is not in flight.
     offers: BTreeMap<String, Message>,
     /// Keys of `offers` in the order they are to leave.
@@ -75,6 +77,7 @@ impl HubSession {
             ids,
             extensions,
             heard_at: now,
+            inventory_due: extensions.inventory.then(|| now + limits::INVENTORY_WITHIN),
             offers: BTreeMap::new(),
             order: VecDeque::new(),
             in_flight: BTreeMap::new(),
@@ -169,7 +172,10 @@ impl HubSession {
                 }),
             },
             Operation::Inventory if self.extensions.inventory => match message.content.decode() {
-                Ok(inventory) => self.events.push_back(Event::Inventory(inventory)),
+                Ok(inventory) => {
+                    self.inventory_due = None;
+                    self.events.push_back(Event::Inventory(inventory));
+                }
                 Err(_) => self.events.push_back(Event::Dead {
                     reason: "malformed inventory",
                 }),
@@ -278,6 +284,7 @@ impl HubSession {
     /// When [`Self::handle_timeout`] must be called next.
     pub fn poll_timeout(&self) -> Instant {
         let silence = self.heard_at + self.silence_max();
+        let silence = self.inventory_due.map_or(silence, |due| due.min(silence));
         self.in_flight
             .values()
             .map(|flight| flight.sent_at + limits::RESEND_AFTER)
@@ -290,6 +297,12 @@ impl HubSession {
         if self.heard_at + self.silence_max() <= now {
             self.events.push_back(Event::Dead {
                 reason: "nothing heard from the node",
+            });
+            return;
+        }
+        if self.inventory_due.is_some_and(|due| due <= now) {
+            self.events.push_back(Event::Dead {
+                reason: "the node did not say what it holds",
             });
             return;
         }
