@@ -137,11 +137,9 @@ impl Message {
     }
 
     /// The field with this JSON name, looking into flattened messages.
-    pub fn field(&self, name: &str) -> Option<&'static Field> {
-        let types = types();
-        let this = types.message(types.by_name.get(self.name).copied()?)?;
-        this.fields.iter().find_map(|f| match (f.inline, f.ty) {
-            (true, Ty::Msg(at)) => types.message(at)?.field(name),
+    pub fn field(&'static self, name: &str) -> Option<&'static Field> {
+        self.fields.iter().find_map(|f| match (f.inline, f.ty) {
+            (true, Ty::Msg(at)) => types().message(at)?.field(name),
             _ => (f.name == name).then_some(f),
         })
     }

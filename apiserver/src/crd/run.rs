@@ -126,6 +126,10 @@ impl Schema {
                         map.insert(name.clone(), default.clone());
                     }
                 }
+                // Null where it may not stand, and nothing to put there: as if it had not been sent.
+                map.retain(|name, value| {
+                    !value.is_null() || self.properties.get(name).is_none_or(|s| s.nullable)
+                });
                 for (name, value) in map.iter_mut() {
                     if let Some(schema) = self.properties.get(name).or(self.additional.as_deref()) {
                         schema.default_at(value, depth + 1);
@@ -244,10 +248,6 @@ impl Schema {
                 continue;
             }
             if let Some(inner) = self.properties.get(key) {
-                // Null for an optional field that may not be null is dropped by the reference, not refused.
-                if value.is_null() && !inner.nullable && !self.required.contains(key) {
-                    continue;
-                }
                 inner.check(value, &join(path, key), false, depth + 1, errors);
             } else if let Some(inner) = &self.additional {
                 inner.check(value, &join(path, key), false, depth + 1, errors);

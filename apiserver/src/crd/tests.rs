@@ -60,7 +60,7 @@ use crate::validate::FieldError;
 
 #[test]
 fn accepted() {
-    let spec = json!({"size": 3, "port": "http", "maybe": null, "on": null, "free": {"any": [1]}, "labels": {"a": "b"}, "list": [{"k": "1"}, {"k": "2"}]});
+    let spec = json!({"size": 3, "port": "http", "maybe": null, "free": {"any": [1]}, "labels": {"a": "b"}, "list": [{"k": "1"}, {"k": "2"}]});
     assert_eq!(wrong(&spec), Vec::<String>::new());
     assert_eq!(
         wrong(&json!({"size": 3.0, "port": 80})),
@@ -108,6 +108,11 @@ fn pruned_and_defaulted() {
         json!({"apiVersion": "ex.io/v1", "kind": "Thing", "metadata": {"name": "a"},
             "spec": {"size": 1, "mode": "A", "free": {"kept": 1}, "labels": {"kept": "1"}, "list": [{"k": "1", "v": "d"}]}})
     );
+    // Null is kept where it may stand, replaced by the default or dropped elsewhere.
+    let mut nulls = json!({"spec": {"maybe": null, "mode": null, "on": null}});
+    thing().default(&mut nulls);
+    assert_eq!(nulls, json!({"spec": {"maybe": null, "mode": "A"}}));
+    assert!(!wrong(&json!({"size": 1, "on": null})).is_empty());
     // Absent parents are not made.
     let mut empty = json!({});
     thing().default(&mut empty);

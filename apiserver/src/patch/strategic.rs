@@ -158,6 +158,14 @@ fn retain_keys(original: &mut Object, patch: &mut Object) -> Result<(), PatchErr
     Ok(())
 }
 
+/// Other keys may start with `$` too: `$ref` in schemas.
+fn is_directive(key: &str) -> bool {
+    key == DIRECTIVE
+        || key == RETAIN_KEYS
+        || key.starts_with(DELETE_PRIMITIVES)
+        || key.starts_with(ORDER)
+}
+
 /// A value that meets nothing to merge with: its directives and nulls mean nothing any more.
 fn drop_directives(value: Value) -> Value {
     match value {
@@ -167,8 +175,7 @@ fn drop_directives(value: Value) -> Value {
             }
             let kept = map
                 .into_iter()
-                .filter(|(k, v)| !k.starts_with('$') && !v.is_null());
-            // Map keys of a schema may start with `$` ($ref); those are not directives.
+                .filter(|(k, v)| !is_directive(k) && !v.is_null());
             Value::Object(kept.map(|(k, v)| (k, drop_directives(v))).collect())
         }
         Value::Array(list) => Value::Array(without_directives(list)),
@@ -184,7 +191,7 @@ fn without_directives(list: Vec<Value>) -> Vec<Value> {
 }
 
 /// Go converts the merged maps into structs; this is its complaint when that fails.
-fn mismatch(value: &Value, message: &Message, depth: usize) -> Option<String> {
+fn mismatch(value: &Value, message: &'static Message, depth: usize) -> Option<String> {
     let Value::Object(map) = value else {
         return None;
     };

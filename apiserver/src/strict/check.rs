@@ -41,7 +41,7 @@ struct Walk {
 impl Walk {
     fn fields(
         &mut self,
-        message: &Message,
+        message: &'static Message,
         map: &Map<String, Value>,
         depth: usize,
     ) -> Result<(), String> {
@@ -82,7 +82,7 @@ impl Walk {
 
     fn field(
         &mut self,
-        message: &Message,
+        message: &'static Message,
         field: &Field,
         value: &Value,
         depth: usize,
@@ -122,7 +122,7 @@ impl Walk {
 
     fn value(
         &mut self,
-        message: &Message,
+        message: &'static Message,
         field: &Field,
         value: &Value,
         depth: usize,
@@ -157,8 +157,8 @@ impl Walk {
 
     fn message(
         &mut self,
-        outer: &Message,
-        message: &Message,
+        outer: &'static Message,
+        message: &'static Message,
         value: &Value,
         depth: usize,
     ) -> Result<(), String> {
@@ -209,7 +209,7 @@ impl Walk {
         }
     }
 
-    fn target(&self, message: &Message, ty: &str) -> String {
+    fn target(&self, message: &'static Message, ty: &str) -> String {
         format!(
             "Go struct field {}.{} of type {ty}",
             message.go_name(),
@@ -217,7 +217,7 @@ impl Walk {
         )
     }
 
-    fn mismatch(&self, message: &Message, value: &Value, ty: &str) -> String {
+    fn mismatch(&self, message: &'static Message, value: &Value, ty: &str) -> String {
         format!(
             "json: cannot unmarshal {} into {}",
             json_type(value),
@@ -226,7 +226,7 @@ impl Walk {
     }
 }
 
-fn go_type(message: &Message) -> String {
+fn go_type(message: &'static Message) -> String {
     let package = message.name.rsplit_once('.').map_or("", |(p, _)| p);
     format!(
         "{}.{}",
@@ -280,7 +280,7 @@ pub fn prune(value: &mut Value, api_version: &str, kind: &str) -> Vec<String> {
 }
 
 fn prune_fields(
-    message: &Message,
+    message: &'static Message,
     map: &mut Map<String, Value>,
     place: &str,
     depth: usize,

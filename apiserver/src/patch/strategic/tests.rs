@@ -101,6 +101,24 @@ fn directives() {
     assert_eq!(run(json!({"volumes": null}))["volumes"], json!(null));
 }
 
+/// What is added whole loses its directives and nothing else.
+#[test]
+fn added_values_lose_their_directives() {
+    let patch = json!({"spec": {"versions": [{"name": "v1", "$patch": "merge"}, {"name": "v2", "schema": {
+        "$retainKeys": ["a"], "$setElementOrder/x": [], "$ref": "kept", "gone": null}}]}});
+    let out = strategic(
+        &json!({}),
+        &patch,
+        "apiextensions.k8s.io/v1",
+        "CustomResourceDefinition",
+    )
+    .unwrap();
+    assert_eq!(
+        out,
+        json!({"spec": {"versions": [{"name": "v2", "schema": {"$ref": "kept"}}]}})
+    );
+}
+
 #[test]
 fn custom_resources_do_not_take_it() {
     assert_eq!(
