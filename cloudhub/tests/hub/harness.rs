@@ -27,8 +27,21 @@ pub(crate) struct TestHub {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) ports: Ports,
     pub(crate) admin: Client,
-    stop: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
+    running: Running,
+}
+
+enum Running {
+    Here(CancellationToken, tokio::task::JoinHandle<()>),
+    Process(std::process::Child),
+}
+
+impl Drop for TestHub {
+    fn drop(&mut self) {
+        if let Running::Process(child) = &mut self.running {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }
 
 impl TestHub {
@@ -57,16 +70,59 @@ impl TestHub {
             dir,
             ports,
             admin,
-            stop,
-            task,
+            running: Running::Here(stop, task),
         }
     }
 
+    /// The real binary as a process of its own.
+    pub(crate) async fn start_process() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let any = "127.0.0.1:0";
+        let child = std::process::Command::new(env!("CARGO_BIN_EXE_cloudhub"))
+            .args(["run", "--data-dir"])
+            .arg(dir.path())
+            .args(["--api-listen", any, "--websocket-listen", any])
+            .args(["--bootstrap-listen", any, "--log", "warn"])
+            .spawn()
+            .unwrap();
+        let ports = dir.path().join("ports.json");
+        let written = async {
+            loop {
+                if let Ok(text) = std::fs::read(&ports) {
+                    return serde_json::from_slice(&text).unwrap();
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let ports = tokio::time::timeout(PATIENCE, written).await.unwrap();
+        let admin = Client::from_kubeconfig(&dir.path().join("admin.kubeconfig")).unwrap();
+        let running = Running::Process(child);
+        Self {
+            dir,
+            ports,
+            admin,
+            running,
+        }
+    }
+
+    /// Resident and private memory of the hub's process, in KiB.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        let Running::Process(child) = &self.running else {
+            panic!("the hub is no process of its own");
+        };
+        let text = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let line = text.lines().find(|l| l.starts_with("VmRSS")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
     /// Stops the hub and starts it again on the same data.
-    pub(crate) async fn restart(self) -> Self {
-        self.stop.cancel();
-        self.task.await.unwrap();
-        Self::start_in(self.dir).await
+    pub(crate) async fn restart(mut self) -> Self {
+        let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
+        if let Running::Here(stop, task) = &mut self.running {
+            stop.cancel();
+            task.await.unwrap();
+        }
+        Self::start_in(dir).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Option<Value> {

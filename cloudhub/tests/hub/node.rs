@@ -1,15 +1,12 @@
-//! A hub with real sockets and TLS, and nodes that speak the protocol.
+//! What nodes may expect.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
-
-mod harness;
-
-use harness::TestHub;
 use serde_json::{Value, json};
 use wire::{
     extension::{Batch, BatchAck, Entry, Held, Inventory},
     message::{Content, Message, Operation, Route},
 };
+
+use crate::harness::{self, TestHub};
 
 const ALL: &str = "batch, inventory, ping";
 const PODS: &str = "/api/v1/namespaces/default/pods";
@@ -158,12 +155,9 @@ async fn a_reconnect_sends_only_differences() {
     )
     .await;
     let gone = node.push("delete", "default/pod/p1").await;
-    assert_eq!(
-        crate::object(&gone)["metadata"]["uid"],
-        held[1].uid.as_str()
-    );
+    assert_eq!(self::object(&gone)["metadata"]["uid"], held[1].uid.as_str());
     let map = node.push("update", "default/configmap/settings").await;
-    assert_eq!(crate::object(&map)["data"]["k"], "2");
+    assert_eq!(self::object(&map)["data"]["k"], "2");
     hub.wait(&format!("{PODS}/p3"), |p| p["spec"]["nodeName"] == "e1")
         .await;
     node.until(|m| m.route.resource == "default/pod/p3").await;
