@@ -93,7 +93,8 @@ impl Pipeline {
             check_name(at, &object)?;
             place(def, at.namespace, &mut object)?;
             meta::drop_null_times(&mut object);
-            if meta::uid(&object) != meta::uid(current) {
+            let uid = meta::uid(&object);
+            if !uid.is_empty() && uid != meta::uid(current) {
                 return Err(at.invalid(
                     "FieldValueInvalid",
                     "metadata.uid",
