@@ -33,10 +33,11 @@ impl Document {
 /// The document; `None` when the group or version is not served.
 pub(crate) fn document(served: &Served, document: &Document, aggregated: bool) -> Option<Value> {
     match document {
-        Document::CoreVersions if aggregated => Some(aggregate(vec![group_item(served, "")])),
+        Document::CoreVersions if aggregated => Some(aggregate(&[group_item(served, "")])),
         Document::Groups if aggregated => {
             let groups = served.groups().iter().filter(|g| !g.is_empty());
-            Some(aggregate(groups.map(|g| group_item(served, g)).collect()))
+            let items: Vec<Value> = groups.map(|g| group_item(served, g)).collect();
+            Some(aggregate(&items))
         }
         Document::CoreVersions => Some(json!({"kind": "APIVersions", "versions": ["v1"],
             "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": ""}]})),
@@ -55,7 +56,7 @@ pub(crate) fn document(served: &Served, document: &Document, aggregated: bool) -
     }
 }
 
-fn aggregate(items: Vec<Value>) -> Value {
+fn aggregate(items: &[Value]) -> Value {
     json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2",
            "metadata": {}, "items": items})
 }

@@ -416,8 +416,17 @@ async fn objects_are_edited_and_replaced() {
             .await;
         k.prints("get cm settings -o jsonpath={.data.a}", "", "replaced")
             .await;
-        k.prints("apply --dry-run=server -f -", MANIFEST, "server dry run")
-            .await;
+        let dry = k.run("apply --dry-run=server -f -", MANIFEST).await;
+        if dry.err.contains("doesn't support dry-run") {
+            // Before 1.21 kubectl asks the full OpenAPI v2 document, which is not served.
+            continue;
+        }
+        assert!(
+            dry.out.contains("server dry run"),
+            "{} {}",
+            dry.out,
+            dry.err
+        );
         let diff = k.run("diff -f -", MANIFEST).await;
         assert!(diff.out.contains("replaced"), "{} {}", diff.out, diff.err);
     }

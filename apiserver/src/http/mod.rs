@@ -114,7 +114,7 @@ impl Service {
         let route = route::parse(&asked.path);
         if let Route::Resource(path) = route {
             if let Some(kind) = reviews::kind(&path) {
-                return self.review(asked, kind).await;
+                return self.review(&asked, kind);
             }
             return self.resource(asked, path).await;
         }

@@ -29,16 +29,12 @@ pub(super) fn kind(path: &ResourcePath) -> Option<Review> {
 }
 
 impl Service {
-    pub(super) async fn review(
-        &self,
-        asked: Asked,
-        review: Review,
-    ) -> Result<Response<Body>, ApiError> {
+    pub(super) fn review(&self, asked: &Asked, review: Review) -> Result<Response<Body>, ApiError> {
         if asked.method != Method::POST {
             return Err(ApiError::method_not_allowed());
         }
         let content_type = asked.content_type();
-        let user = asked.user;
+        let user = &asked.user;
         let question = body::options(&content_type, &asked.body)?;
         let now = meta::rfc3339(self.api.now());
         let metadata = json!({"creationTimestamp": now});
@@ -52,7 +48,7 @@ impl Service {
             ),
             Review::Access => {
                 let spec = question.get("spec").cloned().unwrap_or(Value::Null);
-                let outcome = self.authorizer.check(&user, &attributes(&spec)?);
+                let outcome = self.authorizer.check(user, &attributes(&spec)?);
                 let mut status = json!({"allowed": outcome.is_ok()});
                 if let Err(refusal) = outcome {
                     status["reason"] = refusal.message.into();
