@@ -208,8 +208,8 @@ fn start_edged(
 ) -> Result<mpsc::Sender<PodsQuery>, AppError> {
     let containers = ContainerdRuntime::connect(containerd(runtime, &config.run_dir))?;
     let settings = edged::Settings {
-        disk_dir: runtime.root_dir.clone(),
-        run_dir: config.run_dir.join("pods"),
+        disk_dir: runtime.root_dir.join("pods"),
+        run_dir: config.run_dir.join("volumes"),
         log_dir: runtime.pod_logs_dir.clone(),
         log_bytes_max: runtime.log_bytes_max,
         log_files_max: runtime.log_files_max,

@@ -47,7 +47,7 @@ pub struct Settings {
     pub node_name: String,
     /// Volumes that survive a reboot, e.g. `/var/lib/edgecore/pods`.
     pub disk_dir: PathBuf,
-    /// Volumes that must not touch the disk, on a tmpfs, e.g. `/run/edgecore/pods`.
+    /// Volumes that must not touch the disk, on a tmpfs, e.g. `/run/edgecore/volumes`.
     pub run_dir: PathBuf,
     /// e.g. `/var/log/pods`
     pub log_dir: PathBuf,
@@ -69,7 +69,7 @@ impl Settings {
         Self {
             node_name: node_name.into(),
             disk_dir: "/var/lib/edgecore/pods".into(),
-            run_dir: "/run/edgecore/pods".into(),
+            run_dir: "/run/edgecore/volumes".into(),
             log_dir: "/var/log/pods".into(),
             log_bytes_max: 10 << 20,
             log_files_max: 5,

@@ -359,3 +359,7 @@ impl Reporter {
         self.context.sink.node_status(node);
     }
 }
+
+#[cfg(test)]
+#[path = "node_tests.rs"]
+mod tests;

@@ -16,7 +16,7 @@ fn placement() -> Placement {
     }
 }
 
-fn pod(spec: Value) -> Pod {
+fn pod(spec: &Value) -> Pod {
     serde_json::from_value(json!({
         "metadata": {"name": "web", "namespace": "default", "uid": "u-1"},
         "spec": spec,
@@ -26,7 +26,7 @@ fn pod(spec: Value) -> Pod {
 
 #[test]
 fn a_container_is_converted_whole() {
-    let pod = pod(json!({
+    let pod = pod(&json!({
         "securityContext": {"runAsUser": 7, "runAsGroup": 8, "fsGroup": 9, "supplementalGroups": [11]},
         "containers": [{
             "name": "c", "image": "busybox:1.36",
@@ -93,7 +93,7 @@ fn a_container_is_converted_whole() {
 fn a_sandbox_has_ports_and_names() {
     let ports = json!([{"containerPort": 80, "hostPort": 8080}, {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "127.0.0.1"}, {"containerPort": 1}]);
     let mut spec = json!({"containers": [{"name": "c", "image": "x", "ports": ports}]});
-    let sandbox = sandbox_spec(&pod(spec.clone()), &placement());
+    let sandbox = sandbox_spec(&pod(&spec), &placement());
     assert_eq!(sandbox.hostname, "web");
     assert_eq!(
         sandbox.port_mappings,
@@ -103,7 +103,7 @@ fn a_sandbox_has_ports_and_names() {
         ]
     );
     spec["hostNetwork"] = json!(true);
-    let sandbox = sandbox_spec(&pod(spec), &placement());
+    let sandbox = sandbox_spec(&pod(&spec), &placement());
     assert_eq!(sandbox.hostname, "machine");
     assert!(sandbox.host_network && sandbox.port_mappings.is_empty());
 }
@@ -154,7 +154,8 @@ fn quality_of_service_follows_requests_and_limits() {
         ),
         ("zero", json!({"requests": {"cpu": "0"}}), Qos::BestEffort),
     ] {
-        let pod = pod(json!({"containers": [{"name": "c", "image": "x", "resources": resources}]}));
+        let pod =
+            pod(&json!({"containers": [{"name": "c", "image": "x", "resources": resources}]}));
         assert_eq!(qos(&pod), want, "{name}");
     }
 }
@@ -209,7 +210,7 @@ fn non_root_is_verified() {
             false,
         ),
     ] {
-        let pod = pod(json!({"containers": [{"name": "c", "securityContext": context}]}));
+        let pod = pod(&json!({"containers": [{"name": "c", "securityContext": context}]}));
         let container = &pod.spec.as_ref().unwrap().containers[0];
         assert_eq!(
             verify_non_root(&pod, container, user).is_ok(),
@@ -221,7 +222,7 @@ fn non_root_is_verified() {
 
 #[test]
 fn what_is_desired_reads_grace_and_policy() {
-    let mut pod = pod(json!({
+    let mut pod = pod(&json!({
         "restartPolicy": "OnFailure", "terminationGracePeriodSeconds": 5,
         "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
         "containers": [{"name": "c"}]

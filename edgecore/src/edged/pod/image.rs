@@ -40,10 +40,7 @@ fn auths(secret: &Secret) -> Option<serde_json::Map<String, Value>> {
     let data = secret.data.as_ref()?;
     if let Some(file) = data.get(".dockerconfigjson") {
         let mut file: Value = serde_json::from_slice(&file.0).ok()?;
-        return match file.get_mut("auths")?.take() {
-            Value::Object(map) => Some(map),
-            _ => None,
-        };
+        return file.get_mut("auths")?.as_object_mut().map(std::mem::take);
     }
     serde_json::from_slice(&data.get(".dockercfg")?.0).ok()
 }

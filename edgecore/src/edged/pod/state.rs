@@ -224,6 +224,11 @@ impl Memory {
         }
     }
 
+    /// Forgets what was under way; the names.
+    pub fn clear_busy(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.busy)
+    }
+
     /// The delay this container waits for, if it waits now.
     pub fn backing_off(&self, name: &str, now: Instant) -> Option<Duration> {
         self.crashes

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -241,8 +241,22 @@ fn empty_directories_keep_their_content_until_the_pod_is_removed() {
     );
     assert_eq!(place.dirs.pod_uids(), ["u-1"]);
     place.dirs.remove_pod("u-1").unwrap();
-    assert!(place.dirs.pod_uids().is_empty());
+    assert!(place.dirs.pod_uids().is_empty() && !place.dirs.disk.join("u-1").exists());
     place.dirs.remove_pod("u-1").unwrap();
+}
+
+#[test]
+fn what_lies_beside_is_not_touched() {
+    let place = Place::new();
+    for name in ["pki", "u-2"] {
+        std::fs::create_dir_all(place.dirs.disk.join(name)).unwrap();
+        std::fs::write(place.dirs.disk.join(name).join("key"), "").unwrap();
+    }
+    std::fs::create_dir_all(place.dirs.disk.join("u-2/volumes")).unwrap();
+    assert_eq!(place.dirs.pod_uids(), ["u-2"]);
+    place.dirs.remove_pod("u-2").unwrap();
+    place.dirs.remove_pod("pki").unwrap();
+    assert!(place.dirs.disk.join("u-2/key").exists() && place.dirs.disk.join("pki/key").exists());
 }
 
 #[test]

@@ -1,0 +1,340 @@
+//! Everything between the wish to start a container and its start: image, sandbox, objects,
+//! volumes, specification.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::super::env::{self, Facts, References, Sources};
+use super::super::status::Trouble;
+use super::super::{convert, image, sources, state};
+use super::{RETRY_FIRST, RETRY_MAX, Worker};
+use crate::edged::events::Severity;
+use crate::edged::runtime::{Container as Seen, ContainerState, Image, RuntimeError, Sandbox};
+use crate::edged::volumes;
+
+/// How far a start got.
+pub(super) enum Failure {
+    /// Nothing to tell; tried again when the runtime is back.
+    Runtime(RuntimeError),
+    /// The container waits with this reason.
+    Waiting {
+        trouble: Trouble,
+        event: &'static str,
+        /// A desired object may repair it.
+        on_change: bool,
+        delay: (Duration, Duration),
+    },
+    /// An image pull is under way.
+    Pulling,
+    PullFailed(RuntimeError),
+}
+
+impl Worker {
+    pub(super) async fn try_start(&mut self, name: &str, attempt: u32) -> Result<Seen, Failure> {
+        let pod = self.pod.clone();
+        let Some(container) = convert::container(&pod, name) else {
+            return Err(config("the pod has no such container".to_owned()));
+        };
+        let image = self.image(container).await?;
+        convert::verify_non_root(&pod, container, &image.user)
+            .map_err(|error| config(error.to_string()))?;
+        let sandbox = self.sandbox().await?;
+        let refs = References::of(&pod);
+        let sources = sources::fetch(&*self.context.desired, &self.id.namespace, &refs)
+            .await
+            .map_err(|error| config(error.to_string()))?;
+        let facts = self.facts(&sandbox);
+        let prepared = self.prepare(&sources, &facts).await?;
+        let env = env::resolve(&pod, container, &sources, &facts)
+            .map_err(|error| config(error.to_string()))?;
+        let env: BTreeMap<String, String> = env.into_iter().collect();
+        let mounts = volumes::mounts(container, &prepared, &env)
+            .map_err(|error| config(error.to_string()))?;
+        let placement = &self.context.placement;
+        let spec = convert::container_spec(
+            &pod, container, attempt, &sources, &facts, mounts, placement,
+        )
+        .map_err(|error| config(error.to_string()))?;
+        let result = self.context.runtime.start(&spec).await;
+        let id = result.map_err(|error| self.start_failure(name, error))?;
+        self.event(
+            Severity::Normal,
+            "Created",
+            Some(name),
+            &format!("Created container: {name}"),
+        );
+        self.event(
+            Severity::Normal,
+            "Started",
+            Some(name),
+            &format!("Started container {name}"),
+        );
+        info!(pod = %self.id.name, namespace = %self.id.namespace, container = name, attempt, "container started");
+        Ok(Seen {
+            id,
+            image_id: image_id(&spec.image, &image.digest),
+            state: ContainerState::Running {
+                started_at_ms: (self.context.now_ms)(),
+            },
+            pod_uid: spec.pod_uid,
+            pod_namespace: spec.pod_namespace,
+            pod_name: spec.pod_name,
+            name: spec.name,
+            attempt,
+            spec_hash: spec.spec_hash,
+            image: spec.image,
+            log_path: spec.log_path,
+        })
+    }
+
+    fn start_failure(&mut self, name: &str, error: RuntimeError) -> Failure {
+        let message = error.to_string();
+        let reason = match &error {
+            RuntimeError::Unavailable { .. } => return Failure::Runtime(error),
+            RuntimeError::ImageNotPresent { .. }
+            | RuntimeError::InvalidImageName { .. }
+            | RuntimeError::Pull { .. } => return Failure::PullFailed(error),
+            RuntimeError::Create { .. } => "CreateContainerError",
+            RuntimeError::Start { .. }
+            | RuntimeError::Network { .. }
+            | RuntimeError::NotFound { .. }
+            | RuntimeError::Timeout { .. }
+            | RuntimeError::Other { .. } => "RunContainerError",
+        };
+        debug!(pod = %self.id.name, namespace = %self.id.namespace, container = name, "start refused");
+        // Perhaps the sandbox is not what it was: it is asked for again, which finds or makes it.
+        self.sandbox = None;
+        Failure::Waiting {
+            trouble: Trouble { reason, message },
+            event: "Failed",
+            on_change: false,
+            delay: (state::BACKOFF_FIRST, state::BACKOFF_MAX),
+        }
+    }
+
+    /// The image, by the container's policy; begins a pull where one is needed.
+    async fn image(
+        &mut self,
+        container: &k8s_openapi::api::core::v1::Container,
+    ) -> Result<Image, Failure> {
+        let name = container.name.clone();
+        let reference = container.image.clone().unwrap_or_default();
+        let present = self.context.runtime.image(&reference).await;
+        let present = present.map_err(|error| match error {
+            RuntimeError::InvalidImageName { .. } => Failure::PullFailed(error),
+            RuntimeError::Unavailable { .. }
+            | RuntimeError::ImageNotPresent { .. }
+            | RuntimeError::Pull { .. }
+            | RuntimeError::Create { .. }
+            | RuntimeError::Start { .. }
+            | RuntimeError::Network { .. }
+            | RuntimeError::NotFound { .. }
+            | RuntimeError::Timeout { .. }
+            | RuntimeError::Other { .. } => Failure::Runtime(error),
+        })?;
+        match self.pulled.remove(&name) {
+            Some((took, Ok(image))) => {
+                let message = format!(
+                    "Successfully pulled image \"{reference}\" in {}ms. Image size: {} bytes.",
+                    took.as_millis(),
+                    image.size_bytes
+                );
+                self.event(Severity::Normal, "Pulled", Some(&name), &message);
+                return Ok(image);
+            }
+            Some((_, Err(RuntimeError::Unavailable { address, source }))) => {
+                return Err(Failure::Runtime(RuntimeError::Unavailable {
+                    address,
+                    source,
+                }));
+            }
+            Some((_, Err(error))) => {
+                // `Always` asks the registry; a node that cannot reach it runs what it has. A
+                // workload does not stay down after a reboot because the uplink is away.
+                let Some(image) = present else {
+                    return Err(Failure::PullFailed(error));
+                };
+                let message = format!(
+                    "Failed to pull image \"{reference}\": {error}; using the one already present"
+                );
+                self.event(Severity::Warning, "Failed", Some(&name), &message);
+                return Ok(image);
+            }
+            None => {}
+        }
+        let policy = convert::pull_policy(container);
+        match (present, policy) {
+            (Some(image), convert::PullPolicy::IfNotPresent | convert::PullPolicy::Never) => {
+                let message = format!("Container image \"{reference}\" already present on machine");
+                self.event(Severity::Normal, "Pulled", Some(&name), &message);
+                Ok(image)
+            }
+            (None, convert::PullPolicy::Never) => {
+                let message = format!(
+                    "Container image \"{reference}\" is not present with pull policy of Never"
+                );
+                Err(Failure::Waiting {
+                    trouble: Trouble {
+                        reason: "ErrImageNeverPull",
+                        message,
+                    },
+                    event: "ErrImageNeverPull",
+                    on_change: false,
+                    delay: (state::BACKOFF_FIRST, state::BACKOFF_MAX),
+                })
+            }
+            (_, convert::PullPolicy::Always | convert::PullPolicy::IfNotPresent) => {
+                self.begin_pull(name, reference);
+                Err(Failure::Pulling)
+            }
+        }
+    }
+
+    fn begin_pull(&mut self, name: String, reference: String) {
+        let message = format!("Pulling image \"{reference}\"");
+        self.event(Severity::Normal, "Pulling", Some(&name), &message);
+        let context = self.context.clone();
+        let namespace = self.id.namespace.clone();
+        let spec = self.pod.spec.as_ref();
+        let secrets: BTreeSet<String> = spec
+            .iter()
+            .flat_map(|s| s.image_pull_secrets.iter().flatten())
+            .map(|reference| reference.name.clone())
+            .collect();
+        self.pulls.spawn(async move {
+            let slots = context.pulls.clone();
+            // Never closed; were it, pulling without a slot is right.
+            let _slot = slots.acquire_owned().await.ok();
+            let refs = References {
+                secrets,
+                ..References::default()
+            };
+            let sources = sources::fetch(&*context.desired, &namespace, &refs).await;
+            // Without its credentials the pull is tried as a stranger: the image may be public.
+            let sources = sources.unwrap_or_default();
+            let auth = image::auth_for(&reference, sources.secrets.values().flatten());
+            let begun = Instant::now();
+            let result = context.runtime.pull(&reference, auth.as_ref()).await;
+            (name, begun.elapsed(), result)
+        });
+    }
+
+    async fn sandbox(&mut self) -> Result<Sandbox, Failure> {
+        if let Some(sandbox) = &self.sandbox {
+            return Ok(sandbox.clone());
+        }
+        let spec = convert::sandbox_spec(&self.pod, &self.context.placement);
+        let made = self.context.runtime.ensure_sandbox(&spec).await;
+        let sandbox = made.map_err(|error| {
+            if matches!(error, RuntimeError::Unavailable { .. }) {
+                return Failure::Runtime(error);
+            }
+            Failure::Waiting {
+                trouble: Trouble {
+                    reason: "ContainerCreating",
+                    message: format!("Failed to create pod sandbox: {error}"),
+                },
+                event: "FailedCreatePodSandBox",
+                on_change: false,
+                delay: (RETRY_FIRST, RETRY_MAX),
+            }
+        })?;
+        self.sandbox = Some(sandbox.clone());
+        Ok(sandbox)
+    }
+
+    fn facts(&self, sandbox: &Sandbox) -> Facts {
+        let pod_ips = match sandbox.ips.as_slice() {
+            [] => vec![self.host_ip.clone()],
+            ips => ips.to_vec(),
+        };
+        Facts {
+            node_name: self.context.node_name.clone(),
+            host_ip: self.host_ip.clone(),
+            pod_ips,
+            cpu_milli: self.context.cpu_milli,
+            memory_bytes: self.context.placement.memory_bytes,
+        }
+    }
+
+    async fn prepare(
+        &mut self,
+        sources: &Sources,
+        facts: &Facts,
+    ) -> Result<volumes::Prepared, Failure> {
+        let (pod, dirs) = (self.pod.clone(), self.context.dirs.clone());
+        let (sources, facts) = (sources.clone(), facts.clone());
+        let hostname = convert::hostname(&pod, &self.context.placement);
+        let work = move || {
+            let mut prepared = volumes::prepare(&pod, &sources, &facts, &dirs)?;
+            prepared.files = volumes::write_etc(&pod, &hostname, &facts.pod_ips, &dirs)?;
+            Ok(prepared)
+        };
+        let result = tokio::task::spawn_blocking(work).await;
+        let error = match result {
+            Ok(Ok(prepared)) => return Ok(prepared),
+            Ok(Err(error)) => error,
+            Err(_) => return Err(config("preparing volumes was interrupted".to_owned())),
+        };
+        let source = std::error::Error::source(&error).map(|s| format!(": {s}"));
+        let message = format!("{error}{}", source.unwrap_or_default());
+        Err(match error {
+            volumes::VolumeError::Unsupported { .. } => config(message),
+            volumes::VolumeError::NotReady { .. } | volumes::VolumeError::Io { .. } => {
+                Failure::Waiting {
+                    trouble: Trouble {
+                        reason: "ContainerCreating",
+                        message,
+                    },
+                    event: "FailedMount",
+                    on_change: true,
+                    delay: (RETRY_FIRST, RETRY_MAX),
+                }
+            }
+        })
+    }
+
+    /// Brings new content of ConfigMaps and Secrets into volumes that stand. What cannot be read
+    /// now stays as it is.
+    pub(super) async fn refresh_volumes(&mut self) {
+        let Some(sandbox) = self.sandbox.clone() else {
+            return;
+        };
+        if self.phase != state::Phase::Syncing || self.want.delete || self.volume_refs.is_empty() {
+            return;
+        }
+        let refs = References::of(&self.pod);
+        let desired = self.context.desired.clone();
+        let Ok(sources) = sources::fetch(&*desired, &self.id.namespace, &refs).await else {
+            return;
+        };
+        let facts = self.facts(&sandbox);
+        if let Err(Failure::Waiting { trouble, event, .. }) = self.prepare(&sources, &facts).await {
+            self.event(Severity::Warning, event, None, &trouble.message);
+        }
+    }
+}
+
+fn config(message: String) -> Failure {
+    Failure::Waiting {
+        trouble: Trouble {
+            reason: "CreateContainerConfigError",
+            message,
+        },
+        event: "Failed",
+        on_change: true,
+        delay: (state::BACKOFF_FIRST, state::BACKOFF_MAX),
+    }
+}
+
+fn image_id(reference: &str, digest: &str) -> String {
+    let name = reference.split('@').next().unwrap_or_default();
+    let name = match name.rsplit_once(':') {
+        Some((before, tag)) if !tag.contains('/') => before,
+        _ => name,
+    };
+    format!("{name}@{digest}")
+}
