@@ -121,7 +121,7 @@ async fn a_network_namespace_gone_early_is_still_cleaned_up() {
     let pin = world
         .config
         .state_dir
-        .join("pods")
+        .join("sandboxes")
         .join(&pod.pod_uid)
         .join("ns/net");
     unmount(&pin, UnmountFlags::DETACH).unwrap();

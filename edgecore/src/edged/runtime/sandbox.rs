@@ -2,7 +2,7 @@
 //! under the state directory, so no process has to live to keep them, and they survive our own
 //! restart.
 //!
-//! `<state>/pods/<uid>/` holds `sandbox.json` (written last: its presence means the sandbox
+//! `<state>/sandboxes/<uid>/` holds `sandbox.json` (written last: its presence means the sandbox
 //! stands), `ns/{net,uts,ipc}`, `shm/` and the pod's `hosts`, `hostname` and `resolv.conf`.
 
 use std::collections::BTreeMap;
@@ -90,7 +90,7 @@ impl Sandboxes {
     }
 
     fn directory(&self, uid: &str) -> PathBuf {
-        self.state_dir.join("pods").join(uid)
+        self.state_dir.join("sandboxes").join(uid)
     }
 
     /// Whether pods can get a network; the reason if not.
@@ -176,7 +176,7 @@ impl Sandboxes {
 
     /// Every sandbox that stands or half stands; the latter without addresses.
     pub(super) async fn list(&self) -> Result<Vec<Sandbox>, RuntimeError> {
-        let pods = self.state_dir.join("pods");
+        let pods = self.state_dir.join("sandboxes");
         blocking("sandbox list", move || {
             let entries = match std::fs::read_dir(&pods) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
