@@ -14,7 +14,7 @@ use crate::config::{BusConfig, Config, RuntimeConfig};
 use crate::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime, Registries};
 use crate::edged::{self, Edged, EdgedHandle};
 use crate::hub::tls::Floor;
-use crate::hub::{HubHandle, Link, LinkParts, Publisher};
+use crate::hub::{HubHandle, Link, LinkParts, Publisher, rotate};
 use crate::meta::{MetaHandle, SealError, Sealer};
 use crate::store::{Store, StoreError};
 use crate::supervise::{Exit, Phase, Supervisor};
@@ -142,13 +142,22 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
         None => None,
     };
     if let Some((hub_config, link)) = link {
+        let floor = Floor::default();
+        if hub_config.rotate_certificates {
+            let stop = supervisor.token(Phase::Core);
+            let (config, node) = (hub_config.clone(), node.clone());
+            supervisor.spawn(
+                "certificate",
+                rotate::run(config, node, hub.clone(), floor.clone(), stop),
+            );
+        }
         let parts = LinkParts {
             config: hub_config,
             node: node.clone(),
             store: store.clone(),
             meta,
             publish: publisher(bus.clone()),
-            floor: Floor::default(),
+            floor,
         };
         let stop = supervisor.token(Phase::Core);
         supervisor.spawn("link", link.run(parts, stop));
@@ -303,8 +312,9 @@ pub async fn import_image(
 ) -> Result<String, AppError> {
     let containers = ContainerdRuntime::connect(containerd(runtime, &config.run_dir))?;
     let images = containers.import_archive(file, None).await?;
-    Ok(images
+    let lines: Vec<String> = images
         .iter()
-        .map(|image| format!("{}  {}\n", image.reference, image.digest))
-        .collect())
+        .map(|image| format!("{}  {}", image.reference, image.digest))
+        .collect();
+    Ok(lines.join("\n") + "\n")
 }

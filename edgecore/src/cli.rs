@@ -108,7 +108,7 @@ pub(crate) struct JoinArgs {
     /// The hub's WebSocket, host:port [default: the same host, port 10000].
     #[arg(long, value_name = "HOST:PORT")]
     pub websocket: Option<String>,
-    /// Token from `cloudhub token create`, or from `keadm gettoken`.
+    /// Token from `cloudhub token create --node …`, or from `keadm gettoken`.
     #[arg(long, env = "EDGECORE_TOKEN", hide_env_values = true)]
     pub token: String,
     /// This node's name [default: the one in the token, else the host's name].

@@ -9,7 +9,8 @@ use std::path::Path;
 /// a private file, 0755 otherwise).
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let parent = path.parent().unwrap_or(Path::new("/"));
-    make_dir(parent, if mode & 0o077 == 0 { 0o700 } else { 0o755 })?;
+    let is_private = mode.trailing_zeros() >= 6;
+    make_dir(parent, if is_private { 0o700 } else { 0o755 })?;
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     // A leftover of a crash may carry another mode.

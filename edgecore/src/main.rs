@@ -179,35 +179,42 @@ async fn join_hub(args: &JoinArgs) -> Result<String, Box<dyn std::error::Error>>
     .collect();
     keys.extend(args.set.iter().cloned());
     let text = config::file_with(&keys)?;
-    match std::fs::read_to_string(&args.config) {
-        Ok(existing) if existing != text && !args.force => {
-            return Err(JoinError::ConfigExists {
-                path: args.config.clone(),
-            }
-            .into());
-        }
-        Ok(_) | Err(_) => {}
-    }
     let files = TlsFiles {
         ca: data.join("pki/ca.crt"),
         cert: data.join("pki/node.crt"),
         key: data.join("pki/node.key"),
     };
     let had = join::has_joined(&files, &node)?;
+    let differs = std::fs::read_to_string(&args.config).is_ok_and(|existing| existing != text);
+    // A node that joins again keeps the file that somebody may have edited since.
+    if differs && !had && !args.force {
+        return Err(JoinError::ConfigExists {
+            path: args.config.clone(),
+        }
+        .into());
+    }
     if !had {
         join::enroll(&args.hub, &token, &node, &files, &Floor::default()).await?;
     }
-    edgecore::files::write_atomic(&args.config, text.as_bytes(), 0o600).map_err(|source| {
-        JoinError::Write {
-            path: args.config.clone(),
-            source,
-        }
-    })?;
+    let keep = differs && !args.force;
+    if !keep {
+        edgecore::files::write_atomic(&args.config, text.as_bytes(), 0o600).map_err(|source| {
+            JoinError::Write {
+                path: args.config.clone(),
+                source,
+            }
+        })?;
+    }
     Ok(format!(
-        "node `{node}` {} hub {authority}\ncertificate   {}\nconfiguration {}\nnext: edgecore run --config {}\n",
+        "node `{node}` {} hub {authority}\ncertificate   {}\nconfiguration {}{}\nnext: edgecore run --config {}\n",
         if had { "had already joined" } else { "joined" },
         files.cert.display(),
         args.config.display(),
+        if keep {
+            " (kept as it was; --force replaces it)"
+        } else {
+            ""
+        },
         args.config.display(),
     ))
 }

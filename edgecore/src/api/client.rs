@@ -26,16 +26,15 @@ pub enum AskError {
 pub async fn status(socket: &Path) -> Result<Status, AskError> {
     let stream = tokio::net::UnixStream::connect(socket)
         .await
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
-                AskError::NotRunning {
-                    socket: socket.to_owned(),
-                }
+        .map_err(|error| {
+            use std::io::ErrorKind::{ConnectionRefused, NotFound};
+            let socket = socket.to_owned();
+            if matches!(error.kind(), NotFound | ConnectionRefused) {
+                AskError::NotRunning { socket }
+            } else {
+                let reason = error.to_string();
+                AskError::NoAnswer { socket, reason }
             }
-            _ => AskError::NoAnswer {
-                socket: socket.to_owned(),
-                reason: error.to_string(),
-            },
         })?;
     let no_answer = |reason: String| AskError::NoAnswer {
         socket: socket.to_owned(),

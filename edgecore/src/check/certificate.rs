@@ -7,7 +7,7 @@ use crate::config::HubConfig;
 use crate::hub::{join, tls};
 
 const CHECK: &str = "certificate";
-const JOIN: &str = "get a token (`cloudhub token create <node>`) and run `edgecore join`";
+const JOIN: &str = "get a token (`cloudhub token create --node <node>`) and run `edgecore join`";
 /// Time before expiry at which a certificate that was not renewed is worth a warning.
 const EXPIRES_SOON_SECS: i64 = 14 * 86_400;
 

@@ -81,7 +81,7 @@ pub fn load(
         env,
         flags,
     )?;
-    valid::check(raw, ignored)
+    valid::check(&raw, ignored)
 }
 
 /// The commented file that `--defaultconfig` prints.

@@ -262,7 +262,7 @@ fn quantity(path: &'static str, text: &str) -> Result<u64, ConfigError> {
 }
 
 /// Raw to checked.
-pub(super) fn check(raw: Raw, ignored: Vec<String>) -> Result<Config, ConfigError> {
+pub(super) fn check(raw: &Raw, ignored: Vec<String>) -> Result<Config, ConfigError> {
     if raw.api_version != "edgecore.config.kubeedge.io/v1alpha2" {
         return Err(wrong(
             "apiVersion",
@@ -294,10 +294,10 @@ pub(super) fn check(raw: Raw, ignored: Vec<String>) -> Result<Config, ConfigErro
         register_schedulable: raw.modules.edged.register_schedulable,
         database: absolute("database.dataSource", &raw.database.data_source)?,
         run_dir: absolute("outpost.runDirectory", &raw.outpost.run_directory)?,
-        hub: hub(&raw, query_timeout)?,
-        runtime: runtime(&raw)?,
-        bus: bus(&raw, &node_name)?,
-        log: log(&raw)?,
+        hub: hub(raw, query_timeout)?,
+        runtime: runtime(raw)?,
+        bus: bus(raw, &node_name)?,
+        log: log(raw)?,
         node_name,
         ignored,
     })

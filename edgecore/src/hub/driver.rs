@@ -177,7 +177,7 @@ impl Driver {
                 );
                 self.finish_row(seq, outbox::expired_one);
             }
-            Event::Push(message) => self.store_push(message),
+            Event::Push(message) => self.store_push(&message),
             Event::Reply { to, message } => {
                 if self.registration.handle_reply(&to, Some(&message), now) {
                     self.mark_node_fresh();
@@ -213,11 +213,11 @@ impl Driver {
         }
     }
 
-    fn store_push(&mut self, message: Box<Message>) {
+    fn store_push(&mut self, message: &Message) {
         let (sealer, node) = (self.meta.sealer(), Arc::clone(&self.node));
         let work = message.clone();
         let done = self.done.clone();
-        let back = message.clone();
+        let back = Box::new(message.clone());
         let submitted = self.store.submit_fn(
             move |tx| meta::apply(tx, &sealer, &node, &work, clock::unix_millis()),
             move |outcome| {
@@ -228,7 +228,7 @@ impl Driver {
         );
         match submitted {
             Ok(()) => self.pushes += 1,
-            Err(error) => self.session.refuse(&message, &error.to_string()),
+            Err(error) => self.session.refuse(message, &error.to_string()),
         }
     }
 

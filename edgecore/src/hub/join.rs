@@ -30,9 +30,9 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {
-    #[error("the token is malformed: {0}; copy it whole from `cloudhub token create`")]
+    #[error("the token is malformed: {0}; copy it whole from `cloudhub token create --node …`")]
     Token(&'static str),
-    #[error("the token expired; make a new one with `cloudhub token create`")]
+    #[error("the token expired; make a new one with `cloudhub token create --node …`")]
     Expired,
     #[error(
         "the token is for node `{token}`, this node is `{asked}`; use its own token or `--node-name {token}`"

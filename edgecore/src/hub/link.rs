@@ -368,7 +368,7 @@ impl Running {
 
     /// The floor of the clock: what was good before, and the day our own certificate was made.
     async fn raise_floor(&mut self) -> Result<(), StoreError> {
-        let stored = self.store.read(|tx| read_floor(tx)).await?;
+        let stored = self.store.read(read_floor).await?;
         self.floor.raise(stored);
         if let Ok(chain) = super::tls::certificates(&self.config.tls.cert)
             && let Some((from, _)) = chain.first().and_then(|leaf| join::validity(leaf))
@@ -384,11 +384,7 @@ impl Running {
         if now < self.floor.now_ms() {
             return;
         }
-        let written = self
-            .store
-            .read(|tx| read_floor(tx))
-            .await
-            .unwrap_or(i64::MAX);
+        let written = self.store.read(read_floor).await.unwrap_or(i64::MAX);
         if now.saturating_sub(written) < FLOOR_EVERY_MS {
             return;
         }

@@ -12,6 +12,7 @@ pub mod join;
 mod link;
 mod plain;
 mod register;
+pub mod rotate;
 mod sink;
 pub mod tls;
 

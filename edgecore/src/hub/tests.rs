@@ -35,7 +35,7 @@ struct Hub {
 
 /// What the test tells the hub to do, and what it saw.
 enum Do {
-    Push(Message),
+    Push(Box<Message>),
     /// Stops reading and drops the socket without a word.
     Cut,
 }
@@ -147,7 +147,7 @@ impl Hub {
                     Some(Ok(_)) => session.handle_heard(clock::monotonic()),
                 },
                 Some(what) = todo.recv() => match what {
-                    Do::Push(message) => session.offer(message.route.resource.clone(), message),
+                    Do::Push(message) => session.offer(message.route.resource.clone(), *message),
                     Do::Cut => return,
                 },
             }
@@ -156,17 +156,18 @@ impl Hub {
 }
 
 fn answer_request(session: &mut HubSession, request: &Message) {
-    let content = match request.route.operation() {
-        Operation::Query if request.route.resource.ends_with("/there") => {
-            Content::json(&json!({"metadata": {"name": "there", "uid": "c"}, "data": {"k": "v"}}))
-                .unwrap()
-        }
-        Operation::Query => body::error(&body::Status {
+    let is_query = request.route.operation() == Operation::Query;
+    let content = if is_query && request.route.resource.ends_with("/there") {
+        Content::json(&json!({"metadata": {"name": "there", "uid": "c"}, "data": {"k": "v"}}))
+            .unwrap()
+    } else if is_query {
+        body::error(&body::Status {
             reason: "NotFound".into(),
             code: 404,
             ..body::Status::default()
-        }),
-        _ => body::object_response(&json!({"metadata": {}})).unwrap(),
+        })
+    } else {
+        body::object_response(&json!({"metadata": {}})).unwrap()
     };
     session.send(request.reply("r", 1, "edgecontroller", content));
 }
@@ -262,13 +263,20 @@ async fn next<T>(seen: &mut mpsc::Receiver<Event>, pick: impl Fn(&Event) -> Opti
 }
 
 fn batch(event: &Event) -> Option<Vec<u64>> {
-    match event {
-        Event::Batch(batch) => Some(batch.entries.iter().map(|entry| entry.seq).collect()),
-        _ => None,
-    }
+    let Event::Batch(batch) = event else {
+        return None;
+    };
+    Some(batch.entries.iter().map(|entry| entry.seq).collect())
 }
 
-fn pod_push() -> Message {
+fn request(event: &Event) -> Option<&Message> {
+    let Event::Request(message) = event else {
+        return None;
+    };
+    Some(message)
+}
+
+fn pod_push() -> Box<Message> {
     let pod = json!({"metadata": {"name": "p", "namespace": "default", "uid": "u"},
         "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]}});
     let route = Route::new(
@@ -277,7 +285,8 @@ fn pod_push() -> Message {
         &Operation::Insert,
         "default/pod/p",
     );
-    Message::new("push", 1, route, Content::json(&pod).unwrap()).with_resource_version("7")
+    let message = Message::new("push", 1, route, Content::json(&pod).unwrap());
+    Box::new(message.with_resource_version("7"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -305,9 +314,11 @@ async fn readings_pushes_statuses_and_queries_survive_a_cut() {
     assert_eq!(stored, [1, 2, 3]);
 
     say.send(Do::Push(pod_push())).await.unwrap();
-    let acked = next(&mut seen, |event| match event {
-        Event::Acked { key, version } => Some((key.clone(), version.clone())),
-        _ => None,
+    let acked = next(&mut seen, |event| {
+        let Event::Acked { key, version } = event else {
+            return None;
+        };
+        Some((key.clone(), version.clone()))
     });
     assert_eq!(acked.await, ("default/pod/p".to_owned(), "7".to_owned()));
     tokio::time::timeout(Duration::from_secs(10), generation.changed())
@@ -328,11 +339,10 @@ async fn readings_pushes_statuses_and_queries_survive_a_cut() {
 
     edge.hub
         .pod_status("default", "p", "u", json!({"phase": "Running"}));
-    let patch = |event: &Event| match event {
-        Event::Request(message) if message.route.resource == "default/podpatch/p" => {
-            Some(message.content.document().into_owned())
-        }
-        _ => None,
+    let patch = |event: &Event| {
+        request(event)
+            .filter(|message| message.route.resource == "default/podpatch/p")
+            .map(|message| message.content.document().into_owned())
     };
     assert!(next(&mut seen, patch).await.contains("Running"));
 
@@ -378,12 +388,11 @@ async fn a_plain_hub_gets_keepalives_a_lease_and_single_messages() {
         ("upload", "SYS/dis/upload_records"),
     ];
     while !wanted.is_empty() {
-        let (operation, resource) = next(&mut seen, |event| match event {
-            Event::Request(message) => Some((
-                message.route.operation.clone(),
-                message.route.resource.clone(),
-            )),
-            _ => None,
+        let (operation, resource) = next(&mut seen, |event| {
+            request(event).map(|message| {
+                let route = message.route.clone();
+                (route.operation, route.resource)
+            })
         })
         .await;
         wanted.retain(|(o, r)| (*o, *r) != (operation.as_str(), resource.as_str()));

@@ -52,9 +52,19 @@ pub fn apply(
                     upsert(tx, sealer, node, &kind, key, message, now_ms)
                 }
                 Operation::Delete => delete(tx, &kind, &key, message, now_ms),
-                other => Err(refused(format!(
+                Operation::Query
+                | Operation::Patch
+                | Operation::Upload
+                | Operation::Response
+                | Operation::Error
+                | Operation::Keepalive
+                | Operation::Get
+                | Operation::Ping
+                | Operation::Batch
+                | Operation::Inventory
+                | Operation::Other(_) => Err(refused(format!(
                     "operation `{}` on {} is not understood",
-                    other.as_str(),
+                    operation.as_str(),
                     key.path()
                 ))),
             }
@@ -65,7 +75,13 @@ pub fn apply(
         ResourcePath::DeviceTwin {
             namespace, name, ..
         } => devices::desired_from_hub(tx, &namespace, &name, message, now_ms),
-        path => from_router(message, &path),
+        path @ (ResourcePath::Object { .. }
+        | ResourcePath::DeviceState { .. }
+        | ResourcePath::MembershipDetail
+        | ResourcePath::Node
+        | ResourcePath::TwinConfirmation
+        | ResourcePath::ClusterCa
+        | ResourcePath::Other(_)) => from_router(message, &path),
     }
 }
 

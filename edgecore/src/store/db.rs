@@ -67,6 +67,9 @@ impl StoreError {
     }
 }
 
+/// A job and how it ended.
+type Ran = (Box<dyn Job>, Result<(), StoreError>);
+
 /// One change: runs inside a savepoint; an `Err` undoes this job alone.
 pub trait Job: Send {
     /// Does the work on the open transaction.
@@ -184,7 +187,7 @@ impl Db {
     fn run_all(
         &mut self,
         jobs: Vec<Box<dyn Job>>,
-        outcomes: &mut Vec<(Box<dyn Job>, Result<(), StoreError>)>,
+        outcomes: &mut Vec<Ran>,
     ) -> Result<(), StoreError> {
         let begun = self
             .conn
@@ -240,7 +243,12 @@ fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
         match std::fs::remove_file(&side) {
             Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(StoreError::Refused(format!("cannot remove {side:?}: {e}"))),
+            Err(e) => {
+                return Err(StoreError::Refused(format!(
+                    "cannot remove `{}`: {e}",
+                    side.display()
+                )));
+            }
         }
     }
     Ok(aside)
