@@ -5,6 +5,7 @@ pub mod containerd;
 pub mod containers;
 pub mod device;
 pub mod kubectl;
+pub mod ledger;
 pub mod oci;
 pub mod process;
 pub mod proxy;

@@ -176,18 +176,21 @@ impl World {
     pub async fn join(&mut self, token: &str) -> Result<String> {
         let link = Link::start(self.ports.websocket).await?;
         std::fs::create_dir_all(self.edge_dir())?;
-        std::fs::write(self.edge_config(), self.edge_yaml(link.address())?)?;
-        let output = self
-            .bin("edgecore")
-            .args(["join", "--config", path(&self.edge_config())?])
+        let mut command = self.bin("edgecore");
+        command
             .args([
+                "join",
                 "--hub",
                 &format!("https://{}", self.ports.bootstrap),
-                "--token",
-                token,
             ])
-            .args(["--node-name", NODE])
-            .output()?;
+            .args(["--token", token, "--node-name", NODE, "--force"])
+            .args(["--websocket", &link.address().to_string()])
+            .args(["--config", path(&self.edge_config())?])
+            .args(["--data-dir", path(&self.edge_dir())?]);
+        for (key, value) in self.settings()? {
+            command.args(["--set", &format!("{key}={value}")]);
+        }
+        let output = command.output()?;
         if !output.status.success() {
             bail!("edgecore join: {}", String::from_utf8_lossy(&output.stderr));
         }
@@ -195,7 +198,33 @@ impl World {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    fn edge_yaml(&self, websocket: SocketAddr) -> Result<String> {
+    /// Tries to join from another machine's disk: what somebody who copied the token would do.
+    pub fn join_from_elsewhere(&self, token: &str) -> Result<String> {
+        let dir = self.place.dir.join("elsewhere");
+        std::fs::create_dir_all(&dir)?;
+        let output = self
+            .bin("edgecore")
+            .args([
+                "join",
+                "--hub",
+                &format!("https://{}", self.ports.bootstrap),
+            ])
+            .args(["--token", token, "--node-name", NODE])
+            .args([
+                "--config",
+                path(&dir.join("edgecore.yaml"))?,
+                "--data-dir",
+                path(&dir)?,
+            ])
+            .output()?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// What differs from a node that has the machine to itself.
+    fn settings(&self) -> Result<Vec<(&'static str, String)>> {
         let dir = self.edge_dir();
         let dir = path(&dir)?;
         let Place {
@@ -205,40 +234,29 @@ impl World {
             bins,
             ..
         } = &self.place;
-        let containerd = path(containerd)?;
-        let logger = bins.join("edged-logger");
-        let logger = path(&logger)?;
-        let bootstrap = self.ports.bootstrap;
-        Ok(format!(
-            "apiVersion: edgecore.config.kubeedge.io/v1alpha2
-kind: EdgeCore
-database:
-  dataSource: {dir}/edgecore.db
-modules:
-  edgeHub:
-    httpServer: https://{bootstrap}
-    tlsCaFile: {dir}/ca.crt
-    tlsCertFile: {dir}/node.crt
-    tlsPrivateKeyFile: {dir}/node.key
-    websocket:
-      server: {websocket}
-  edged:
-    hostnameOverride: {NODE}
-    nodeIP: 127.0.0.1
-    rootDirectory: {dir}/pods
-    tailoredKubeletConfig:
-      containerRuntimeEndpoint: unix://{containerd}
-      podLogsDir: {dir}/logs
-  eventBus:
-    mqttMode: 0
-    mqttServerInternal: tcp://{mqtt}
-outpost:
-  containerdNamespace: {namespace}
-  cniConfDirectory: {dir}/cni
-  loggerPath: {logger}
-  runDirectory: {dir}/run
-"
-        ))
+        Ok(vec![
+            (
+                "modules.edged.tailoredKubeletConfig.containerRuntimeEndpoint",
+                format!("unix://{}", path(containerd)?),
+            ),
+            (
+                "modules.edged.tailoredKubeletConfig.podLogsDir",
+                format!("{dir}/logs"),
+            ),
+            ("modules.edged.nodeIP", "127.0.0.1".into()),
+            ("modules.edged.rootDirectory", format!("{dir}/pods")),
+            (
+                "modules.eventBus.mqttServerInternal",
+                format!("tcp://{mqtt}"),
+            ),
+            ("outpost.containerdNamespace", namespace.clone()),
+            ("outpost.cniConfDirectory", format!("{dir}/cni")),
+            (
+                "outpost.loggerPath",
+                path(&bins.join("edged-logger"))?.to_owned(),
+            ),
+            ("outpost.runDirectory", format!("{dir}/run")),
+        ])
     }
 
     /// Starts the node's daemon. Does not wait for the hub: the node must not need one.
