@@ -113,7 +113,7 @@ impl Selectors {
         let selectable: Vec<String> = def
             .custom
             .iter()
-            .flat_map(|c| c.version["selectableFields"].as_array())
+            .filter_map(|c| c.version["selectableFields"].as_array())
             .flatten()
             .filter_map(|f| f["jsonPath"].as_str().map(str::to_owned))
             .collect();

@@ -84,11 +84,6 @@ impl View<'_> {
         }
     }
 
-    /// Clients that get an object instead of a table make their own of it.
-    fn has_table(&self) -> bool {
-        !self.spec().columns.is_empty()
-    }
-
     fn table(&self, items: &[Value], beta: bool, metadata: Value) -> Value {
         let mut table = table::render(&self.spec(), items, self.now, self.include);
         table["kind"] = "Table".into();
@@ -108,12 +103,12 @@ impl View<'_> {
             return Ok(object);
         }
         match self.shape {
-            Shape::Table(beta) if self.has_table() => {
+            Shape::Table(beta) => {
                 let metadata =
                     json!({"resourceVersion": object["metadata"]["resourceVersion"].clone()});
                 Ok(self.table(&[object], beta, metadata))
             }
-            Shape::Plain | Shape::Discovery | Shape::Table(_) => Ok(object),
+            Shape::Plain | Shape::Discovery => Ok(object),
             Shape::Partial => Ok(partial(&object)),
             Shape::PartialList => Err(wrong_pairing(
                 "PartialObjectMetadataList",
@@ -134,7 +129,7 @@ impl View<'_> {
         }
         let mut items = list.items;
         match self.shape {
-            Shape::Table(beta) if self.has_table() => {
+            Shape::Table(beta) => {
                 return Ok(self.table(&items, beta, metadata));
             }
             Shape::PartialList => {
@@ -149,7 +144,7 @@ impl View<'_> {
                     &self.def.list_kind,
                 ));
             }
-            Shape::Plain | Shape::Discovery | Shape::Table(_) => {}
+            Shape::Plain | Shape::Discovery => {}
         }
         if self.def.custom.is_none() {
             // Items of built-in kinds carry no type of their own.

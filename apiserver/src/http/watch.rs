@@ -147,9 +147,10 @@ impl Stream {
         }
         let view = View {
             def: self.watch.def(),
-            shape: match self.wishes.shape {
-                Shape::PartialList => Shape::Partial,
-                shape => shape,
+            shape: if self.wishes.shape == Shape::PartialList {
+                Shape::Partial
+            } else {
+                self.wishes.shape
             },
             include: self.wishes.include,
             now: self.api.now(),

@@ -146,7 +146,6 @@ impl Pipeline {
     fn admit_new(&self, def: &ResourceDef, object: &mut Value) {
         match (def.group(), def.plural()) {
             ("", "namespaces") => Self::begin_namespace(object),
-            ("", "pods") => Self::begin_pod(object),
             ("apiextensions.k8s.io", "customresourcedefinitions") => {
                 self.establish_definition(object);
             }

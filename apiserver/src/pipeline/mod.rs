@@ -134,6 +134,10 @@ pub(crate) fn present(def: &ResourceDef, entry: &Entry) -> Result<Value, ApiErro
         .map_err(|e| ApiError::internal(format!("stored object `{}`: {e}", entry.key)))?;
     set_resource_version(&mut object, entry.revision);
     show_as(def, &mut object);
+    if let Some(custom) = &def.custom {
+        // A default that the definition gained later is seen at once.
+        custom.schema.default(&mut object);
+    }
     Ok(object)
 }
 

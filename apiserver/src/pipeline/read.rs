@@ -142,7 +142,13 @@ impl Pipeline {
                 limit: step,
                 at,
             };
-            let page = self.store.list(query).await.map_err(paging_error)?;
+            let page = self.store.list(query).await.map_err(|error| {
+                if options.continue_token.is_empty() {
+                    error.into()
+                } else {
+                    paging_error(error)
+                }
+            })?;
             list.revision = page.revision;
             // All pages show one state.
             at = Some(page.revision);
@@ -187,11 +193,11 @@ impl Pipeline {
 }
 
 fn paging_error(error: StoreError) -> ApiError {
-    match error {
-        StoreError::Expired { .. } => ApiError::expired(
+    if let StoreError::Expired { .. } = error {
+        return ApiError::expired(
             "The provided continue parameter is too old to display a consistent list result. \
              You can start a new list without the continue parameter.",
-        ),
-        other => other.into(),
+        );
     }
+    error.into()
 }

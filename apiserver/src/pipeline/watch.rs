@@ -106,12 +106,10 @@ impl Pipeline {
 }
 
 fn too_old(error: StoreError) -> ApiError {
-    match error {
-        StoreError::Expired { asked, oldest } => {
-            ApiError::expired(format!("too old resource version: {asked} ({oldest})"))
-        }
-        other => other.into(),
+    if let StoreError::Expired { asked, oldest } = error {
+        return ApiError::expired(format!("too old resource version: {asked} ({oldest})"));
     }
+    error.into()
 }
 
 impl ObjectWatch {
@@ -154,6 +152,14 @@ impl ObjectWatch {
                 .as_ref()
                 .is_some_and(|object| self.selectors.matches(object))
         };
+        if self.selectors.is_empty() {
+            // Nothing has to be compared, so the state before is not even decoded.
+            return match (&event.prev, &event.value) {
+                (None, _) => event.object().map(|o| WatchEvent::Added(self.shown(o))),
+                (Some(_), Some(_)) => event.object().map(|o| WatchEvent::Modified(self.shown(o))),
+                (Some(_), None) => event.previous().map(|o| WatchEvent::Deleted(self.shown(o))),
+            };
+        }
         let now = event.object();
         let before = event.previous();
         match (selected(&before), selected(&now)) {

@@ -14,9 +14,10 @@ use tokio::sync::Notify;
 use super::{Event, Revision, StoreError, Watcher};
 
 /// Changes kept in memory. A watcher further behind reads the log.
-const RING_EVENTS_MAX: usize = 2048;
-/// Bytes of values kept in memory, counting before and after.
-const RING_BYTES_MAX: usize = 8 << 20;
+const RING_EVENTS_MAX: usize = 1024;
+/// Bytes of values kept in memory, counting before and after. What watchers have decoded comes on
+/// top, at about five times the size.
+const RING_BYTES_MAX: usize = 4 << 20;
 /// Changes handed out per call.
 const CHUNK_EVENTS_MAX: usize = 256;
 
