@@ -413,6 +413,31 @@ mod tests {
     }
 
     #[test]
+    fn told_to_stop_it_writes_what_is_there_and_does_not_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = log(dir.path(), 0, 0);
+        let file = |pipe| File::from(std::os::fd::OwnedFd::from(pipe));
+        let (reader, mut still_open) = io::pipe().unwrap();
+        let (quiet, _also_open) = io::pipe().unwrap();
+        let (stop, mut term) = io::pipe().unwrap();
+        still_open.write_all(b"last words\nunfinished").unwrap();
+        term.write_all(b"t").unwrap();
+        pump(
+            &mut log,
+            file(reader),
+            file(quiet),
+            &File::from(std::os::fd::OwnedFd::from(stop)),
+        )
+        .unwrap();
+        let text = std::fs::read_to_string(dir.path().join("0.log")).unwrap();
+        let said: Vec<&str> = text
+            .lines()
+            .map(|line| line.splitn(4, ' ').nth(3).unwrap())
+            .collect();
+        assert_eq!(said, ["last words", "unfinished"]);
+    }
+
+    #[test]
     fn rotation_keeps_the_newest_files_without_a_gap() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = log(dir.path(), 2_000, 3);

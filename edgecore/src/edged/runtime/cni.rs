@@ -129,26 +129,11 @@ impl Cni {
         let bridge = format!("edge{}", hex::encode(&hash[..4]));
         let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
         let third = free_subnet(&routes, &bridge, hash[4]);
-        let conflist = json!({
-            "cniVersion": "0.4.0",
-            "name": "edgecore",
-            "plugins": [
-                {
-                    "type": "bridge",
-                    "bridge": bridge,
-                    "isGateway": true,
-                    "ipMasq": true,
-                    "hairpinMode": true,
-                    "ipam": {
-                        "type": "host-local",
-                        "ranges": [[{ "subnet": format!("10.88.{third}.0/24") }]],
-                        "routes": [{ "dst": "0.0.0.0/0" }],
-                        "dataDir": self.state_dir.join("ipam"),
-                    },
-                },
-                { "type": "portmap", "capabilities": { "portMappings": true } },
-            ],
-        });
+        let has_iptables = has_iptables();
+        if !has_iptables {
+            tracing::warn!("no iptables; pods reach only this node, host ports do not work");
+        }
+        let conflist = builtin_conflist(&bridge, third, &self.state_dir.join("ipam"), has_iptables);
         std::fs::create_dir_all(&self.state_dir)?;
         std::fs::write(path, conflist.to_string())?;
         Ok(conflist)
@@ -319,6 +304,34 @@ impl Cni {
 pub(super) fn is_namespace(path: &Path) -> bool {
     const NSFS_MAGIC: i128 = 0x6e73_6673;
     rustix::fs::statfs(path).is_ok_and(|stat| i128::from(stat.f_type) == NSFS_MAGIC)
+}
+
+/// The built-in network. Masquerading and host ports are both done by iptables.
+fn builtin_conflist(bridge: &str, third: u8, ipam_dir: &Path, has_iptables: bool) -> Value {
+    let mut plugins = vec![json!({
+        "type": "bridge",
+        "bridge": bridge,
+        "isGateway": true,
+        "ipMasq": has_iptables,
+        "hairpinMode": true,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{ "subnet": format!("10.88.{third}.0/24") }]],
+            "routes": [{ "dst": "0.0.0.0/0" }],
+            "dataDir": ipam_dir,
+        },
+    })];
+    if has_iptables {
+        plugins.push(json!({ "type": "portmap", "capabilities": { "portMappings": true } }));
+    }
+    json!({ "cniVersion": "0.4.0", "name": "edgecore", "plugins": plugins })
+}
+
+fn has_iptables() -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':')
+        .chain(["/usr/sbin", "/sbin"])
+        .any(|directory| Path::new(directory).join("iptables").exists())
 }
 
 /// The plugin's own words: `msg` and `details` of its error object, else its stderr.
