@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! <disk>/<uid>/volumes/…     emptyDir, configMap            survives a reboot
+//! <disk>/<uid>/exits/…       how containers ended, see `pod::exits`
 //! <run>/<uid>/volumes/…      secret, projected, downwardAPI, Memory emptyDir: never on flash
 //! <run>/<uid>/etc/…          hosts, resolv.conf, hostname
 //! ```
@@ -78,6 +79,11 @@ impl Dirs {
         }
     }
 
+    /// Where the ends of a pod's containers are kept; nothing for a uid that is no file name.
+    pub(super) fn exits(&self, uid: &str) -> Option<PathBuf> {
+        is_plain_name(uid).then(|| self.pod(uid, false).join("exits"))
+    }
+
     /// Uids of pods that left something here. Directories that are not ours are not counted,
     /// whatever else somebody configured to lie beside them.
     pub fn pod_uids(&self) -> Vec<String> {
@@ -122,7 +128,7 @@ impl Dirs {
 }
 
 /// The directories of a pod that are made and removed here.
-const OURS: [&str; 2] = ["volumes", "etc"];
+const OURS: [&str; 3] = ["volumes", "etc", "exits"];
 
 fn io_error(
     volume: &str,

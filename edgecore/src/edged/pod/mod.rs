@@ -3,6 +3,7 @@
 
 pub mod convert;
 pub mod env;
+mod exits;
 mod image;
 mod sources;
 pub mod state;

@@ -16,7 +16,10 @@ use tracing::{debug, info, warn};
 
 use super::convert::{self, PodId};
 use super::env::References;
-use super::state::{self, Action, Desired, Key, Memory, Observed, Phase, SeenContainer, SeenState};
+use super::exits;
+use super::state::{
+    self, Action, Desired, Key, Memory, Observed, Phase, RestartPolicy, SeenContainer, SeenState,
+};
 use super::status::{self, Trouble, View};
 use crate::clock::UnixMillis;
 use crate::edged::PodSummary;
@@ -109,6 +112,8 @@ pub(crate) struct Worker {
     pulls: JoinSet<(String, Duration, Result<Image, RuntimeError>)>,
     pulled: BTreeMap<String, (Duration, Result<Image, RuntimeError>)>,
     told_backoff: BTreeMap<String, u32>,
+    /// Ends that have been written down or looked up, by container and attempt.
+    exits: BTreeMap<(String, u32), ContainerState>,
     recorder: Recorder,
     told: Option<PodStatus>,
     volumes_stale: bool,
@@ -150,6 +155,7 @@ impl Worker {
             pulls: JoinSet::new(),
             pulled: BTreeMap::new(),
             told_backoff: BTreeMap::new(),
+            exits: BTreeMap::new(),
             recorder,
             told: None,
         }
@@ -162,6 +168,7 @@ impl Worker {
             if std::mem::take(&mut self.volumes_stale) {
                 self.refresh_volumes().await;
             }
+            self.keep_exits().await;
             let now = Instant::now();
             let saw = self.observed();
             self.memory.observe(&saw, now);
@@ -217,6 +224,69 @@ impl Worker {
         for key in std::mem::take(&mut self.on_runtime) {
             self.memory.release(&key);
         }
+    }
+
+    /// Writes down how containers ended before it is told, and recalls what a reboot made the
+    /// runtime forget: work that was done is not done again.
+    async fn keep_exits(&mut self) {
+        if self.want.restart == RestartPolicy::Always {
+            return;
+        }
+        let Some(dir) = self.context.dirs.exits(&self.id.uid) else {
+            return;
+        };
+        for index in 0..self.seen.len() {
+            let Some(seen) = self.seen.get(index).cloned() else {
+                return;
+            };
+            let key = (seen.name.clone(), seen.attempt);
+            if matches!(
+                seen.state,
+                ContainerState::Created | ContainerState::Running { .. }
+            ) {
+                continue;
+            }
+            let known = if let Some(known) = self.exits.get(&key) {
+                known.clone()
+            } else {
+                let dir = dir.clone();
+                let work = move || match seen.state {
+                    ContainerState::Unknown => {
+                        Ok(exits::recall(&dir, &seen.name, seen.attempt).unwrap_or(seen.state))
+                    }
+                    ContainerState::Created
+                    | ContainerState::Running { .. }
+                    | ContainerState::Exited { .. } => {
+                        exits::record(&dir, &seen.name, seen.attempt, &seen.state)
+                            .map(|()| seen.state)
+                    }
+                };
+                match tokio::task::spawn_blocking(work).await {
+                    Ok(Ok(state)) => {
+                        self.exits.insert(key, state.clone());
+                        state
+                    }
+                    Ok(Err(error)) => {
+                        warn!(pod = %self.id.name, namespace = %self.id.namespace, error = %error,
+                            "end of a container not written down; a reboot would forget it");
+                        continue;
+                    }
+                    Err(_) => continue,
+                }
+            };
+            if let Some(seen) = self.seen.get_mut(index)
+                && seen.state == ContainerState::Unknown
+            {
+                seen.state = known;
+            }
+        }
+        let seen: BTreeSet<(&str, u32)> = self
+            .seen
+            .iter()
+            .map(|s| (s.name.as_str(), s.attempt))
+            .collect();
+        self.exits
+            .retain(|(name, attempt), _| seen.contains(&(name.as_str(), *attempt)));
     }
 
     fn observed(&self) -> Observed {

@@ -657,3 +657,31 @@ async fn nothing_is_told_twice_and_everything_again_on_request() {
     assert_eq!(world.edged.as_ref().unwrap().pods()[0].phase, "Running");
     world.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn work_done_offline_is_not_done_again_after_a_reboot() {
+    let mut world = World::new();
+    world.runtime.exit_at_once("c", 0);
+    world.start();
+    let mut wanted = pod("job");
+    wanted["spec"]["restartPolicy"] = json!("OnFailure");
+    world.apply(wanted);
+    let succeeded = |news: &News| {
+        news.statuses
+            .get("job")
+            .is_some_and(|s| s["phase"] == "Succeeded")
+    };
+    world.until("succeeded", succeeded).await;
+    let before = world.status("job");
+    world.stop().await;
+    // The hub never heard of it: the desired pod has no status.
+    world.runtime.reboot();
+    world.sink.0.send_modify(|news| *news = News::default());
+    world.start();
+    world.until("succeeded still", succeeded).await;
+    world.settle().await;
+    assert_eq!(world.calls("start"), 1);
+    let end = |status: &Value| status["containerStatuses"][0]["state"]["terminated"].clone();
+    assert_eq!(end(&world.status("job")), end(&before));
+    world.stop().await;
+}
