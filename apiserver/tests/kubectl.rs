@@ -74,6 +74,7 @@ metadata: {name: t1}
 spec: {size: 5}
 ";
 
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
 fn programs() -> Vec<PathBuf> {
     let named = std::env::var("OUTPOST_KUBECTLS").unwrap_or_else(|_| {
         let tools = concat!(
