@@ -183,6 +183,7 @@ impl TestHub {
 
     async fn dial(&self, port: u16, identity: Option<&Identity>) -> TlsStream<TcpStream> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
         self.tls(identity).connect(name, stream).await.unwrap()
     }

@@ -100,3 +100,42 @@ async fn an_idle_node_costs_little_memory() {
         (after - before) / total
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn a_pod_reaches_its_node_and_its_status_the_api() {
+    let hub = TestHub::start_process().await;
+    let identity = hub.join("e1").await;
+    let mut node = hub.connect(&identity, Some(ALL)).await;
+    node.send(&Inventory::default().into_message("i".into(), 1))
+        .await;
+    node.register(true).await;
+    let ready = |n: &serde_json::Value| n.pointer("/spec/taints").is_none();
+    hub.wait("/api/v1/nodes/e1", ready).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let (mut down, mut up, mut call) = (Vec::new(), Vec::new(), Vec::new());
+    for n in 0..50 {
+        let name = format!("p{n}");
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+                         "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        // Each call opens a connection of its own, which is no part of the pod's way.
+        let started = Instant::now();
+        hub.get("/version").await.unwrap();
+        call.push(started.elapsed());
+        let started = Instant::now();
+        hub.post(pods, &pod).await;
+        node.push("insert", &format!("default/pod/{name}")).await;
+        down.push(started.elapsed());
+        let patch = Content::string(&json!({"status": {"phase": "Running"}}).to_string());
+        let started = Instant::now();
+        node.request(Operation::Patch, &format!("default/podpatch/{name}"), patch)
+            .await;
+        up.push(started.elapsed());
+    }
+    call.sort();
+    down.sort();
+    up.sort();
+    println!("a call alone: p50 {:?} p98 {:?}", call[25], call[48]);
+    println!("create to node: p50 {:?} p98 {:?}", down[25], down[48]);
+    println!("status to API: p50 {:?} p98 {:?}", up[25], up[48]);
+}
