@@ -5,23 +5,50 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::limits::Limits;
-use crate::message::Message;
+use bytes::BytesMut;
+
+use crate::limits::{Limits, STALE_ROWS_MAX};
+use crate::message::{Message, Qos};
 use crate::pipeline::Pipeline;
-use crate::proto::{Connect, Will, reason};
+use crate::proto::{Connect, RetainHandling, SubscribeEntry, Will, reason};
 use crate::record;
-use crate::session::{Attached, Delivery, Session};
+use crate::session::{Attached, Delivery, Queued, Session};
 use crate::stats::Counters;
 use crate::storage::{Loaded, Op};
-use crate::trie::{Hit, SessionKey, Trie};
-
-mod publish;
-mod requests;
-
-pub(crate) use publish::Plan;
+use crate::topic;
+use crate::trie::{Hit, SessionKey, SubOptions, Trie};
 
 /// The key of publishes that come from no session.
 pub(crate) const NOBODY: SessionKey = 0;
+
+/// What is to happen to a message once it is durable.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) message: Arc<Message>,
+    from: SessionKey,
+    subscriptions_version: u64,
+    targets: Vec<Target>,
+    changes_retained: bool,
+}
+
+#[derive(Debug)]
+struct Target {
+    key: SessionKey,
+    qos: Qos,
+    retain: bool,
+    subscription_ids: Vec<u32>,
+    place: Place,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// Decided when the message is delivered.
+    InMemory,
+    /// A row is part of the commit and a packet id is taken.
+    Row { row: u64, id: u16 },
+    /// The queue was full.
+    Refused,
+}
 
 /// A will that is due.
 #[derive(Debug)]
@@ -160,6 +187,8 @@ impl Router {
         self.sessions.insert(key, Session::new(client, expiry_secs));
         key
     }
+
+    // ---- connections -------------------------------------------------------------------------
 
     /// Gives a connection its session; ends the session's earlier connection.
     pub(crate) fn connect(
@@ -330,5 +359,451 @@ impl Router {
             }
         }
         due
+    }
+
+    // ---- publishes ---------------------------------------------------------------------------
+
+    /// Decides who gets a message and what of that has to be durable first.
+    pub(crate) fn plan(
+        &mut self,
+        message: Arc<Message>,
+        from: SessionKey,
+        now: Instant,
+        ops: &mut Vec<Op>,
+    ) -> Plan {
+        let mut targets = self.targets(&message, from, None);
+        for target in &mut targets {
+            let Some(session) = self.sessions.get_mut(&target.key) else {
+                continue;
+            };
+            if !session.is_stored || target.qos == Qos::AtMostOnce {
+                continue;
+            }
+            let Some(id) = session.reserve(&self.limits, message.bytes()) else {
+                target.place = Place::Refused;
+                self.counters.dropped();
+                continue;
+            };
+            let row = self.next_row;
+            self.next_row += 1;
+            target.place = Place::Row { row, id };
+            ops.push(Op::QueuePut {
+                id: row,
+                client: Arc::clone(&session.client),
+                message: record::encode_queued(
+                    id,
+                    target.qos,
+                    target.retain,
+                    &target.subscription_ids,
+                    Some(&message),
+                    now,
+                ),
+            });
+        }
+        let changes_retained = message.retain && self.plan_retained(&message, now, ops);
+        Plan {
+            from,
+            subscriptions_version: self.trie.version(),
+            targets,
+            changes_retained,
+            message,
+        }
+    }
+
+    fn plan_retained(&mut self, message: &Message, now: Instant, ops: &mut Vec<Op>) -> bool {
+        let current = self.retained.get(&message.topic);
+        if message.payload.is_empty() {
+            if current.is_none() && self.retained_in_flight == 0 {
+                return false;
+            }
+            ops.push(Op::RetainedDelete {
+                topic: message.topic.clone(),
+            });
+        } else {
+            if self.retained_in_flight == 0 && current.is_some_and(|old| **old == *message) {
+                return false;
+            }
+            let replaced = current.map_or(0, |old| old.bytes());
+            let is_full = self.retained_bytes - replaced + message.bytes()
+                > self.limits.retained_bytes_max
+                || (current.is_none()
+                    && self.retained.len() + self.retained_in_flight
+                        >= self.limits.retained_messages_max);
+            if is_full {
+                self.counters.dropped();
+                tracing::debug!(topic = %message.topic, "message not retained: limit reached");
+                return false;
+            }
+            ops.push(Op::RetainedPut {
+                topic: message.topic.clone(),
+                message: record::encode_message(message, now),
+            });
+        }
+        self.retained_in_flight += 1;
+        true
+    }
+
+    /// Matching sessions, each once, with the highest QoS of its matching subscriptions.
+    fn targets(
+        &mut self,
+        message: &Message,
+        from: SessionKey,
+        known: Option<&[Target]>,
+    ) -> Vec<Target> {
+        let mut hits = std::mem::take(&mut self.hits);
+        hits.clear();
+        let sessions = &self.sessions;
+        let is_online = |key: SessionKey| sessions.get(&key).is_some_and(|s| s.attached.is_some());
+        self.trie.matches(&message.topic, &is_online, &mut hits);
+        hits.sort_by_key(|hit| hit.key);
+        let mut targets: Vec<Target> = Vec::with_capacity(hits.len());
+        for Hit { key, options } in &hits {
+            if (options.no_local && *key == from)
+                || known.is_some_and(|k| k.iter().any(|t| t.key == *key))
+            {
+                continue;
+            }
+            let qos = options.qos.min(message.qos);
+            let retain = options.retain_as_published && message.retain;
+            match targets.last_mut().filter(|t| t.key == *key) {
+                Some(target) => {
+                    target.qos = target.qos.max(qos);
+                    target.retain |= retain;
+                }
+                None => targets.push(Target {
+                    key: *key,
+                    qos,
+                    retain,
+                    subscription_ids: Vec::new(),
+                    place: Place::InMemory,
+                }),
+            }
+            if options.id != 0
+                && let Some(target) = targets.last_mut()
+            {
+                target.subscription_ids.push(options.id);
+            }
+        }
+        self.hits = hits;
+        targets
+    }
+
+    /// Delivers a message that is as durable as it has to be.
+    pub(crate) fn deliver(&mut self, plan: Plan) {
+        let message = plan.message;
+        if self.trie.version() != plan.subscriptions_version {
+            // Subscriptions changed while the message was committed: whoever came meanwhile has
+            // not seen it as a retained message and gets it too.
+            for target in self.targets(&message, plan.from, Some(&plan.targets)) {
+                self.push(target, &message);
+            }
+        }
+        for target in plan.targets {
+            self.push(target, &message);
+        }
+        if plan.changes_retained {
+            self.retained_in_flight = self.retained_in_flight.saturating_sub(1);
+            self.set_retained(&message);
+        }
+    }
+
+    /// Gives up a message whose commit failed.
+    pub(crate) fn abandon(&mut self, plan: &Plan) {
+        if plan.changes_retained {
+            self.retained_in_flight = self.retained_in_flight.saturating_sub(1);
+        }
+        for target in &plan.targets {
+            if let Place::Row { id, .. } = target.place
+                && let Some(session) = self.sessions.get_mut(&target.key)
+            {
+                session.unreserve(id, plan.message.bytes());
+            }
+        }
+    }
+
+    fn push(&mut self, target: Target, message: &Arc<Message>) {
+        let Some(session) = self.sessions.get_mut(&target.key) else {
+            return;
+        };
+        let mut delivery = Delivery {
+            message: Arc::clone(message),
+            qos: target.qos,
+            retain: target.retain,
+            id: 0,
+            row: None,
+            is_dup: false,
+            is_owed: false,
+            is_released: false,
+            subscription_ids: target.subscription_ids,
+        };
+        match target.place {
+            Place::Refused => return,
+            Place::Row { row, id } => {
+                delivery.id = id;
+                delivery.row = Some(row);
+                session.push_reserved(delivery);
+            }
+            Place::InMemory => match session.push(delivery, &self.limits) {
+                Queued::Yes => {}
+                Queued::Dropped => {
+                    if session.attached.is_some() {
+                        self.counters.dropped();
+                    }
+                }
+                Queued::Overflow => {
+                    self.counters.dropped();
+                    if let Some(attached) = &session.attached {
+                        attached.pipeline.end(reason::QUOTA);
+                    }
+                }
+            },
+        }
+        if let Some(attached) = &session.attached {
+            attached.pipeline.wake();
+        }
+    }
+
+    fn set_retained(&mut self, message: &Arc<Message>) {
+        if let Some(old) = self.retained.remove(&message.topic) {
+            self.retained_bytes = self.retained_bytes.saturating_sub(old.bytes());
+        }
+        if !message.payload.is_empty() {
+            self.retained_bytes += message.bytes();
+            self.retained
+                .insert(message.topic.clone(), Arc::clone(message));
+        }
+    }
+
+    // ---- QoS 2 from clients ------------------------------------------------------------------
+
+    /// Whether a packet id was received: `Some(true)` when it is stored.
+    pub(crate) fn received(&self, key: SessionKey, id: u16) -> Option<bool> {
+        self.sessions.get(&key)?.received.get(&id).copied()
+    }
+
+    pub(crate) fn received_count(&self, key: SessionKey) -> usize {
+        self.sessions.get(&key).map_or(0, |s| s.received.len())
+    }
+
+    pub(crate) fn receive(&mut self, key: SessionKey, id: u16, ops: &mut Vec<Op>) {
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.received.insert(id, false);
+            if session.is_stored {
+                ops.push(Op::ReceivedAdd {
+                    client: Arc::clone(&session.client),
+                    packet_id: id,
+                });
+            }
+        }
+    }
+
+    /// The commit of a received packet id ended.
+    pub(crate) fn received_stored(&mut self, key: SessionKey, id: u16, is_ok: bool) {
+        if let Some(session) = self.sessions.get_mut(&key) {
+            if is_ok {
+                session.received.insert(id, true);
+            } else {
+                session.received.remove(&id);
+            }
+        }
+    }
+
+    /// PUBREL; whether the id was known.
+    pub(crate) fn forget_received(&mut self, key: SessionKey, id: u16, ops: &mut Vec<Op>) -> bool {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return false;
+        };
+        let was_known = session.received.remove(&id).is_some();
+        if was_known && session.is_stored {
+            ops.push(Op::ReceivedRemove {
+                client: Arc::clone(&session.client),
+                packet_id: id,
+            });
+        }
+        was_known
+    }
+
+    // ---- acknowledgements from clients -------------------------------------------------------
+
+    pub(crate) fn acknowledge(&mut self, key: SessionKey, id: u16, qos: Qos) {
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.acknowledge(id, qos, &mut self.stale);
+        }
+    }
+
+    /// PUBREC; whether the id is known. The row must say so before PUBREL is sent, since PUBREL
+    /// lets the client forget the id.
+    pub(crate) fn release(
+        &mut self,
+        key: SessionKey,
+        id: u16,
+        now: Instant,
+        ops: &mut Vec<Op>,
+    ) -> bool {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return false;
+        };
+        let (is_known, row) = session.release(id);
+        if let Some(row) = row {
+            ops.push(Op::QueuePut {
+                id: row,
+                client: Arc::clone(&session.client),
+                message: record::encode_queued(id, Qos::ExactlyOnce, false, &[], None, now),
+            });
+        }
+        is_known
+    }
+
+    /// Rows that are no longer needed ride along with the next commit.
+    pub(crate) fn take_stale(&mut self, ops: &mut Vec<Op>) {
+        if !self.stale.is_empty() {
+            ops.push(Op::QueueRemove {
+                ids: std::mem::take(&mut self.stale),
+            });
+        }
+    }
+
+    /// Whether enough has gathered for a commit of its own.
+    pub(crate) fn has_many_stale(&self) -> bool {
+        self.stale.len() >= STALE_ROWS_MAX
+    }
+
+    // ---- subscriptions -----------------------------------------------------------------------
+
+    /// Adds subscriptions (already allowed and valid). Returns a code and whether it is new each.
+    pub(crate) fn subscribe(
+        &mut self,
+        key: SessionKey,
+        entries: &[(SubscribeEntry, Result<SubOptions, u8>)],
+        ops: &mut Vec<Op>,
+    ) -> Vec<(u8, bool)> {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return entries
+                .iter()
+                .map(|_| (reason::UNSPECIFIED, false))
+                .collect();
+        };
+        let mut is_changed = false;
+        let mut answers = Vec::with_capacity(entries.len());
+        for (entry, options) in entries {
+            let options = match options {
+                Ok(options) => *options,
+                Err(code) => {
+                    answers.push((*code, false));
+                    continue;
+                }
+            };
+            let filter = entry.filter.as_str();
+            let old = session.subscriptions.get(filter).copied();
+            if old.is_none() && session.subscriptions.len() >= self.limits.subscriptions_max {
+                answers.push((reason::QUOTA, false));
+                continue;
+            }
+            if old != Some(options) {
+                is_changed = true;
+                session.subscriptions.insert(filter.into(), options);
+                self.trie.insert(filter, key, options);
+            }
+            answers.push((options.qos.bits(), old.is_none()));
+        }
+        if is_changed && session.is_stored {
+            ops.push(Op::SessionPut {
+                client: Arc::clone(&session.client),
+                state: session.record(),
+            });
+        }
+        answers
+    }
+
+    /// Removes subscriptions; whether each existed.
+    pub(crate) fn unsubscribe(
+        &mut self,
+        key: SessionKey,
+        filters: &[String],
+        ops: &mut Vec<Op>,
+    ) -> Vec<bool> {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return vec![false; filters.len()];
+        };
+        let mut existed = Vec::with_capacity(filters.len());
+        for filter in filters {
+            let was = session.subscriptions.remove(filter.as_str()).is_some();
+            if was {
+                self.trie.remove(filter, key);
+            }
+            existed.push(was);
+        }
+        if session.is_stored && existed.contains(&true) {
+            ops.push(Op::SessionPut {
+                client: Arc::clone(&session.client),
+                state: session.record(),
+            });
+        }
+        existed
+    }
+
+    /// Queues the retained messages that new subscriptions ask for.
+    pub(crate) fn send_retained(
+        &mut self,
+        key: SessionKey,
+        granted: &[(SubscribeEntry, bool)],
+        now: Instant,
+    ) {
+        for (entry, is_new) in granted {
+            let is_wanted = match entry.retain_handling {
+                RetainHandling::Always => true,
+                RetainHandling::IfNew => *is_new,
+                RetainHandling::Never => false,
+            };
+            if !is_wanted || entry.filter.starts_with("$share/") {
+                continue;
+            }
+            let found: Vec<Arc<Message>> = if entry.filter.contains(['+', '#']) {
+                self.retained
+                    .values()
+                    .filter(|m| topic::matches(&entry.filter, &m.topic))
+                    .cloned()
+                    .collect()
+            } else {
+                self.retained
+                    .get(entry.filter.as_str())
+                    .cloned()
+                    .into_iter()
+                    .collect()
+            };
+            let id = self
+                .sessions
+                .get(&key)
+                .and_then(|s| s.subscriptions.get(entry.filter.as_str()))
+                .map_or(0, |o| o.id);
+            for message in found.into_iter().filter(|m| !m.is_expired(now)) {
+                let target = Target {
+                    key,
+                    qos: entry.qos.min(message.qos),
+                    retain: true,
+                    subscription_ids: if id == 0 { Vec::new() } else { vec![id] },
+                    place: Place::InMemory,
+                };
+                self.push(target, &message);
+            }
+        }
+    }
+
+    /// Encodes what a connection may send now.
+    pub(crate) fn encode_outgoing(
+        &mut self,
+        key: SessionKey,
+        pipeline: &Arc<Pipeline>,
+        out: &mut BytesMut,
+        now: Instant,
+    ) {
+        if let Some(session) = self.sessions.get_mut(&key)
+            && session
+                .attached
+                .as_ref()
+                .is_some_and(|a| Arc::ptr_eq(&a.pipeline, pipeline))
+        {
+            session.encode_outgoing(out, now, &mut self.stale, &self.counters);
+        }
     }
 }

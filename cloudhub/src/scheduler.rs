@@ -33,8 +33,6 @@ pub struct Scheduler {
     /// Node of each bound pod that is not over.
     bound: BTreeMap<String, String>,
     waiting: BTreeSet<String>,
-    /// Something changed that may let a pod be placed.
-    dirty: bool,
     /// Why each pod waits; told once.
     told: BTreeMap<String, String>,
 }
@@ -48,7 +46,6 @@ impl Scheduler {
             nodes: BTreeMap::new(),
             bound: BTreeMap::new(),
             waiting: BTreeSet::new(),
-            dirty: true,
             told: BTreeMap::new(),
         }
     }
@@ -67,7 +64,7 @@ impl Scheduler {
 
     async fn follow(&mut self, stop: &CancellationToken) -> Result<(), StoreError> {
         let prefix = |plural: &str| format!("{REGISTRY}core/{plural}/");
-        let (nodes, nodes_revision) = self.kube.list_raw(&prefix("nodes")).await?;
+        let (nodes, _) = self.kube.list_raw(&prefix("nodes")).await?;
         let (pods, revision) = self.kube.list_raw(&prefix("pods")).await?;
         self.nodes.clear();
         self.bound.clear();
@@ -80,12 +77,9 @@ impl Scheduler {
         }
         let store = Arc::clone(self.kube.api().store());
         let mut pod_watch = store.watch(&prefix("pods"), revision).await?;
-        let mut node_watch = store.watch(&prefix("nodes"), nodes_revision).await?;
-        self.dirty = true;
+        let mut node_watch = store.watch(&prefix("nodes"), revision).await?;
         loop {
-            if std::mem::take(&mut self.dirty) {
-                self.schedule().await;
-            }
+            self.schedule().await?;
             // All branches may be cancelled: watchers keep their position.
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -106,10 +100,10 @@ impl Scheduler {
             return;
         };
         if parsed.plural == "nodes" {
-            let now = object.map(NodeFacts::of);
-            self.dirty |= now.as_ref() != self.nodes.get(parsed.name);
-            match now {
-                Some(facts) => self.nodes.insert(parsed.name.to_owned(), facts),
+            match object {
+                Some(node) => self
+                    .nodes
+                    .insert(parsed.name.to_owned(), NodeFacts::of(node)),
                 None => self.nodes.remove(parsed.name),
             };
             return;
@@ -120,8 +114,7 @@ impl Scheduler {
             .map_or("", |pod| text(pod, "/spec/nodeName"))
             .to_owned();
         if node.is_empty() || object.is_none_or(over) {
-            // Its place may be what another pod waits for.
-            self.dirty |= self.bound.remove(&id).is_some();
+            self.bound.remove(&id);
         } else {
             self.bound.insert(id.clone(), node.clone());
         }
@@ -133,14 +126,14 @@ impl Scheduler {
                 && matches!(text(pod, "/spec/schedulerName"), "" | "default-scheduler")
         });
         if waits {
-            self.dirty |= self.waiting.insert(id);
+            self.waiting.insert(id);
         } else {
             self.waiting.remove(&id);
             self.told.remove(&id);
         }
     }
 
-    async fn schedule(&mut self) {
+    async fn schedule(&mut self) -> Result<(), StoreError> {
         for id in self.waiting.clone() {
             let (namespace, name) = id.split_once('/').unwrap_or_default();
             let Ok(pod) = self.kube.get(&resources::pods(), namespace, name).await else {
@@ -161,6 +154,7 @@ impl Scheduler {
                 Err(why) => self.tell(&id, &pod, why).await,
             }
         }
+        Ok(())
     }
 
     async fn bind(&mut self, id: &str, pod: &Value, node: &str) {

@@ -15,7 +15,7 @@ use crate::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime, Reg
 use crate::edged::{self, Edged, EdgedHandle};
 use crate::hub::tls::Floor;
 use crate::hub::{HubHandle, Link, LinkParts, Publisher, rotate};
-use crate::meta::{MetaHandle, SealError, Sealer};
+use crate::meta::{self, MetaHandle, SealError, Sealer};
 use crate::store::{Store, StoreError};
 use crate::supervise::{Exit, Phase, Supervisor};
 use crate::twin;
@@ -104,8 +104,7 @@ async fn daemon(config: Config) -> Result<Exit, AppError> {
         );
     }
     let exit = assemble(&config, &store).await;
-    // The last handle: the writer folds its log and ends.
-    drop(store);
+    store.close();
     let folded = tokio::task::spawn_blocking(move || writer.join());
     if tokio::time::timeout(CHECKPOINT_WITHIN, folded)
         .await
@@ -120,9 +119,17 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
     let started = clock::monotonic();
     let mut supervisor = Supervisor::default();
     let node = config.node_name.clone();
-    let sealer = Arc::new(Sealer::from_file(&config.data_dir().join("secrets.key"))?);
+    let key_file = config.data_dir().join("secrets.key");
+    // Made at the first start and kept when the database is lost.
+    let ran_before = key_file.exists();
+    let sealer = Arc::new(Sealer::from_file(&key_file)?);
     let own = node.clone();
-    store.write(move |tx| twin::set_node(tx, &own)).await?;
+    store
+        .write(move |tx| {
+            meta::mark_if_rebuilt(tx, ran_before)?;
+            twin::set_node(tx, &own)
+        })
+        .await?;
 
     let (hub, link) = match &config.hub {
         Some(hub) => {
@@ -131,10 +138,16 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
         }
         None => (HubHandle::disabled(), None),
     };
-    let meta = MetaHandle::open(store.clone(), sealer, &node, hub.clone()).await?;
+    let meta_handle = MetaHandle::open(store.clone(), sealer, &node, hub.clone()).await?;
 
     let pods = match &config.runtime {
-        Some(runtime) => Some(start_edged(config, runtime, &meta, &hub, &mut supervisor)?),
+        Some(runtime) => Some(start_edged(
+            config,
+            runtime,
+            &meta_handle,
+            &hub,
+            &mut supervisor,
+        )?),
         None => None,
     };
     let bus = match &config.bus {
@@ -155,7 +168,7 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
             config: hub_config,
             node: node.clone(),
             store: store.clone(),
-            meta,
+            meta: meta_handle,
             publish: publisher(bus.clone()),
             floor,
         };

@@ -41,6 +41,12 @@ pub trait DesiredState: Send + Sync + 'static {
     /// See [`DesiredState::configmap`].
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, DesiredError>;
 
+    /// Whether [`DesiredState::pods`] is everything. Not so after the store was lost, until the
+    /// hub has told it all again: what is not listed then is left alone.
+    fn is_complete(&self) -> bool {
+        true
+    }
+
     /// Rises after each commit that changed a pod, a ConfigMap or a Secret.
     fn generation(&self) -> watch::Receiver<u64>;
 }

@@ -245,6 +245,9 @@ impl MainLoop {
         for (uid, pod) in removed {
             self.give(&uid, &pod, true);
         }
+        if !self.context.desired.is_complete() {
+            return;
+        }
         let unknown: Vec<(String, Arc<Pod>)> = self
             .seen
             .iter()

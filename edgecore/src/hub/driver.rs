@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use wire::message::Message;
@@ -15,6 +15,7 @@ use super::link::Publisher;
 use super::plain::Lease;
 use super::register::{self, Registration};
 use crate::clock;
+use crate::edged::DesiredState;
 use crate::meta::{self, Applied, MetaHandle};
 use crate::outbox;
 use crate::store::{Store, StoreError};
@@ -23,6 +24,11 @@ use crate::store::{Store, StoreError};
 const PUSHES_MAX: usize = 64;
 /// Completions of store jobs: every push in flight, one deletion, room to spare.
 const DONE_MAX: usize = 2 * PUSHES_MAX;
+/// Delivered rows are deleted this much later, many with one commit. Until then they count as
+/// pending; after a crash the hub says at connect what it has.
+const DELETE_AFTER: Duration = Duration::from_millis(500);
+/// A hub that takes our inventory and then pushes nothing for this long has told everything.
+const QUIET_AFTER: Duration = Duration::from_secs(5);
 /// Outbox rows read at once.
 const ROWS_MAX: usize = 256;
 
@@ -59,6 +65,9 @@ pub(super) struct Driver {
     delivered: u64,
     deleted: u64,
     deleting: bool,
+    delete_at: Option<Instant>,
+    /// When a store that was lost counts as filled again; `None` while it is whole.
+    complete_at: Option<Instant>,
     waiting: HashMap<String, oneshot::Sender<Result<Message, RequestError>>>,
     /// Set by `LinkDead`: the socket must be closed.
     pub link_dead: bool,
@@ -92,6 +101,8 @@ impl Driver {
             delivered: 0,
             deleted: 0,
             deleting: false,
+            delete_at: None,
+            complete_at: None,
             waiting: HashMap::new(),
             link_dead: false,
         }
@@ -106,6 +117,8 @@ impl Driver {
     pub(super) fn handle_connected(&mut self, is_plain: bool, now: Instant) {
         self.link_dead = false;
         self.more_rows = true;
+        // A plain hub never tells again what it believes the node to hold (protocol §6.2).
+        self.complete_at = (!is_plain && !self.meta.is_complete()).then_some(now + QUIET_AFTER);
         self.registration.reset();
         self.lease.reset(is_plain, now);
         let mut news = self.inbox.shared.news();
@@ -120,7 +133,14 @@ impl Driver {
         while let Some(event) = self.session.poll_event() {
             self.handle_event(event, now);
         }
-        self.delete_delivered();
+        self.delete_delivered(now);
+        if self.complete_at.is_some_and(|at| at <= now) && self.pushes == 0 {
+            self.complete_at = None;
+            match self.meta.set_complete().await {
+                Ok(()) => tracing::info!("the store is filled again"),
+                Err(error) => tracing::warn!(%error, "the store could not be marked as filled"),
+            }
+        }
         if let Err(error) = self.pull_rows().await {
             tracing::warn!(%error, "outbox cannot be read; what it holds is sent later");
         }
@@ -237,6 +257,9 @@ impl Driver {
         match done {
             Done::Applied { message, outcome } => {
                 self.pushes = self.pushes.saturating_sub(1);
+                if let Some(at) = &mut self.complete_at {
+                    *at = clock::monotonic() + QUIET_AFTER;
+                }
                 match outcome {
                     Ok(applied) => {
                         self.session.ack(&message);
@@ -271,10 +294,14 @@ impl Driver {
         }
     }
 
-    fn delete_delivered(&mut self) {
+    fn delete_delivered(&mut self, now: Instant) {
         if self.deleting || self.delivered <= self.deleted {
             return;
         }
+        if *self.delete_at.get_or_insert(now + DELETE_AFTER) > now {
+            return;
+        }
+        self.delete_at = None;
         let up_to = self.delivered;
         let done = self.done.clone();
         let submitted = self.store.submit_fn(
@@ -349,6 +376,8 @@ impl Driver {
             self.session.poll_timeout(),
             self.registration.due().filter(|_| connected),
             self.lease.due().filter(|_| connected),
+            self.delete_at,
+            self.complete_at.filter(|_| connected),
         ]
         .into_iter()
         .flatten()

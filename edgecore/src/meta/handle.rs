@@ -1,6 +1,7 @@
 //! Reading the desired state: what Edged is given.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -25,6 +26,8 @@ pub struct MetaHandle {
     sealer: Arc<Sealer>,
     node: Arc<str>,
     generation: watch::Sender<u64>,
+    /// False after the database was lost, until the hub has told everything again.
+    complete: Arc<AtomicBool>,
     hub: HubHandle,
     /// One query a path at a time; the others find its result in the store (protocol C4).
     asking: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
@@ -40,9 +43,17 @@ impl MetaHandle {
         hub: HubHandle,
     ) -> Result<Self, StoreError> {
         let key = Arc::clone(&sealer);
-        let unreadable = store
-            .write(move |tx| objects::forget_unreadable(tx, &key))
+        let (unreadable, complete) = store
+            .write(move |tx| {
+                let complete = objects::is_complete(tx)?;
+                Ok((objects::forget_unreadable(tx, &key)?, complete))
+            })
             .await?;
+        if !complete {
+            tracing::warn!(
+                "the store was lost; pods that it does not know are kept until the hub has told all of them"
+            );
+        }
         if unreadable > 0 {
             tracing::warn!(
                 secrets = unreadable,
@@ -54,6 +65,7 @@ impl MetaHandle {
             sealer,
             node: node.into(),
             generation: watch::Sender::new(1),
+            complete: Arc::new(AtomicBool::new(complete)),
             hub,
             asking: Arc::default(),
         })
@@ -62,6 +74,14 @@ impl MetaHandle {
     /// The sealer, for applying pushes.
     pub fn sealer(&self) -> Arc<Sealer> {
         Arc::clone(&self.sealer)
+    }
+
+    /// The hub has told everything: pods that are not in the store are not desired.
+    pub async fn set_complete(&self) -> Result<(), StoreError> {
+        self.store.write(objects::set_complete).await?;
+        self.complete.store(true, Ordering::Release);
+        self.bump();
+        Ok(())
     }
 
     /// Tells the readers that something they may care about was committed.
@@ -206,6 +226,10 @@ impl DesiredState for MetaHandle {
 
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, DesiredError> {
         self.object(Kind::Secret, "Secret", namespace, name).await
+    }
+
+    fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Acquire)
     }
 
     fn generation(&self) -> watch::Receiver<u64> {

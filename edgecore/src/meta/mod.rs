@@ -13,7 +13,7 @@ mod seal;
 
 pub use apply::{Applied, apply};
 pub use handle::MetaHandle;
-pub use objects::{Key, Object, inventory};
+pub use objects::{Key, Object, inventory, mark_if_rebuilt};
 pub use seal::{SealError, Sealer};
 
 #[cfg(test)]

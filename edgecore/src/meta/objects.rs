@@ -172,6 +172,38 @@ pub(super) fn forget_unreadable(tx: &Connection, sealer: &Sealer) -> Result<usiz
     Ok(forgotten)
 }
 
+/// Present while a database that replaces a lost one has not been filled again.
+const REBUILT_FACT: &str = "rebuilt";
+
+/// Called in the transaction that first writes to a database: marks one that replaces a lost one.
+pub fn mark_if_rebuilt(tx: &Connection, ran_before: bool) -> Result<(), StoreError> {
+    let is_new: bool = tx.query_row(
+        "SELECT NOT EXISTS (SELECT 1 FROM facts WHERE name = 'node_name')",
+        [],
+        |row| row.get(0),
+    )?;
+    if is_new && ran_before {
+        tx.execute(
+            "INSERT INTO facts (name, value) VALUES (?1, '') ON CONFLICT DO NOTHING",
+            [REBUILT_FACT],
+        )?;
+    }
+    Ok(())
+}
+
+pub(super) fn is_complete(tx: &Connection) -> Result<bool, StoreError> {
+    Ok(tx.query_row(
+        "SELECT NOT EXISTS (SELECT 1 FROM facts WHERE name = ?1)",
+        [REBUILT_FACT],
+        |row| row.get(0),
+    )?)
+}
+
+pub(super) fn set_complete(tx: &Connection) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM facts WHERE name = ?1", [REBUILT_FACT])?;
+    Ok(())
+}
+
 /// What the node holds, for the connect message: the hub sends only differences.
 pub fn inventory(tx: &Connection) -> Result<Inventory, StoreError> {
     let mut query = tx.prepare_cached(

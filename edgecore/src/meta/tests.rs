@@ -158,3 +158,22 @@ fn the_router_publishes_to_local_clients() {
     assert_eq!(applied.publishes[0].topic, "a/b/c");
     assert_eq!(applied.publishes[0].payload, b"hello");
 }
+
+#[test]
+fn only_a_database_that_replaces_a_lost_one_is_incomplete() {
+    for (name, ran_before, known, expected) in [
+        ("first start", false, false, true),
+        ("lost", true, false, false),
+        ("as ever", true, true, true),
+    ] {
+        let node = Node::new();
+        let tx = node.db.reader();
+        if known {
+            crate::twin::set_node(tx, "n1").unwrap();
+        }
+        mark_if_rebuilt(tx, ran_before).unwrap();
+        assert_eq!(objects::is_complete(tx).unwrap(), expected, "{name}");
+        objects::set_complete(tx).unwrap();
+        assert!(objects::is_complete(tx).unwrap(), "{name}");
+    }
+}

@@ -21,10 +21,18 @@ const BATCH_JOBS_MAX: usize = 512;
 #[error("the store's writer thread panicked")]
 pub struct WriteHandleError;
 
-/// Handle to the writer thread. Clones share one thread; it ends when the last clone is gone.
+/// What the writer thread is handed.
+enum Order {
+    Run(Box<dyn Job>),
+    /// Finish what is queued before this, fold the log, end.
+    Close,
+}
+
+/// Handle to the writer thread. Clones share one thread; it ends at [`Store::close`], or when the
+/// last clone is gone.
 #[derive(Clone, Debug)]
 pub struct Store {
-    jobs: SyncSender<Box<dyn Job>>,
+    jobs: SyncSender<Order>,
     path: Arc<PathBuf>,
     /// One read connection kept between reads: opening one parses the schema again.
     idle: Arc<Mutex<Option<Connection>>>,
@@ -56,10 +64,19 @@ impl Store {
     /// Hands a job to the writer without waiting. `Busy` gives the job back to nobody: its
     /// `done` is not called, the caller still holds whatever it must answer for.
     pub fn submit(&self, job: Box<dyn Job>) -> Result<(), StoreError> {
-        self.jobs.try_send(job).map_err(|error| match error {
-            TrySendError::Full(_) => StoreError::Busy,
-            TrySendError::Disconnected(_) => StoreError::Stopped,
-        })
+        self.jobs
+            .try_send(Order::Run(job))
+            .map_err(|error| match error {
+                TrySendError::Full(_) => StoreError::Busy,
+                TrySendError::Disconnected(_) => StoreError::Stopped,
+            })
+    }
+
+    /// Ends the writer thread after everything queued so far; later jobs get
+    /// [`StoreError::Stopped`]. Waits only while the queue is full.
+    pub fn close(&self) {
+        // An error says that the thread has ended already.
+        drop(self.jobs.send(Order::Close));
     }
 
     /// Submits `work` and calls `then` on the writer thread after the commit, in submission order.
@@ -91,10 +108,12 @@ impl Store {
             then: move |outcome| drop(reply.send(outcome)),
         });
         loop {
-            match self.jobs.try_send(job) {
+            match self.jobs.try_send(Order::Run(job)) {
                 Ok(()) => break,
-                Err(TrySendError::Disconnected(_)) => return Err(StoreError::Stopped),
-                Err(TrySendError::Full(back)) => {
+                Err(TrySendError::Disconnected(_) | TrySendError::Full(Order::Close)) => {
+                    return Err(StoreError::Stopped);
+                }
+                Err(TrySendError::Full(Order::Run(back))) => {
                     job = back;
                     // The queue drains at the disk's pace; a few milliseconds is one commit.
                     tokio::time::sleep(std::time::Duration::from_millis(2)).await;
@@ -165,13 +184,18 @@ where
     }
 }
 
-fn run(mut db: Db, inbox: &Receiver<Box<dyn Job>>) {
-    while let Ok(first) = inbox.recv() {
+fn run(mut db: Db, inbox: &Receiver<Order>) {
+    let mut is_open = true;
+    while is_open && let Ok(Order::Run(first)) = inbox.recv() {
         let mut batch = vec![first];
-        while batch.len() < BATCH_JOBS_MAX
+        while is_open
+            && batch.len() < BATCH_JOBS_MAX
             && let Ok(next) = inbox.try_recv()
         {
-            batch.push(next);
+            match next {
+                Order::Run(job) => batch.push(job),
+                Order::Close => is_open = false,
+            }
         }
         db.commit(batch);
     }
