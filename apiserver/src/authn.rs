@@ -6,6 +6,9 @@ use crate::status::ApiError;
 /// The group whose members may do everything.
 pub const MASTERS: &str = "system:masters";
 
+/// The group of everybody without credentials.
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+
 /// An identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -22,7 +25,7 @@ impl User {
     pub fn anonymous() -> Self {
         Self {
             name: "system:anonymous".into(),
-            groups: vec!["system:unauthenticated".into()],
+            groups: vec![UNAUTHENTICATED.into()],
             uid: String::new(),
         }
     }
@@ -87,8 +90,7 @@ impl Authorizer for AllowMasters {
         let allowed = user.is_in(MASTERS)
             || match what {
                 Attributes::Path { verb: "get", path } => {
-                    under(PUBLIC, path)
-                        || (!user.is_in("system:unauthenticated") && under(DISCOVERY, path))
+                    under(PUBLIC, path) || (!user.is_in(UNAUTHENTICATED) && under(DISCOVERY, path))
                 }
                 Attributes::Path { .. } | Attributes::Resource { .. } => false,
             };

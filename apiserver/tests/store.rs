@@ -313,6 +313,20 @@ async fn sqlite_remembers_after_reopening() {
     let store = SqliteStore::open(&path).unwrap();
     store.txn(Txn::new().put("/p/1", "1")).await.unwrap();
     drop(store);
+    for entry in dir.path().read_dir().unwrap() {
+        use std::os::unix::fs::PermissionsExt;
+        let entry = entry.unwrap();
+        let Ok(data) = entry.metadata() else {
+            continue; // a side file that has just been removed
+        };
+        let mode = data.permissions().mode();
+        assert_eq!(
+            mode & 0o077,
+            0,
+            "{} is for its owner only",
+            entry.path().display()
+        );
+    }
     let store = SqliteStore::open(&path).unwrap();
     assert_eq!(store.revision().await.unwrap(), 2);
     let mut watcher = store.watch("/p/", 1).await.unwrap();

@@ -1,7 +1,7 @@
 //! The broker as a program sees it: load, serve, publish.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -37,11 +37,12 @@ pub enum PublishError {
     Topic,
 }
 
-/// Publishes and reads counters from inside the process. Clones share one inlet.
+/// Publishes and reads counters from inside the process. Clones share one inlet. A handle does not
+/// keep the broker or its storage alive, so that a storage may hold one.
 #[derive(Clone)]
 pub struct BrokerHandle {
     inlet: mpsc::Sender<Message>,
-    core: Arc<Core>,
+    core: Weak<Core>,
 }
 
 impl BrokerHandle {
@@ -62,16 +63,17 @@ impl BrokerHandle {
             return Err(PublishError::Topic);
         }
         let message = Message::new(topic, payload, qos, retain);
-        let message = match self.route_at_once(message) {
+        let core = self.core.upgrade().ok_or(PublishError::Stopped)?;
+        let message = match route_at_once(&core, message) {
             Ok(()) => return Ok(()),
             Err(message) => message,
         };
-        self.core.inlet_waiting.fetch_add(1, Ordering::AcqRel);
+        core.inlet_waiting.fetch_add(1, Ordering::AcqRel);
         self.inlet.try_send(message).map_err(|error| {
-            self.core.inlet_waiting.fetch_sub(1, Ordering::AcqRel);
+            core.inlet_waiting.fetch_sub(1, Ordering::AcqRel);
             match error {
                 mpsc::error::TrySendError::Full(_) => {
-                    self.core.counters.dropped();
+                    core.counters.dropped();
                     PublishError::Full
                 }
                 mpsc::error::TrySendError::Closed(_) => PublishError::Stopped,
@@ -79,29 +81,12 @@ impl BrokerHandle {
         })
     }
 
-    /// The message comes back when it needs a commit, or would overtake one that does.
-    fn route_at_once(&self, message: Message) -> Result<(), Message> {
-        if self.core.inlet_waiting.load(Ordering::Acquire) > 0 {
-            return Err(message);
-        }
-        let message = Arc::new(message);
-        let mut ops = Vec::new();
-        let mut router = self.core.router();
-        let plan = router.plan(Arc::clone(&message), NOBODY, Instant::now(), &mut ops);
-        if ops.is_empty() {
-            router.deliver(plan);
-            return Ok(());
-        }
-        router.abandon(&plan);
-        drop(router);
-        drop(plan);
-        Err(Arc::unwrap_or_clone(message))
-    }
-
-    /// The counters now.
+    /// The counters now; zero when the broker is gone.
     pub fn stats(&self) -> Stats {
-        let sessions = self.core.router().session_count();
-        self.core.counters.read(sessions)
+        self.core.upgrade().map_or_else(Stats::default, |core| {
+            let sessions = core.router().session_count();
+            core.counters.read(sessions)
+        })
     }
 }
 
@@ -109,6 +94,25 @@ impl std::fmt::Debug for BrokerHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BrokerHandle").finish_non_exhaustive()
     }
+}
+
+/// The message comes back when it needs a commit, or would overtake one that does.
+fn route_at_once(core: &Core, message: Message) -> Result<(), Message> {
+    if core.inlet_waiting.load(Ordering::Acquire) > 0 {
+        return Err(message);
+    }
+    let message = Arc::new(message);
+    let mut ops = Vec::new();
+    let mut router = core.router();
+    let plan = router.plan(Arc::clone(&message), NOBODY, Instant::now(), &mut ops);
+    if ops.is_empty() {
+        router.deliver(plan);
+        return Ok(());
+    }
+    router.abandon(&plan);
+    drop(router);
+    drop(plan);
+    Err(Arc::unwrap_or_clone(message))
 }
 
 /// A broker that is loaded and does not serve yet.
@@ -145,7 +149,7 @@ impl Broker {
         let (sender, inlet) = mpsc::channel(INLET_MESSAGES_MAX);
         let handle = BrokerHandle {
             inlet: sender,
-            core: Arc::clone(&core),
+            core: Arc::downgrade(&core),
         };
         Ok(Self {
             core,

@@ -109,10 +109,13 @@ async fn open(config: Config) -> Result<Parts, anyhow::Error> {
     let pki = Arc::new(Pki::open(&config.data_dir, &config.server_names(), now)?);
     let path = config.data_dir.join("hub.db");
     private_file(&path)?;
-    let store: Arc<dyn Store> = Arc::new(
-        SqliteStore::open(&path)
-            .with_context(|| format!("`{}` could not be opened", path.display()))?,
-    );
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path).with_context(|| {
+        format!(
+            "the hub's store `{}` could not be opened; restore it from a backup, or move it \
+                 away to start with an empty one",
+            path.display()
+        )
+    })?);
     let options = Options {
         root_ca: pki.authority.pem().to_owned(),
         ..Options::default()
@@ -155,12 +158,13 @@ fn start_controllers(tasks: &mut Supervisor, parts: &Parts) {
     let recorder = Arc::new(Recorder::new(parts.kube.clone()));
     tasks.spawn(
         "scheduler",
-        Scheduler::new(parts.kube.clone(), recorder).run(tasks.stop()),
+        Scheduler::new(parts.kube.clone(), Arc::clone(&recorder)).run(tasks.stop()),
     );
     let lifecycle = Lifecycle {
         kube: parts.kube.clone(),
         registry: Arc::clone(&parts.registry),
         leases: Arc::clone(&parts.leases),
+        recorder,
         limits: parts.config.session.clone(),
     };
     tasks.spawn("node lifecycle", lifecycle.run(tasks.stop()));

@@ -38,7 +38,7 @@ impl Recorder {
         let name = text(about, "/metadata/name");
         let now = clock::rfc3339_now();
         let stamp = Timestamp::now().as_nanosecond();
-        let event = json!({
+        let mut event = json!({
             "apiVersion": "v1",
             "kind": "Event",
             "metadata": { "name": format!("{name}.{stamp:x}"), "namespace": namespace },
@@ -60,6 +60,11 @@ impl Recorder {
             "reportingComponent": "cloudhub",
             "reportingInstance": "",
         });
+        if text(&event, "/involvedObject/namespace").is_empty()
+            && let Some(involved) = event["involvedObject"].as_object_mut()
+        {
+            involved.remove("namespace");
+        }
         if let Err(error) = self.0.create(&resources::events(), namespace, event).await {
             tracing::warn!(reason, %error, "event could not be recorded");
         }

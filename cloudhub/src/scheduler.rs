@@ -33,6 +33,8 @@ pub struct Scheduler {
     /// Node of each bound pod that is not over.
     bound: BTreeMap<String, String>,
     waiting: BTreeSet<String>,
+    /// Something changed that may let a pod be placed.
+    dirty: bool,
     /// Why each pod waits; told once.
     told: BTreeMap<String, String>,
 }
@@ -46,6 +48,7 @@ impl Scheduler {
             nodes: BTreeMap::new(),
             bound: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            dirty: true,
             told: BTreeMap::new(),
         }
     }
@@ -64,7 +67,7 @@ impl Scheduler {
 
     async fn follow(&mut self, stop: &CancellationToken) -> Result<(), StoreError> {
         let prefix = |plural: &str| format!("{REGISTRY}core/{plural}/");
-        let (nodes, _) = self.kube.list_raw(&prefix("nodes")).await?;
+        let (nodes, nodes_revision) = self.kube.list_raw(&prefix("nodes")).await?;
         let (pods, revision) = self.kube.list_raw(&prefix("pods")).await?;
         self.nodes.clear();
         self.bound.clear();
@@ -77,9 +80,12 @@ impl Scheduler {
         }
         let store = Arc::clone(self.kube.api().store());
         let mut pod_watch = store.watch(&prefix("pods"), revision).await?;
-        let mut node_watch = store.watch(&prefix("nodes"), revision).await?;
+        let mut node_watch = store.watch(&prefix("nodes"), nodes_revision).await?;
+        self.dirty = true;
         loop {
-            self.schedule().await?;
+            if std::mem::take(&mut self.dirty) {
+                self.schedule().await;
+            }
             // All branches may be cancelled: watchers keep their position.
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
@@ -100,10 +106,10 @@ impl Scheduler {
             return;
         };
         if parsed.plural == "nodes" {
-            match object {
-                Some(node) => self
-                    .nodes
-                    .insert(parsed.name.to_owned(), NodeFacts::of(node)),
+            let now = object.map(NodeFacts::of);
+            self.dirty |= now.as_ref() != self.nodes.get(parsed.name);
+            match now {
+                Some(facts) => self.nodes.insert(parsed.name.to_owned(), facts),
                 None => self.nodes.remove(parsed.name),
             };
             return;
@@ -114,7 +120,8 @@ impl Scheduler {
             .map_or("", |pod| text(pod, "/spec/nodeName"))
             .to_owned();
         if node.is_empty() || object.is_none_or(over) {
-            self.bound.remove(&id);
+            // Its place may be what another pod waits for.
+            self.dirty |= self.bound.remove(&id).is_some();
         } else {
             self.bound.insert(id.clone(), node.clone());
         }
@@ -126,14 +133,14 @@ impl Scheduler {
                 && matches!(text(pod, "/spec/schedulerName"), "" | "default-scheduler")
         });
         if waits {
-            self.waiting.insert(id);
+            self.dirty |= self.waiting.insert(id);
         } else {
             self.waiting.remove(&id);
             self.told.remove(&id);
         }
     }
 
-    async fn schedule(&mut self) -> Result<(), StoreError> {
+    async fn schedule(&mut self) {
         for id in self.waiting.clone() {
             let (namespace, name) = id.split_once('/').unwrap_or_default();
             let Ok(pod) = self.kube.get(&resources::pods(), namespace, name).await else {
@@ -154,7 +161,6 @@ impl Scheduler {
                 Err(why) => self.tell(&id, &pod, why).await,
             }
         }
-        Ok(())
     }
 
     async fn bind(&mut self, id: &str, pod: &Value, node: &str) {

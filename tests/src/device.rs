@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +25,8 @@ pub struct Thermometer {
     in_flight: BTreeMap<u16, u64>,
     /// Readings that the broker acknowledged, in the order of the acknowledgements.
     pub acknowledged: Vec<u64>,
+    /// The same as a count that others may watch while this publishes.
+    pub progress: Arc<AtomicU64>,
     /// Time from publish to PUBACK.
     pub latencies: Vec<Duration>,
     sent_at: BTreeMap<u64, Instant>,
@@ -40,6 +44,7 @@ impl Thermometer {
             queued: VecDeque::new(),
             in_flight: BTreeMap::new(),
             acknowledged: Vec::new(),
+            progress: Arc::default(),
             latencies: Vec::new(),
             sent_at: BTreeMap::new(),
             deltas: Vec::new(),
@@ -216,6 +221,7 @@ impl Thermometer {
             Event::Incoming(Packet::PubAck(ack)) => {
                 if let Some(n) = self.in_flight.remove(&ack.pkid) {
                     self.acknowledged.push(n);
+                    self.progress.fetch_add(1, Ordering::Relaxed);
                     if let Some(sent) = self.sent_at.remove(&n) {
                         self.latencies.push(sent.elapsed());
                     }

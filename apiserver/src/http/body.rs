@@ -11,6 +11,8 @@ use crate::status::{ApiError, Reason};
 
 /// kube-apiserver's limit (apiserver `MaxRequestBodyBytes`).
 pub(super) const BODY_BYTES_MAX: usize = 3_145_728;
+/// The limit for callers without credentials, who are going to be refused anyway.
+pub(super) const STRANGER_BODY_BYTES_MAX: usize = 16 << 10;
 /// Operations of a JSON patch (apiserver `maxJSONPatchOperations`).
 const PATCH_OPS_MAX: usize = 10_000;
 
@@ -18,14 +20,15 @@ const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 const ACCEPTED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 const ACCEPTED_CUSTOM: &str = "application/json, application/yaml";
 
-pub(super) async fn read<B>(body: B) -> Result<Bytes, ApiError>
+/// Reads a body of at most `limit` bytes.
+pub(super) async fn read<B>(body: B, limit: usize) -> Result<Bytes, ApiError>
 where
     B: hyper::body::Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    match Limited::new(body, BODY_BYTES_MAX).collect().await {
+    match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(BODY_BYTES_MAX)),
+        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit)),
         Err(error) => Err(ApiError::bad_request(format!(
             "the request body could not be read: {error}"
         ))),

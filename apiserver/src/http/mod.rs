@@ -21,7 +21,7 @@ use serde_json::json;
 
 pub use answer::Body;
 
-use crate::authn::{Attributes, Authorizer, User};
+use crate::authn::{Attributes, Authorizer, UNAUTHENTICATED, User};
 use crate::discovery::{self, Document};
 use crate::status::ApiError;
 use crate::{Api, openapi};
@@ -89,18 +89,24 @@ impl Service {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (parts, body) = request.into_parts();
-        let body = match body::read(body).await {
+        let user = parts
+            .extensions
+            .get::<User>()
+            .cloned()
+            .unwrap_or_else(User::anonymous);
+        let limit = if user.is_in(UNAUTHENTICATED) {
+            body::STRANGER_BODY_BYTES_MAX
+        } else {
+            body::BODY_BYTES_MAX
+        };
+        let body = match body::read(body, limit).await {
             Ok(body) => body,
             Err(error) => return answer::error(&error),
         };
         let asked = Asked {
             query: Query::parse(parts.uri.query().unwrap_or_default()),
             path: parts.uri.path().to_owned(),
-            user: parts
-                .extensions
-                .get::<User>()
-                .cloned()
-                .unwrap_or_else(User::anonymous),
+            user,
             method: parts.method,
             headers: parts.headers,
             body,

@@ -161,6 +161,7 @@ fn open_connection(path: &Path) -> Result<Connection, StoreError> {
     let at = |e: rusqlite::Error| {
         StoreError::Failed(format!("cannot open database `{}`: {e}", path.display()))
     };
+    keep_private(path)?;
     let mut conn = Connection::open(path).map_err(at)?;
     conn.execute_batch(&format!(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000;
@@ -187,6 +188,24 @@ fn open_connection(path: &Path) -> Result<Connection, StoreError> {
         tx.commit()?;
     }
     Ok(conn)
+}
+
+/// The database holds Secrets: nobody else may read it. SQLite gives its side files the same mode.
+fn keep_private(path: &Path) -> Result<(), StoreError> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let at = |e: std::io::Error| {
+        StoreError::Failed(format!("cannot open database `{}`: {e}", path.display()))
+    };
+    // Never opened when it exists: closing a database's file behind SQLite's back drops its locks.
+    if !path.exists() {
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(at)?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(at)
 }
 
 /// What one commit did.

@@ -18,6 +18,7 @@ use super::lease::Leases;
 use crate::{
     clock,
     config::Session,
+    events::Recorder,
     keys::{ObjectKey, REGISTRY},
     kube::{Kube, resources, text},
     session::{Presence, Registry},
@@ -74,6 +75,8 @@ pub struct Lifecycle {
     pub registry: Arc<Registry>,
     /// Leases.
     pub leases: Arc<Leases>,
+    /// Events about nodes.
+    pub recorder: Arc<Recorder>,
     /// How long is too long.
     pub limits: Session,
 }
@@ -176,11 +179,23 @@ impl Lifecycle {
             .kube
             .change(&resources::nodes(), "", name, |node| {
                 let mut node = node.clone();
+                if self.registry.presence(name, Instant::now()) == Presence::Connected {
+                    // It came back this moment.
+                    return Ok(node);
+                }
                 set_unknown(&mut node, &now);
                 set_taint(&mut node, Some(UNREACHABLE), &now);
                 Ok(node)
             })
             .await;
+        if let Ok(node) = &marked
+            && Ready::of(node) == Ready::Unknown
+        {
+            let message = format!("Node {name} status is now: NodeNotReady");
+            self.recorder
+                .record(node, "Normal", "NodeNotReady", &message)
+                .await;
+        }
         report(name, marked);
     }
 

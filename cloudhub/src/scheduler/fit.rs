@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::kube::text;
 
 /// What the scheduler looks at.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct NodeFacts {
     labels: BTreeMap<String, String>,
     taints: Vec<Value>,

@@ -50,6 +50,9 @@ pub async fn run<S>(
     tracing::info!(node = %handle.node, extensions = %handle.extensions.to_header(), "node connected");
     let close = step_until_closed(&mut socket, &mut hub, &handle, &services, &stop).await;
     let gone = services.registry.disconnect(&handle, Instant::now());
+    if gone {
+        services.ledger.forget(&handle.node);
+    }
     let Some(close) = close else {
         tracing::info!(node = %handle.node, gone, "connection ended");
         return;

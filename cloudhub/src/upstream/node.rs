@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 use wire::message::Operation;
 
 use super::{Answer, Request, Upstream, object_answer};
-use crate::kube::{resources, text};
+use crate::{
+    clock,
+    kube::{resources, text},
+};
 
 /// Labels that only administrators may set (NodeRestriction).
 const RESTRICTED_LABEL: &str = "node-restriction.kubernetes.io/";
@@ -30,6 +33,7 @@ impl Upstream {
         if !node.is_object() {
             return Err(ApiError::new(Reason::BadRequest, "a node is an object"));
         }
+        stamp_heartbeats(&mut node);
         let status = node.get("status").cloned().unwrap_or_else(|| json!({}));
         clean_labels(&mut node);
         node["apiVersion"] = "v1".into();
@@ -91,7 +95,8 @@ impl Upstream {
     pub(super) async fn patch_node(&self, request: &Request<'_>, name: &str) -> Answer {
         let patch = async {
             request.own_node(name)?;
-            let patch = request.document()?;
+            let mut patch = request.document()?;
+            stamp_heartbeats(&mut patch);
             match patch.get("status") {
                 Some(status) => {
                     let body = json!({ "status": status });
@@ -155,5 +160,24 @@ fn clean_labels(node: &mut Value) {
         .and_then(Value::as_object_mut)
     {
         labels.retain(|name, _| !name.starts_with(RESTRICTED_LABEL));
+    }
+}
+
+/// Our own edges report a condition when it changes and leave the time of the last heartbeat out;
+/// it is the time at which the hub heard it.
+fn stamp_heartbeats(object: &mut Value) {
+    let conditions = object.pointer_mut("/status/conditions");
+    for condition in conditions
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        if let Some(condition) = condition.as_object_mut()
+            && condition
+                .get("lastHeartbeatTime")
+                .is_none_or(Value::is_null)
+        {
+            condition.insert("lastHeartbeatTime".into(), clock::rfc3339_now().into());
+        }
     }
 }

@@ -234,6 +234,17 @@ impl TestHub {
         self.enroll(node, Some(&token), None).await.unwrap()
     }
 
+    /// Whether a TLS handshake with this certificate ends in an answer to anything.
+    pub(crate) async fn is_let_in(&self, identity: &Identity) -> bool {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = self.dial(self.ports.websocket, Some(identity)).await;
+        let request =
+            b"GET / HTTP/1.1\r\nHost: hub\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+        let asked = stream.write_all(request).await;
+        asked.is_ok() && matches!(stream.read(&mut [0; 64]).await, Ok(n) if n > 0)
+    }
+
     /// Opens a session; `extensions` is the request header.
     pub(crate) async fn connect(&self, identity: &Identity, extensions: Option<&str>) -> TestNode {
         self.connect_as(identity, &identity.node, extensions).await

@@ -367,6 +367,10 @@ async fn refusals_say_why() {
     assert_eq!(code, 1008);
     assert_eq!(why, "node_id `e9` is not the certificate's node `e1`");
 
+    // A certificate of another authority does not get past the handshake.
+    let stranger = TestHub::start().await.join("e1").await;
+    assert!(!hub.is_let_in(&stranger).await && hub.is_let_in(&renewed).await);
+
     let mut first = hub.connect(&renewed, None).await;
     let mut second = hub.connect(&renewed, None).await;
     let (_, why) = first.closed().await;

@@ -9,15 +9,35 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A directory and what was written to it before.
+struct Disk {
+    dir: tempfile::TempDir,
+}
+
+impl Disk {
+    fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn open(&self) -> (Store, std::thread::JoinHandle<()>) {
+        let (store, thread, told) = Store::open(&self.dir.path().join("edge.db")).unwrap();
+        assert!(told.is_none());
+        (store, thread)
+    }
+}
+
 struct Node {
     bus: BusHandle,
+    disk: Disk,
+    writer: std::thread::JoinHandle<()>,
     store: Store,
     link_wake: Arc<Notify>,
     stop: CancellationToken,
     serving: JoinHandle<()>,
     /// The last outbox row before the test began.
     baseline: outbox::Seq,
-    _dir: tempfile::TempDir,
 }
 
 fn config(mode: BusMode, external: &str) -> BusConfig {
@@ -34,9 +54,11 @@ fn config(mode: BusMode, external: &str) -> BusConfig {
 
 impl Node {
     async fn start(config: &BusConfig) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let (store, _, told) = Store::open(&dir.path().join("edge.db")).unwrap();
-        assert!(told.is_none());
+        Self::on(Disk::new(), config).await
+    }
+
+    async fn on(disk: Disk, config: &BusConfig) -> Self {
+        let (store, writer) = disk.open();
         let device = json!({
             "apiVersion": "devices.kubeedge.io/v1beta1", "kind": "Device",
             "metadata": {"namespace": "default", "name": "t1"},
@@ -60,7 +82,8 @@ impl Node {
             stop,
             serving: tokio::spawn(serving),
             baseline,
-            _dir: dir,
+            disk,
+            writer,
         }
     }
 
@@ -76,9 +99,12 @@ impl Node {
             .unwrap()
     }
 
-    async fn stop(self) {
+    async fn stop(self) -> Disk {
         self.stop.cancel();
         timeout(PATIENCE, self.serving).await.unwrap().unwrap();
+        drop((self.bus, self.store));
+        self.writer.join().unwrap();
+        self.disk
     }
 }
 
@@ -89,8 +115,14 @@ struct Device {
 
 impl Device {
     async fn connect(port: u16, id: &str) -> Self {
+        Self::with(port, id, true).await
+    }
+
+    async fn with(port: u16, id: &str, is_clean: bool) -> Self {
         let mut options = MqttOptions::new(id, "127.0.0.1", port);
-        options.set_keep_alive(Duration::from_secs(30));
+        options
+            .set_keep_alive(Duration::from_secs(30))
+            .set_clean_session(is_clean);
         let (client, events) = AsyncClient::new(options, 16);
         let mut device = Self { client, events };
         device.until(|p| matches!(p, Packet::ConnAck(_))).await;
@@ -210,6 +242,103 @@ async fn local_talk_writes_nothing() {
     assert_eq!(device.next_on("chat").await, 1);
     assert!(node.outbox().await.is_empty());
     node.stop().await;
+}
+
+#[tokio::test]
+async fn results_wait_for_a_persistent_session_through_a_restart() {
+    let node = Node::start(&config(BusMode::Internal, "")).await;
+    let mut reader = Device::with(node.port(), "reader", false).await;
+    reader
+        .subscribe("$hw/events/device/+/+/twin/update/result")
+        .await;
+    drop(reader);
+    let mut device = Device::connect(node.port(), "t1").await;
+    device.publish(UPDATE, REPORT).await;
+    device.until(|p| matches!(p, Packet::PubAck(_))).await;
+    let disk = node.stop().await;
+
+    let node = Node::on(disk, &config(BusMode::Internal, "")).await;
+    let mut reader = Device::with(node.port(), "reader", false).await;
+    let result = reader
+        .next_on("$hw/events/device/default/t1/twin/update/result")
+        .await;
+    assert_eq!(result["event_id"], "e1");
+    let balance = node.store.write(outbox::ledger).await.unwrap();
+    assert!(balance.iter().all(outbox::Balance::is_balanced));
+    node.stop().await;
+}
+
+/// A database that takes no more outbox rows until it is told to.
+async fn block_outbox(store: &Store, is_blocked: bool) {
+    let sql = if is_blocked {
+        "CREATE TRIGGER no_more BEFORE INSERT ON outbox BEGIN SELECT RAISE(ABORT, 'no'); END"
+    } else {
+        "DROP TRIGGER no_more"
+    };
+    store
+        .write(move |tx| Ok(tx.execute_batch(sql)?))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_is_not_acknowledged() {
+    let node = Node::start(&config(BusMode::Internal, "")).await;
+    block_outbox(&node.store, true).await;
+    let mut device = Device::connect(node.port(), "t1").await;
+    device.publish(UPDATE, REPORT).await;
+    let closed = async {
+        loop {
+            match device.events.poll().await {
+                Ok(Event::Incoming(packet)) => assert!(!matches!(packet, Packet::PubAck(_))),
+                Ok(Event::Outgoing(_)) => {}
+                Err(_) => return,
+            }
+        }
+    };
+    timeout(PATIENCE, closed).await.unwrap();
+    let document = node
+        .store
+        .write(|tx| twin::document(tx, "default", "t1"))
+        .await
+        .unwrap();
+    let document = serde_json::to_string(&document).unwrap_or_default();
+    assert!(
+        !document.contains("21"),
+        "the twin is undone too: {document}"
+    );
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_external_broker_is_asked_again_for_what_could_not_be_stored() {
+    let (port, stop_other, _) = other_broker().await;
+    let external = format!("tcp://127.0.0.1:{port}");
+    let node = Node::start(&config(BusMode::External, &external)).await;
+    block_outbox(&node.store, true).await;
+    let mut device = Device::connect(port, "t1").await;
+    device
+        .client
+        .publish(UPDATE, QoS::AtLeastOnce, true, REPORT)
+        .await
+        .unwrap();
+    device.until(|p| matches!(p, Packet::PubAck(_))).await;
+    let came = async {
+        while node.bus.status().external_in == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, came).await.unwrap();
+    assert!(node.outbox().await.is_empty());
+    block_outbox(&node.store, false).await;
+    let stored = async {
+        while node.outbox().await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, stored).await.unwrap();
+    node.stop().await;
+    stop_other.cancel();
 }
 
 async fn other_broker() -> (u16, CancellationToken, broker::MemoryStorage) {

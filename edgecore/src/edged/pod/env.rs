@@ -33,6 +33,15 @@ pub struct Facts {
 pub struct References {
     pub configmaps: BTreeSet<String>,
     pub secrets: BTreeSet<String>,
+    /// Those that some reference does not call optional.
+    pub required: BTreeSet<(Wanted, String)>,
+}
+
+/// What kind of object a reference names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wanted {
+    ConfigMap,
+    Secret,
 }
 
 impl References {
@@ -47,21 +56,21 @@ impl References {
             .chain(&spec.containers);
         for container in containers {
             for source in container.env_from.iter().flatten() {
-                refs.configmaps
-                    .extend(source.config_map_ref.iter().map(|r| r.name.clone()));
-                refs.secrets
-                    .extend(source.secret_ref.iter().map(|r| r.name.clone()));
+                if let Some(map) = &source.config_map_ref {
+                    refs.add(Wanted::ConfigMap, &map.name, map.optional);
+                }
+                if let Some(secret) = &source.secret_ref {
+                    refs.add(Wanted::Secret, &secret.name, secret.optional);
+                }
             }
-            for from in container
-                .env
-                .iter()
-                .flatten()
-                .filter_map(|e| e.value_from.as_ref())
-            {
-                refs.configmaps
-                    .extend(from.config_map_key_ref.iter().map(|r| r.name.clone()));
-                refs.secrets
-                    .extend(from.secret_key_ref.iter().map(|r| r.name.clone()));
+            let sources = container.env.iter().flatten();
+            for from in sources.filter_map(|e| e.value_from.as_ref()) {
+                if let Some(map) = &from.config_map_key_ref {
+                    refs.add(Wanted::ConfigMap, &map.name, map.optional);
+                }
+                if let Some(secret) = &from.secret_key_ref {
+                    refs.add(Wanted::Secret, &secret.name, secret.optional);
+                }
             }
         }
         refs.merge(Self::of_volumes(pod));
@@ -72,27 +81,41 @@ impl References {
     pub fn of_volumes(pod: &Pod) -> Self {
         let mut refs = Self::default();
         for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-            refs.configmaps
-                .extend(volume.config_map.iter().map(|v| v.name.clone()));
-            refs.secrets
-                .extend(volume.secret.iter().filter_map(|v| v.secret_name.clone()));
-            let parts = volume
-                .projected
-                .iter()
-                .flat_map(|p| p.sources.iter().flatten());
-            for part in parts {
-                refs.configmaps
-                    .extend(part.config_map.iter().map(|v| v.name.clone()));
-                refs.secrets
-                    .extend(part.secret.iter().map(|v| v.name.clone()));
+            if let Some(map) = &volume.config_map {
+                refs.add(Wanted::ConfigMap, &map.name, map.optional);
+            }
+            if let Some(secret) = &volume.secret {
+                let name = secret.secret_name.as_deref().unwrap_or_default();
+                refs.add(Wanted::Secret, name, secret.optional);
+            }
+            let projected = volume.projected.iter();
+            for part in projected.flat_map(|p| p.sources.iter().flatten()) {
+                if let Some(map) = &part.config_map {
+                    refs.add(Wanted::ConfigMap, &map.name, map.optional);
+                }
+                if let Some(secret) = &part.secret {
+                    refs.add(Wanted::Secret, &secret.name, secret.optional);
+                }
             }
         }
         refs
     }
 
+    fn add(&mut self, wanted: Wanted, name: &str, optional: Option<bool>) {
+        let names = match wanted {
+            Wanted::ConfigMap => &mut self.configmaps,
+            Wanted::Secret => &mut self.secrets,
+        };
+        names.insert(name.to_owned());
+        if optional != Some(true) {
+            self.required.insert((wanted, name.to_owned()));
+        }
+    }
+
     fn merge(&mut self, other: Self) {
         self.configmaps.extend(other.configmaps);
         self.secrets.extend(other.secrets);
+        self.required.extend(other.required);
     }
 
     pub fn is_empty(&self) -> bool {

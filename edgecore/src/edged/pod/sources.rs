@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::env::{References, Sources};
+use super::env::{References, Sources, Wanted};
 use crate::edged::deps::{DesiredError, DesiredState};
 
 /// The hub may have to be asked; a pod does not wait longer than this for one object.
@@ -11,7 +11,9 @@ const FETCH_MAX: Duration = Duration::from_secs(10);
 /// Reads all of them.
 ///
 /// # Errors
-/// The first that could not be read; an absent one is no error.
+/// The first that could not be read; an absent one is no error. An optional one that is not on
+/// the node while the hub is away counts as absent: a pod does not wait for the link for what it
+/// can do without.
 pub(super) async fn fetch(
     desired: &dyn DesiredState,
     namespace: &str,
@@ -26,13 +28,31 @@ pub(super) async fn fetch(
     let mut sources = Sources::default();
     for name in &refs.configmaps {
         let found = tokio::time::timeout(FETCH_MAX, desired.configmap(namespace, name)).await;
-        let found = found.map_err(|_| late("configmap", name))??;
+        let found = found.unwrap_or_else(|_| Err(late("configmap", name)));
+        let found = or_absent(found, refs, Wanted::ConfigMap, name)?;
         sources.configmaps.insert(name.clone(), found);
     }
     for name in &refs.secrets {
         let found = tokio::time::timeout(FETCH_MAX, desired.secret(namespace, name)).await;
-        let found = found.map_err(|_| late("secret", name))??;
+        let found = found.unwrap_or_else(|_| Err(late("secret", name)));
+        let found = or_absent(found, refs, Wanted::Secret, name)?;
         sources.secrets.insert(name.clone(), found);
     }
     Ok(sources)
+}
+
+fn or_absent<T>(
+    found: Result<Option<T>, DesiredError>,
+    refs: &References,
+    wanted: Wanted,
+    name: &str,
+) -> Result<Option<T>, DesiredError> {
+    match found {
+        Err(DesiredError::Unreachable { .. })
+            if !refs.required.contains(&(wanted, name.to_owned())) =>
+        {
+            Ok(None)
+        }
+        found => found,
+    }
 }

@@ -36,8 +36,14 @@ impl DesiredState for Store {
         Ok(self.configmaps.lock().unwrap().get(name).cloned())
     }
 
-    async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, DesiredError> {
-        Ok(None)
+    /// No secret is on the node, and the hub is away.
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, DesiredError> {
+        Err(DesiredError::Unreachable {
+            kind: "secret",
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            reason: "the link is down".to_owned(),
+        })
     }
 
     fn generation(&self) -> watch::Receiver<u64> {
@@ -683,5 +689,24 @@ async fn work_done_offline_is_not_done_again_after_a_reboot() {
     assert_eq!(world.calls("start"), 1);
     let end = |status: &Value| status["containerStatuses"][0]["state"]["terminated"].clone();
     assert_eq!(end(&world.status("job")), end(&before));
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_optional_secret_is_not_waited_for_while_the_hub_is_away() {
+    let mut world = World::new();
+    world.start();
+    let mut wanted = pod("web");
+    let secret = |optional: bool| json!([{"secretRef": {"name": "s", "optional": optional}}]);
+    wanted["spec"]["containers"][0]["envFrom"] = secret(false);
+    world.apply(wanted.clone());
+    world
+        .until_waiting("web", "CreateContainerConfigError")
+        .await;
+    wanted["metadata"]["name"] = json!("other");
+    wanted["metadata"]["uid"] = json!("uid-other");
+    wanted["spec"]["containers"][0]["envFrom"] = secret(true);
+    world.apply(wanted);
+    world.until_running("other", 0).await;
     world.stop().await;
 }

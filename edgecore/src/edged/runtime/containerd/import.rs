@@ -10,9 +10,9 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use super::channel::Daemon;
 use super::content::{self, ByteStream, DOCUMENT_BYTES_MAX, digest_of, ingest};
 use super::image::{
-    self, Descriptor, ImageConfig, ImageError, ImageFacts, Lease, Manifest, chain_ids,
-    pick_platform,
+    self, Descriptor, ImageConfig, ImageError, ImageFacts, Manifest, chain_ids, pick_platform,
 };
+use super::snapshot::{self, Lease};
 
 /// Blobs fetched at the same time for one image.
 const LAYERS_AT_ONCE: usize = 3;
@@ -42,7 +42,7 @@ pub(super) async fn bring(
     let done = async {
         fetch_tree(&lease.daemon, snapshotter, source, root).await?;
         let facts = image::read_facts(&lease.daemon, root).await?;
-        image::unpack(&lease.daemon, snapshotter, &facts).await?;
+        snapshot::unpack(&lease.daemon, snapshotter, &facts).await?;
         image::record(&lease.daemon, name, root).await?;
         Ok(facts)
     }

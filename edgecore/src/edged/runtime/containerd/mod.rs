@@ -1,8 +1,8 @@
 //! The runtime on containerd's own API: no CRI, no pause container. One code path for containerd
 //! 1.6, 1.7 and 2.x; nothing newer than 1.6's services is needed.
 //!
-//! What is where: `channel` the connection and its errors, `content`/`image`/`import`/`pull` from
-//! references to unpacked snapshots, `spec` the pure OCI spec builder, `task` containers and their
+//! What is where: `channel` the connection and its errors, `content`/`image`/`import`/`archive`/
+//! `pull`/`snapshot` from references to unpacked snapshots, `spec` the pure OCI spec builder, `task` containers and their
 //! processes, `cgroup` the host's tree, `events` the daemon's news. Namespaces and network of a pod
 //! are [`super::sandbox`] and [`super::cni`].
 //!
@@ -18,6 +18,7 @@ mod host;
 mod image;
 mod import;
 mod pull;
+mod snapshot;
 mod spec;
 mod task;
 
@@ -185,10 +186,10 @@ impl ContainerdRuntime {
             }
         };
         let snapshotter = &self.config.snapshotter;
-        if !image::is_unpacked(&self.daemon, snapshotter, &facts.chain_id).await? {
+        if !snapshot::is_unpacked(&self.daemon, snapshotter, &facts.chain_id).await? {
             let _one = self.bringing.lock().await;
-            let lease = image::Lease::take(&self.daemon).await?;
-            let unpacked = image::unpack(&lease.daemon, snapshotter, &facts).await;
+            let lease = snapshot::Lease::take(&self.daemon).await?;
+            let unpacked = snapshot::unpack(&lease.daemon, snapshotter, &facts).await;
             lease.release().await;
             match unpacked {
                 Err(error) if error.is_not_found() => return Ok(None),
@@ -311,7 +312,7 @@ impl ContainerdRuntime {
         facts
             .users
             .get_or_try_init(|| {
-                image::read_users(&self.daemon, &self.config.snapshotter, &facts.chain_id)
+                snapshot::read_users(&self.daemon, &self.config.snapshotter, &facts.chain_id)
             })
             .await
             .cloned()

@@ -19,7 +19,7 @@ use prost_types::Any;
 
 use super::cgroup::Cgroups;
 use super::channel::{CALL, CallError, DELETE, Daemon, TASK, millis, tolerate_missing};
-use super::image::remove_snapshot;
+use super::snapshot::remove_snapshot;
 use crate::edged::runtime::{Container, ContainerSpec, ContainerState, RuntimeError};
 
 const RUNTIME: &str = "io.containerd.runc.v2";

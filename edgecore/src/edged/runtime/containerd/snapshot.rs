@@ -1,0 +1,298 @@
+//! Snapshots: unpacking an image's layers, the leases that protect them meanwhile, and reading an
+//! unpacked image's files without mounting it.
+
+use std::collections::HashMap;
+
+use containerd_client::services::v1::snapshots::{
+    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+    ViewSnapshotRequest,
+};
+use containerd_client::services::v1::{ApplyRequest, CreateRequest, DeleteRequest};
+use containerd_client::types;
+
+use super::channel::{CALL, CallError, Daemon, PULL, tolerate_missing};
+use super::image::{Descriptor, ImageError, ImageFacts, chain_ids};
+use super::spec::UserDatabase;
+
+/// Whether the unpacked image is there.
+pub(super) async fn is_unpacked(
+    daemon: &Daemon,
+    snapshotter: &str,
+    chain_id: &str,
+) -> Result<bool, CallError> {
+    let stat = daemon
+        .call(
+            "snapshot stat",
+            CALL,
+            daemon.snapshots().stat(StatSnapshotRequest {
+                snapshotter: snapshotter.to_owned(),
+                key: chain_id.to_owned(),
+            }),
+        )
+        .await;
+    match stat {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Unpacks every layer that is not there yet. `daemon` should carry a lease.
+pub(super) async fn unpack(
+    daemon: &Daemon,
+    snapshotter: &str,
+    facts: &ImageFacts,
+) -> Result<(), ImageError> {
+    if is_unpacked(daemon, snapshotter, &facts.chain_id).await? {
+        return Ok(());
+    }
+    let chain = chain_ids(&facts.config.rootfs.diff_ids);
+    let mut parent = String::new();
+    let layers = facts
+        .manifest
+        .layers
+        .iter()
+        .zip(&facts.config.rootfs.diff_ids);
+    for ((layer, diff_id), chain_id) in layers.zip(chain) {
+        if !is_unpacked(daemon, snapshotter, &chain_id).await? {
+            let key = format!("extract-{}-{chain_id}", uuid::Uuid::new_v4().simple());
+            let done = apply(
+                daemon,
+                snapshotter,
+                &key,
+                &parent,
+                layer,
+                diff_id,
+                &chain_id,
+            )
+            .await;
+            if done.is_err() {
+                let removed = remove_snapshot(daemon, snapshotter, &key).await;
+                if let Err(error) = removed {
+                    tracing::debug!(%error, key, "half-unpacked layer left to garbage collection");
+                }
+            }
+            done?;
+        }
+        parent = chain_id;
+    }
+    Ok(())
+}
+
+async fn apply(
+    daemon: &Daemon,
+    snapshotter: &str,
+    key: &str,
+    parent: &str,
+    layer: &Descriptor,
+    diff_id: &str,
+    chain_id: &str,
+) -> Result<(), ImageError> {
+    let prepared = daemon
+        .call(
+            "snapshot prepare",
+            CALL,
+            daemon.snapshots().prepare(PrepareSnapshotRequest {
+                snapshotter: snapshotter.to_owned(),
+                key: key.to_owned(),
+                parent: parent.to_owned(),
+                ..PrepareSnapshotRequest::default()
+            }),
+        )
+        .await?;
+    let applied = daemon
+        .call(
+            "layer unpack",
+            PULL,
+            daemon.diff().apply(ApplyRequest {
+                diff: Some(layer.to_proto()),
+                mounts: prepared.mounts,
+                ..ApplyRequest::default()
+            }),
+        )
+        .await?;
+    let found = applied.applied.map(|d| d.digest).unwrap_or_default();
+    if found != diff_id {
+        return Err(ImageError::invalid(format!(
+            "layer {} unpacks to {found}, the config says {diff_id}",
+            layer.digest
+        )));
+    }
+    let committed = daemon
+        .call(
+            "snapshot commit",
+            PULL,
+            daemon.snapshots().commit(CommitSnapshotRequest {
+                snapshotter: snapshotter.to_owned(),
+                name: chain_id.to_owned(),
+                key: key.to_owned(),
+                ..CommitSnapshotRequest::default()
+            }),
+        )
+        .await;
+    match committed {
+        Err(error) if error.is_already_exists() => {
+            Ok(remove_snapshot(daemon, snapshotter, key).await?)
+        }
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Removes a snapshot; one that garbage collection took first is fine.
+pub(super) async fn remove_snapshot(
+    daemon: &Daemon,
+    snapshotter: &str,
+    key: &str,
+) -> Result<(), CallError> {
+    let removed = daemon
+        .call(
+            "snapshot remove",
+            CALL,
+            daemon.snapshots().remove(RemoveSnapshotRequest {
+                snapshotter: snapshotter.to_owned(),
+                key: key.to_owned(),
+            }),
+        )
+        .await;
+    tolerate_missing(removed)
+}
+
+/// A lease that keeps what a pull has brought so far from garbage collection. It expires by
+/// itself if we die (containerd's `gc.expire` label).
+pub(super) struct Lease {
+    id: String,
+    pub(super) daemon: Daemon,
+}
+
+/// A pull that takes longer than this has lost its protection and starts over from the offsets
+/// the content store kept.
+const LEASE_SECS: i64 = 3600;
+
+impl Lease {
+    pub(super) async fn take(daemon: &Daemon) -> Result<Self, CallError> {
+        let id = format!("edgecore-{}", uuid::Uuid::new_v4().simple());
+        let expire = jiff::Timestamp::from_second(crate::clock::unix_millis() / 1000 + LEASE_SECS)
+            .map(|at| at.to_string())
+            .unwrap_or_default();
+        daemon
+            .call(
+                "lease create",
+                CALL,
+                daemon.leases().create(CreateRequest {
+                    id: id.clone(),
+                    labels: HashMap::from([("containerd.io/gc.expire".to_owned(), expire)]),
+                }),
+            )
+            .await?;
+        let leased = daemon.with_lease(&id)?;
+        Ok(Self { id, daemon: leased })
+    }
+
+    pub(super) async fn release(self) {
+        let deleted = self
+            .daemon
+            .call(
+                "lease delete",
+                CALL,
+                self.daemon.leases().delete(DeleteRequest {
+                    id: self.id.clone(),
+                    sync: false,
+                }),
+            )
+            .await;
+        if let Err(error) = tolerate_missing(deleted) {
+            tracing::debug!(%error, lease = self.id, "lease not released; it expires by itself");
+        }
+    }
+}
+
+/// Reads `/etc/passwd` and `/etc/group` from the layers of an unpacked image, topmost first,
+/// without mounting anything.
+pub(super) async fn read_users(
+    daemon: &Daemon,
+    snapshotter: &str,
+    chain_id: &str,
+) -> Result<UserDatabase, ImageError> {
+    let lease = Lease::take(daemon).await?;
+    let key = format!("view-{}", uuid::Uuid::new_v4().simple());
+    let viewed = lease
+        .daemon
+        .call(
+            "snapshot view",
+            CALL,
+            lease.daemon.snapshots().view(ViewSnapshotRequest {
+                snapshotter: snapshotter.to_owned(),
+                key: key.clone(),
+                parent: chain_id.to_owned(),
+                ..ViewSnapshotRequest::default()
+            }),
+        )
+        .await;
+    let users = viewed.map(|view| {
+        let directories = lower_directories(&view.mounts);
+        UserDatabase {
+            passwd: first_file(&directories, "etc/passwd"),
+            group: first_file(&directories, "etc/group"),
+        }
+    });
+    if let Err(error) = remove_snapshot(&lease.daemon, snapshotter, &key).await {
+        tracing::debug!(%error, key, "view left to its lease");
+    }
+    lease.release().await;
+    Ok(users?)
+}
+
+/// Layer directories behind a snapshot's mounts, topmost first.
+fn lower_directories(mounts: &[types::Mount]) -> Vec<String> {
+    let mut directories = Vec::new();
+    for mount in mounts {
+        if mount.r#type == "bind" {
+            directories.push(mount.source.clone());
+        }
+        for option in &mount.options {
+            if let Some(upper) = option.strip_prefix("upperdir=") {
+                directories.insert(0, upper.to_owned());
+            } else if let Some(lower) = option.strip_prefix("lowerdir=") {
+                directories.extend(lower.split(':').map(str::to_owned));
+            }
+        }
+    }
+    directories
+}
+
+/// Only regular files, never through a symlink: the layer's links point into the container's
+/// root, not into ours.
+fn first_file(directories: &[String], name: &str) -> String {
+    const FILE_BYTES_MAX: u64 = 1 << 20;
+    for directory in directories {
+        let path = std::path::Path::new(directory).join(name);
+        let parent_is_link = path
+            .parent()
+            .is_some_and(|parent| parent.symlink_metadata().is_ok_and(|m| m.is_symlink()));
+        let Ok(metadata) = path.symlink_metadata() else {
+            continue;
+        };
+        if metadata.is_file() && !parent_is_link && metadata.len() <= FILE_BYTES_MAX {
+            return std::fs::read(&path)
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .unwrap_or_default();
+        }
+    }
+    String::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layer_directories_come_topmost_first() {
+        let mount = types::Mount {
+            r#type: "overlay".to_owned(),
+            options: vec!["index=off".to_owned(), "lowerdir=/b:/a".to_owned()],
+            ..types::Mount::default()
+        };
+        assert_eq!(lower_directories(&[mount]), ["/b", "/a"]);
+    }
+}
