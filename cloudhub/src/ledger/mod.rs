@@ -58,7 +58,8 @@ impl Ledger {
     /// Epoch and highest stored sequence number of a node.
     pub async fn acked(&self, node: &str) -> Result<Option<(String, u64)>, StoreError> {
         let (record, revision) = self.load(node).await?;
-        Ok((revision > 0).then_some((record.epoch, record.sequence)))
+        let batched = revision > 0 && !record.epoch.is_empty();
+        Ok(batched.then_some((record.epoch, record.sequence)))
     }
 
     /// Commits a batch; returns the position that may be acknowledged.
@@ -160,7 +161,7 @@ impl Ledger {
         kept: &mut Kept,
     ) -> Result<(u64, usize), StoreError> {
         let plain = epoch == PLAIN_EPOCH;
-        if record.epoch != epoch {
+        if !plain && record.epoch != epoch {
             // A new outbox (a node set up anew): its numbers start again, the counts go on.
             epoch.clone_into(&mut record.epoch);
             record.sequence = 0;
@@ -174,15 +175,16 @@ impl Ledger {
             }
             taken += 1;
             let seq = if plain {
-                record.sequence + 1
-            } else {
-                entry.seq
-            };
-            if seq <= record.sequence {
+                // Counted apart: it must not move the position of the node's outbox.
+                record.plain_sequence += 1;
+                record.plain_sequence
+            } else if entry.seq <= record.sequence {
                 record.repeated += 1;
                 continue;
-            }
-            record.sequence = seq;
+            } else {
+                record.sequence = entry.seq;
+                entry.seq
+            };
             record.received += 1;
             let count = record.streams.entry(entry.stream.clone()).or_default();
             *count += 1;

@@ -13,6 +13,8 @@ pub struct NodeRecord {
     pub epoch: String,
     /// Highest sequence number stored.
     pub sequence: u64,
+    /// Reports that came without a sequence number, from plain peers.
+    pub plain_sequence: u64,
     /// Messages stored, over all epochs.
     pub received: u64,
     /// Messages that came again and were skipped.

@@ -147,7 +147,23 @@ async fn a_plain_report_gets_a_number_from_the_hub() {
             .unwrap();
     }
     let (record, entries) = ledger.read("e1", 10).await.unwrap().unwrap();
-    assert_eq!((record.sequence, record.received, entries.len()), (2, 2, 2));
+    assert_eq!(
+        (record.plain_sequence, record.received, entries.len()),
+        (2, 2, 2)
+    );
+    assert_eq!(ledger.acked("e1").await.unwrap(), None);
+    // Mixed with batches it leaves their position alone.
+    ledger
+        .commit("e1", &batch("a", &[(7, "t1", "2")]))
+        .await
+        .unwrap();
+    let message = report("t1", "x", "2");
+    ledger
+        .commit_plain("e1", "twin/plant/t1".into(), &message)
+        .await
+        .unwrap();
+    let position = Some(("a".to_owned(), 7));
+    assert_eq!(ledger.acked("e1").await.unwrap(), position);
     let object = status(&store, "t1").await.unwrap();
     assert_eq!(object["status"]["twins"][0]["reported"]["value"], "2");
 }
