@@ -56,7 +56,7 @@ pub(super) const FIELDS: &[Field] = &[
     f(
         "modules.edgeHub.heartbeat",
         "15",
-        "seconds between keepalives towards a plain KubeEdge hub",
+        "keepalives go to a plain KubeEdge hub every 15 s; another value is listed as ignored",
     ),
     m(
         "modules.edgeHub.httpServer",
@@ -239,7 +239,7 @@ pub(super) const FIELDS: &[Field] = &[
     f(
         "modules.metaManager.remoteQueryTimeout",
         "60",
-        "seconds to wait for an object asked of the hub",
+        "an object asked of the hub is waited for 60 s; another value is listed as ignored",
     ),
     f(
         "outpost.cgroupRoot",

@@ -69,6 +69,7 @@ modules:
             "modules.edged.tailoredKubeletConfig.cgroupDriver",
             "modules.edged.tailoredKubeletConfig.evictionHard",
             "modules.metaManager.metaServer",
+            "modules.edgeHub.heartbeat",
         ]
     );
 }

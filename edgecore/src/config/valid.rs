@@ -288,6 +288,22 @@ pub(super) fn check(raw: &Raw, ignored: Vec<String>) -> Result<Config, ConfigErr
         raw.modules.meta_manager.remote_query_timeout,
         1,
     )?;
+    // Both are fixed in the protocol's limits.
+    let mut ignored = ignored;
+    for (path, is_fixed) in [
+        (
+            "modules.edgeHub.heartbeat",
+            raw.modules.edge_hub.heartbeat == 15,
+        ),
+        (
+            "modules.metaManager.remoteQueryTimeout",
+            query_timeout == Duration::from_secs(60),
+        ),
+    ] {
+        if !is_fixed {
+            ignored.push(path.to_owned());
+        }
+    }
     Ok(Config {
         node_ip,
         node_labels: raw.modules.edged.node_labels.clone(),

@@ -174,3 +174,32 @@ impl ServerCertVerifier for Blind {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_in_1970_is_lifted_to_the_floor_and_a_right_one_is_kept() {
+        let floor = Floor::default();
+        let now = floor.now_ms();
+        floor.raise(now - 1000);
+        assert!(floor.now_ms() >= now, "a floor in the past changes nothing");
+        let later = now + 86_400_000;
+        floor.raise(later);
+        floor.raise(5);
+        assert_eq!(floor.now_ms(), later);
+    }
+
+    #[test]
+    fn the_name_to_verify_is_the_host() {
+        for (authority, expected) in [
+            ("hub.example:10000", "hub.example"),
+            ("127.0.0.1:1", "127.0.0.1"),
+            ("[::1]:1", "::1"),
+        ] {
+            assert_eq!(server_name(authority).unwrap().to_str(), expected);
+        }
+        assert!(server_name("a b:1").is_err());
+    }
+}
