@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::kubectl::{self, Kubectl};
@@ -266,6 +266,25 @@ impl World {
         let log = self.place.dir.join("edgecore.log");
         self.edge = Some(Process::start("edgecore", &log, &mut command)?);
         Ok(())
+    }
+
+    /// Points the node at the hub itself, without the cable that this process holds, and starts its
+    /// daemon anew. Its pods do not notice.
+    pub async fn take_cable_away(&mut self) -> Result<()> {
+        let link = self.link.take().context("the node has not joined")?;
+        let config = std::fs::read_to_string(self.edge_config())?;
+        let direct = config.replace(
+            &link.address().to_string(),
+            &self.ports.websocket.to_string(),
+        );
+        ensure!(
+            direct != config,
+            "the configuration does not name {}",
+            link.address()
+        );
+        std::fs::write(self.edge_config(), direct)?;
+        self.edge()?.stop().await?;
+        self.edge_up()
     }
 
     pub fn edge(&mut self) -> Result<&mut Process> {

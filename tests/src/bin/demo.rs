@@ -87,6 +87,8 @@ async fn run() -> Result<()> {
         started.elapsed().as_secs_f64()
     ));
     if std::env::var_os("KEEP").is_some() {
+        world.take_cable_away().await?;
+        world.node_is("True", PATIENCE).await?;
         keep(&world)?;
         // The daemons are left to the user; their ids are printed.
         std::mem::forget((world, containerd));
@@ -128,8 +130,7 @@ fn keep(world: &World) -> Result<()> {
     let (host, port) = (world.place.mqtt.ip(), world.place.mqtt.port());
     say(&format!(
         "
-KEEP=1: everything goes on running, except the cable's forwarder, which ends with this program
-(edgecore connects to the hub's own port after `edgecore join`; the twin and the pod do not mind).
+KEEP=1: everything goes on running.
 
   export KUBECONFIG={kubeconfig}
   kubectl get nodes,pods,devices -o wide
