@@ -140,12 +140,11 @@ impl Thermometer {
                 continue;
             };
             tokio::select! {
-                event = events.poll() => match event {
-                    Ok(event) => self.handle(event),
-                    Err(_) => {
-                        self.link = None;
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
+                event = events.poll() => if let Ok(event) = event {
+                    self.handle(event);
+                } else {
+                    self.link = None;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                 },
                 _ = tick.tick(), if room && next < range.end => {
                     self.enqueue(next).await?;
@@ -235,4 +234,41 @@ impl Thermometer {
             Event::Incoming(_) | Event::Outgoing(_) => {}
         }
     }
+}
+
+/// Publishes `count` uploads of 200 bytes at QoS 1 as fast as they are acknowledged.
+pub async fn flood(broker: SocketAddr, connection: u32, count: u64, limit: Duration) -> Result<()> {
+    let mut options = MqttOptions::new(
+        format!("flood-{connection}"),
+        broker.ip().to_string(),
+        broker.port(),
+    );
+    options
+        .set_inflight(100)
+        .set_keep_alive(Duration::from_secs(20));
+    let (client, mut events) = AsyncClient::new(options, 200);
+    let topic = format!("bench/user/{connection}");
+    let payload = vec![b'x'; 200];
+    let publisher = tokio::spawn(async move {
+        for _ in 0..count {
+            client
+                .publish(&topic, QoS::AtLeastOnce, false, payload.clone())
+                .await?;
+        }
+        anyhow::Ok(client)
+    });
+    let mut acknowledged = 0;
+    let drained = tokio::time::timeout(limit, async {
+        while acknowledged < count {
+            if let Event::Incoming(Packet::PubAck(_)) = events.poll().await? {
+                acknowledged += 1;
+            }
+        }
+        anyhow::Ok(())
+    });
+    drained
+        .await
+        .with_context(|| format!("{acknowledged} of {count} acknowledged"))??;
+    publisher.await??;
+    Ok(())
 }

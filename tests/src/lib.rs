@@ -1,6 +1,7 @@
 //! What the end-to-end tests, the demo and the benchmarks share: the daemons as processes on real
 //! neighbours, a link that can be cut, kubectl, and a device on MQTT.
 
+pub mod api;
 pub mod containerd;
 pub mod containers;
 pub mod device;

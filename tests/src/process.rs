@@ -36,7 +36,7 @@ impl Process {
             .stdout(file.try_clone()?)
             .stderr(file)
             .spawn()
-            .with_context(|| format!("cannot start {name}: {:?}", command.get_program()))?;
+            .with_context(|| format!("cannot start {name}: {}", command.get_program().display()))?;
         Ok(Self {
             name: name.to_owned(),
             child,

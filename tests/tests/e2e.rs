@@ -57,7 +57,7 @@ impl Run {
         }))
     }
 
-    async fn image(&self) -> Result<()> {
+    fn image(&self) -> Result<()> {
         let archive = self.dir.path().join("busybox.tar");
         oci::write_archive(&oci::ImageSpec::busybox(IMAGE), &archive)?;
         self.world.import(&archive)?;
@@ -282,7 +282,7 @@ fn two_thousand_readings_through_cuts_and_kills_arrive_once_and_in_order() {
 #[test]
 fn pods_outlive_their_daemon_and_come_back_without_a_hub() {
     scenario("pods", async |run| {
-        run.image().await?;
+        run.image()?;
         let manifests: String = (0..3).map(|n| pod(&format!("p{n}"), "")).collect();
         run.apply(&manifests).await?;
         for n in 0..3 {
@@ -364,7 +364,7 @@ async fn adopted(world: &World, pods: usize) -> Result<()> {
 #[test]
 fn an_admin_changes_and_deletes_what_runs_at_the_edge() {
     scenario("admin", async |run| {
-        run.image().await?;
+        run.image()?;
         let kubectl = run.world.kubectl();
         kubectl
             .run(&["create", "configmap", "settings", "--from-literal=key=one"])

@@ -5,11 +5,13 @@ use std::{path::Path, sync::Arc};
 use anyhow::{Context, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, Uri};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use serde::Deserialize;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The parts of a kubeconfig that we write ourselves.
 #[derive(Debug, Deserialize)]
@@ -82,13 +84,18 @@ impl Client {
         })
     }
 
-    /// Sends one request; the body of a refusal becomes the error.
+    /// Sends one request on a connection of its own.
     pub async fn call(
         &self,
         method: Method,
         path: &str,
         body: Option<&serde_json::Value>,
     ) -> Result<serde_json::Value, anyhow::Error> {
+        self.connect().await?.call(method, path, body).await
+    }
+
+    /// Opens a connection that serves many requests, one after the other.
+    pub async fn connect(&self) -> Result<Connection, anyhow::Error> {
         let host = self
             .uri
             .host()
@@ -99,27 +106,40 @@ impl Client {
         let stream = tokio::net::TcpStream::connect((plain.as_str(), port))
             .await
             .with_context(|| format!("no hub answers at {host}:{port}"))?;
+        stream.set_nodelay(true)?;
         let name = ServerName::try_from(plain)?;
         let stream = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls))
             .connect(name, stream)
             .await?;
-        let (mut sender, connection) =
+        let (sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let driver = tokio::spawn(connection);
-        let bytes = body
-            .map(serde_json::to_vec)
-            .transpose()?
-            .unwrap_or_default();
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(http::header::HOST, host)
-            .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(bytes)))?;
-        let response = sender.send_request(request).await?;
+        let driver = AbortOnDropHandle::new(tokio::spawn(connection));
+        Ok(Connection {
+            host,
+            sender,
+            _driver: driver,
+        })
+    }
+}
+
+/// An open connection to the hub's API.
+pub struct Connection {
+    host: String,
+    sender: SendRequest<Full<Bytes>>,
+    _driver: AbortOnDropHandle<Result<(), hyper::Error>>,
+}
+
+impl Connection {
+    /// Sends one request; the body of a refusal becomes the error.
+    pub async fn call(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&serde_json::Value>,
+    ) -> Result<serde_json::Value, anyhow::Error> {
+        let response = self.send(method, path, body).await?;
         let status = response.status();
         let bytes = response.into_body().collect().await?.to_bytes();
-        driver.abort();
         let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
         if status == StatusCode::OK || status == StatusCode::CREATED {
             return Ok(value);
@@ -129,5 +149,31 @@ impl Client {
             .and_then(|m| m.as_str())
             .unwrap_or(status.as_str());
         bail!("{message}")
+    }
+
+    /// Sends one request and hands over the response with its body unread: a watch, a log.
+    pub async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&serde_json::Value>,
+    ) -> Result<Response<Incoming>, anyhow::Error> {
+        let bytes = body
+            .map(serde_json::to_vec)
+            .transpose()?
+            .unwrap_or_default();
+        let content = if method == Method::PATCH {
+            "application/merge-patch+json"
+        } else {
+            "application/json"
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, &self.host)
+            .header(http::header::CONTENT_TYPE, content)
+            .body(Full::new(Bytes::from(bytes)))?;
+        self.sender.ready().await?;
+        Ok(self.sender.send_request(request).await?)
     }
 }

@@ -89,7 +89,7 @@ async fn run() -> Result<()> {
     if std::env::var_os("KEEP").is_some() {
         world.take_cable_away().await?;
         world.node_is("True", PATIENCE).await?;
-        keep(&world)?;
+        keep(&world);
         // The daemons are left to the user; their ids are printed.
         std::mem::forget((world, containerd));
         return Ok(());
@@ -125,7 +125,7 @@ async fn clean_up(
     Ok(())
 }
 
-fn keep(world: &World) -> Result<()> {
+fn keep(world: &World) {
     let kubeconfig = world.hub_dir().join("admin.kubeconfig");
     let (host, port) = (world.place.mqtt.ip(), world.place.mqtt.port());
     say(&format!(
@@ -150,7 +150,6 @@ Stop with: kill {pids}",
             .collect::<Vec<_>>()
             .join(" "),
     ));
-    Ok(())
 }
 
 async fn story(world: &mut World, dir: &Path) -> Result<()> {

@@ -33,10 +33,13 @@ enum Done {
 
 /// A job whose effect is on disk before anybody hears of it.
 struct Work {
-    run: Box<dyn FnMut(&Connection) -> Result<(), StoreError> + Send>,
+    run: Run,
     full: bool,
-    then: Option<Box<dyn FnOnce(Result<(), StoreError>) + Send>>,
+    then: Option<Then>,
 }
+
+type Run = Box<dyn FnMut(&Connection) -> Result<(), StoreError> + Send>;
+type Then = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 impl Job for Work {
     fn run(&mut self, tx: &Connection) -> Result<(), StoreError> {

@@ -1,6 +1,6 @@
 //! Devices: each publishes its readings in order at QoS 1 and sends again what was not answered.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -53,7 +53,7 @@ pub(crate) struct Thing {
     /// Sent and not acknowledged; MQTT keeps their order when they go again.
     waiting: VecDeque<u64>,
     /// Acknowledged: on the node's disk, by promise.
-    pub(crate) acknowledged: BTreeMap<u64, ()>,
+    pub(crate) acknowledged: BTreeSet<u64>,
 }
 
 impl Thing {
@@ -91,7 +91,7 @@ impl Thing {
 
     pub(crate) fn acknowledged(&mut self, n: u64) {
         self.waiting.retain(|waiting| *waiting != n);
-        self.acknowledged.insert(n, ());
+        self.acknowledged.insert(n);
     }
 
     pub(crate) fn is_settled(&self) -> bool {

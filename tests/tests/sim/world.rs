@@ -308,7 +308,7 @@ impl World {
                 received.windows(2).all(|pair| pair[0] < pair[1]),
                 "device {device}: twice or out of order: {received:?}"
             );
-            for n in self.things[device].acknowledged.keys() {
+            for n in &self.things[device].acknowledged {
                 assert!(
                     received.binary_search(n).is_ok() || pending.contains(&(device, *n)),
                     "device {device}: reading {n} was acknowledged and is nowhere"
