@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access::ConnectRequest;
 use crate::core::{Core, Parked};
 use crate::limits::{BUSY_RETRY, OUTBOX_BYTES, READ_BYTES};
-use crate::pipeline::{Pipeline, Request};
+use crate::pipeline::{Failure, Pipeline, Request};
 use crate::proto::{Connect, Decoder, Inbound, ProtocolError, Version, Will, encode, reason};
 use crate::storage::Batch;
 use crate::trie::SessionKey;
@@ -37,8 +37,8 @@ enum End {
     Protocol(ProtocolError),
     /// The broker ends it.
     Server(u8),
-    /// Nothing may be said any more: a commit failed and there is no packet for it.
-    Silent(u8),
+    /// A commit failed: nothing that came after it may be answered.
+    NotKept(Failure),
 }
 
 struct Connection<'a> {
@@ -300,8 +300,8 @@ impl<'a> Connection<'a> {
                 }
                 slots.failed
             };
-            if let Some(code) = failed {
-                return Err(End::Silent(code));
+            if let Some(failure) = failed {
+                return Err(End::NotKept(failure));
             }
             if let Some(code) = self.pipeline.ended() {
                 return Err(End::Server(code));
@@ -402,9 +402,9 @@ impl<'a> Connection<'a> {
         let (will, code) = match end {
             End::Asked { with_will } => (will.filter(|_| with_will), None),
             End::Closed => (will, None),
-            End::Silent(code) => {
-                tracing::info!(client = %self.client, code, "storage failed; connection closed without an acknowledgement");
-                (will, None)
+            End::NotKept(Failure { code, is_open }) => {
+                tracing::info!(client = %self.client, code, "a message was not stored; connection closed without its acknowledgement");
+                (will, is_open.then_some(code))
             }
             End::Server(code) if code == reason::SHUTTING_DOWN => (None, Some(code)),
             End::Server(code) => {

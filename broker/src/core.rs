@@ -9,7 +9,7 @@ use tokio::sync::{Notify, oneshot};
 use crate::access::Access;
 use crate::limits::{BUSY_RETRY, COMMITS_IN_FLIGHT_MAX, Limits};
 use crate::message::{Message, Qos};
-use crate::pipeline::{Commit, Pipeline, Request, Slots};
+use crate::pipeline::{Commit, Failure, Pipeline, Request, Slots};
 use crate::proto::encode::{self, Ack};
 use crate::proto::{Version, reason};
 use crate::router::{DueWill, NOBODY, Router};
@@ -92,9 +92,13 @@ impl Core {
         self.router().take_stale(&mut batch.ops);
         let number = pipeline.lock().add(request, bytes, None);
         let owner = Arc::clone(pipeline);
+        let chain = batch.chain.clone();
         let done = self.counted(move |core, result| {
             if let Err(error) = &result {
                 core.counters.commit_failed();
+                if let Some(chain) = chain {
+                    chain.break_off();
+                }
                 tracing::debug!(client = %owner.client(), %error, "commit failed; nothing is acknowledged");
             }
             let mut slots = owner.lock();
@@ -109,7 +113,11 @@ impl Core {
     /// Commits operations that nobody waits for; takes no slot.
     pub(crate) fn submit_ops(self: &Arc<Self>, ops: Vec<Op>) -> Option<Parked> {
         let done = self.counted(|core, result| core.told(&result));
-        self.commit(Box::new((Batch { ops, publish: None }, done)))
+        let batch = Batch {
+            ops,
+            ..Batch::default()
+        };
+        self.commit(Box::new((batch, done)))
     }
 
     /// Offers a batch to the storage; it comes back when there is no room now.
@@ -143,10 +151,12 @@ impl Core {
     /// Resolves every slot at the front whose commit is known.
     fn resolve(&self, pipeline: &Arc<Pipeline>, slots: &mut Slots) {
         while let Some((request, commit)) = slots.pop_resolved() {
-            let failure = match commit {
-                Commit::Ok => None,
-                Commit::Full => Some(reason::QUOTA),
-                Commit::Failed => Some(reason::UNSPECIFIED),
+            let failure = match (commit, slots.failed) {
+                // A publish that came after one that was not kept, and needed no commit itself.
+                (Commit::Ok, Some(failure)) if request.is_in_chain() => Some(failure.code),
+                (Commit::Ok, _) => None,
+                (Commit::Full, _) => Some(reason::QUOTA),
+                (Commit::Failed, _) => Some(reason::UNSPECIFIED),
             };
             match failure {
                 None => self.resolve_ok(pipeline, slots, request),
@@ -173,7 +183,7 @@ impl Core {
                 if self.router().received(pipeline.key(), id) == Some(true) {
                     encode::ack(&mut slots.out, version, Ack::Pubrec, id, reason::SUCCESS);
                 } else {
-                    slots.failed = Some(reason::UNSPECIFIED);
+                    slots.fail(Failure::silent(reason::UNSPECIFIED));
                 }
             }
             Request::Ack { kind, id, code } => {
@@ -211,10 +221,18 @@ impl Core {
                 }
                 drop(router);
                 match (ack, version) {
+                    // What comes later on this connection is not answered at all: the client
+                    // sends it again, after the one that is refused here if it likes.
                     (Some((kind, id)), Version::V5) => {
-                        encode::ack(&mut slots.out, version, kind, id, code);
+                        if slots.failed.is_none() {
+                            encode::ack(&mut slots.out, version, kind, id, code);
+                        }
+                        slots.fail(Failure {
+                            code,
+                            is_open: true,
+                        });
                     }
-                    (Some(_), Version::V311) => slots.failed = Some(code),
+                    (Some(_), Version::V311) => slots.fail(Failure::silent(code)),
                     (None, _) => self.counters.dropped(),
                 }
             }
@@ -229,10 +247,10 @@ impl Core {
             Request::Connack { .. } => {
                 self.router().session_not_stored(pipeline.key());
                 encode::connack_refused(&mut slots.out, version, code);
-                slots.failed = Some(code);
+                slots.fail(Failure::silent(code));
             }
             Request::Repeated { .. } | Request::Ack { .. } | Request::Unsuback { .. } => {
-                slots.failed = Some(code);
+                slots.fail(Failure::silent(code));
             }
         }
     }
@@ -291,7 +309,10 @@ impl Core {
             return;
         }
         let done = self.counted(|core, result| core.told(&result));
-        let batch = Batch { ops, publish: None };
+        let batch = Batch {
+            ops,
+            ..Batch::default()
+        };
         self.insist(Some(Box::new((batch, done)))).await;
     }
 
@@ -308,7 +329,10 @@ impl Core {
             // Nobody waits any more when the program is going down hard.
             let _ = reply.send(());
         });
-        let batch = Batch { ops, publish: None };
+        let batch = Batch {
+            ops,
+            ..Batch::default()
+        };
         self.insist(Some(Box::new((batch, done)))).await;
         // An error means that the storage stopped; there is nothing left to wait for.
         let _ = answer.await;

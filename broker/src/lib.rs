@@ -49,5 +49,5 @@ pub use limits::Limits;
 pub use message::{Message, Qos};
 pub use stats::Stats;
 pub use storage::{
-    Batch, Busy, Done, LoadFuture, Loaded, MemoryStorage, Op, Publish, Storage, StorageError,
+    Batch, Busy, Chain, Done, LoadFuture, Loaded, MemoryStorage, Op, Publish, Storage, StorageError,
 };

@@ -16,7 +16,7 @@ use crate::limits::RECEIVE_BYTES_MAX;
 use crate::proto::encode::Ack;
 use crate::proto::{SubscribeEntry, Version};
 use crate::router::Plan;
-use crate::storage::StorageError;
+use crate::storage::{Chain, StorageError};
 use crate::trie::SessionKey;
 
 /// What a slot is for.
@@ -50,6 +50,13 @@ pub(crate) enum Request {
         id: u16,
         codes: Vec<u8>,
     },
+}
+
+impl Request {
+    /// Whether it is a publish whose place in the order counts.
+    pub(crate) fn is_in_chain(&self) -> bool {
+        matches!(self, Self::Publish { ack: Some(_), .. })
+    }
 }
 
 /// How a slot's commit ended.
@@ -87,7 +94,25 @@ pub(crate) struct Slots {
     /// Encoded answers, not yet taken by the connection.
     pub(crate) out: BytesMut,
     /// The connection has to end without answering further.
-    pub(crate) failed: Option<u8>,
+    pub(crate) failed: Option<Failure>,
+}
+
+/// Why a connection may not be answered any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) code: u8,
+    /// Whether the client may hear the reason once more, with DISCONNECT.
+    pub(crate) is_open: bool,
+}
+
+impl Failure {
+    /// The end without another packet.
+    pub(crate) fn silent(code: u8) -> Self {
+        Self {
+            code,
+            is_open: false,
+        }
+    }
 }
 
 impl Slots {
@@ -121,6 +146,11 @@ impl Slots {
         Some((slot.request, commit))
     }
 
+    /// Ends the answers; the first failure counts.
+    pub(crate) fn fail(&mut self, failure: Failure) {
+        self.failed.get_or_insert(failure);
+    }
+
     pub(crate) fn has_room(&self, slots_max: u16) -> bool {
         self.waiting.len() < usize::from(slots_max) && self.bytes < RECEIVE_BYTES_MAX
     }
@@ -135,6 +165,8 @@ pub(crate) struct Pipeline {
     notify: Notify,
     /// Reason to end the connection; 0 is none.
     end: AtomicU8,
+    /// Acknowledged publishes of this connection.
+    chain: Chain,
     slots: Mutex<Slots>,
 }
 
@@ -146,12 +178,17 @@ impl Pipeline {
             key: std::sync::OnceLock::new(),
             notify: Notify::new(),
             end: AtomicU8::new(0),
+            chain: Chain::default(),
             slots: Mutex::default(),
         }
     }
 
     pub(crate) fn version(&self) -> Version {
         self.version
+    }
+
+    pub(crate) fn chain(&self) -> &Chain {
+        &self.chain
     }
 
     pub(crate) fn client(&self) -> Arc<str> {

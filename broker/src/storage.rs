@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::Message;
@@ -56,6 +57,25 @@ pub struct Publish {
     pub message: Arc<Message>,
 }
 
+/// The acknowledged publishes of one connection, which become durable in order and without a gap.
+///
+/// A device sends again what was not acknowledged, oldest first. Were a later publish kept when an
+/// earlier one was not, the program would see the later one before the earlier.
+#[derive(Clone, Debug, Default)]
+pub struct Chain(Arc<AtomicBool>);
+
+impl Chain {
+    /// Nothing that comes later on this chain may be kept.
+    pub fn break_off(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether an earlier batch of the chain was not kept.
+    pub fn is_broken(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 /// One unit of durability: all of it is kept, or none.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
@@ -63,6 +83,8 @@ pub struct Batch {
     pub ops: Vec<Op>,
     /// The message itself, when [`Storage::wants`] its topic: to be handled in the same transaction.
     pub publish: Option<Publish>,
+    /// What the batch is part of, if its order matters.
+    pub chain: Option<Chain>,
 }
 
 impl Batch {
@@ -104,6 +126,9 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Takes a batch and calls `done` when it is durable. Batches become durable in the order in
     /// which they were taken, and `done` is called in that order. Never blocks.
+    ///
+    /// A batch whose [`Chain`] is broken is not kept; one that fails breaks its chain, before any
+    /// later batch is looked at.
     fn commit(&self, batch: Batch, done: Done) -> Result<(), Busy>;
 }
 

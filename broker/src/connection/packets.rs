@@ -112,6 +112,9 @@ impl Connection<'_> {
                 message: Arc::clone(&message),
             });
         }
+        if ack.is_some() && !batch.is_empty() {
+            batch.chain = Some(self.pipeline.chain().clone());
+        }
         let request = Request::Publish {
             plan,
             ack: ack.map(|kind| (kind, publish.id)),

@@ -79,14 +79,14 @@ async fn a_failed_commit_closes_a_v311_client_without_an_acknowledgement() {
 }
 
 #[tokio::test]
-async fn a_failed_commit_is_told_to_a_v5_client_which_stays() {
+async fn a_failed_commit_is_told_to_a_v5_client_which_has_to_connect_again() {
     let storage = GatedStorage::default();
     let harness = Harness::start(storage.clone()).await;
-    let mut device = Raw::connect_v5(harness.addr, "d", true, 0).await;
     for (id, qos, error, kind, code) in [
         (1, 1, StorageError::Full, PUBACK, 0x97),
         (2, 2, StorageError::Failed("io".into()), PUBREC, 0x80),
     ] {
+        let mut device = Raw::connect_v5(harness.addr, "d", true, 0).await;
         device
             .send(&publish("app/x", b"v", qos, false, id, true))
             .await;
@@ -96,9 +96,54 @@ async fn a_failed_commit_is_told_to_a_v5_client_which_stays() {
             device.packet().await,
             (kind, vec![0, u8::try_from(id).unwrap(), code])
         );
+        assert_eq!(device.packet().await, (0xe0, vec![code, 0]));
+        device.assert_closed().await;
     }
-    device.assert_silent().await;
     harness.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_kept_or_acknowledged_after_a_gap_until_the_device_connects_again() {
+    for is_v5 in [false, true] {
+        let storage = GatedStorage::default();
+        let harness = Harness::start(storage.clone()).await;
+        let mut device = if is_v5 {
+            Raw::connect_v5(harness.addr, "d", true, 0).await
+        } else {
+            Raw::connect_v311(harness.addr, "d", true).await.0
+        };
+        for (topic, id) in [("app/1", 1), ("app/2", 2), ("chat", 3), ("app/4", 4)] {
+            device
+                .send(&publish(topic, b"v", 1, false, id, is_v5))
+                .await;
+        }
+        storage.wait_held(3).await;
+        storage.release_one(Ok(()));
+        storage.release_one(Err(StorageError::Full));
+        storage.release_one(Ok(()));
+        let mut first = vec![0, 1];
+        if is_v5 {
+            assert_eq!(device.packet().await, (PUBACK, first));
+            first = vec![0, 2, 0x97];
+        }
+        assert_eq!(device.packet().await, (PUBACK, first));
+        if is_v5 {
+            assert_eq!(device.packet().await, (0xe0, vec![0x97, 0]));
+        }
+        device.assert_closed().await;
+        assert_eq!(*storage.seen.lock().unwrap(), ["app/1"]);
+
+        storage.open_gate();
+        let (mut device, _) = Raw::connect_v311(harness.addr, "d", true).await;
+        for (topic, id) in [("app/2", 2), ("app/4", 4)] {
+            device
+                .send(&publish(topic, b"v", 1, false, id, false))
+                .await;
+            assert_eq!(device.packet().await.0, PUBACK);
+        }
+        assert_eq!(*storage.seen.lock().unwrap(), ["app/1", "app/2", "app/4"]);
+        harness.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -98,7 +98,10 @@ impl GatedStorage {
         }
     }
 
-    fn finish(&self, batch: Batch, done: Done, result: Result<(), StorageError>) {
+    fn finish(&self, batch: Batch, done: Done, mut result: Result<(), StorageError>) {
+        if batch.chain.as_ref().is_some_and(broker::Chain::is_broken) {
+            result = Err(StorageError::Failed("after a gap".into()));
+        }
         if result.is_ok() {
             if let Some(publish) = &batch.publish {
                 self.seen

@@ -245,11 +245,22 @@ impl Reader {
                 publish.clone(),
                 self.shared.connection.load(Ordering::Acquire),
             );
+            let gate = Arc::clone(&self.shared);
             let (shared, outlet) = (Arc::clone(&self.shared), self.outlet.clone());
             let (handle, link_wake) = (self.handle.clone(), Arc::clone(&self.link_wake));
             shared.unacknowledged.fetch_add(1, Ordering::AcqRel);
             let submitted = self.store.submit_fn(
-                move |tx| dispatch(tx, &inbound, &payload, clock::unix_millis()),
+                move |tx| {
+                    // After a message that was not stored, none of the same connection is: the
+                    // broker sends all of them again, in their order.
+                    if gate.failed.load(Ordering::Acquire) == connection {
+                        return Err(StoreError::Refused(
+                            "an earlier message of this connection was not stored".into(),
+                        ));
+                    }
+                    dispatch(tx, &inbound, &payload, clock::unix_millis())
+                        .inspect_err(|_| gate.failed.store(connection, Ordering::Release))
+                },
                 move |result| {
                     shared.unacknowledged.fetch_sub(1, Ordering::AcqRel);
                     match result {

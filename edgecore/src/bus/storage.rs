@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use broker::{Batch, Busy, Done, LoadFuture, Storage, StorageError};
+use broker::{Batch, Busy, Chain, Done, LoadFuture, Storage, StorageError};
 use rusqlite::Connection;
 use tokio::sync::Notify;
 
@@ -71,6 +71,7 @@ impl Storage for BusStorage {
     }
 
     fn commit(&self, batch: Batch, done: Done) -> Result<(), Busy> {
+        let chain = batch.chain.clone();
         let slot = Arc::new(Slot(Mutex::new((Some(batch), Some(done)))));
         let (job, report) = (Arc::clone(&slot), Arc::clone(&slot));
         let handle = self.handle.get().cloned();
@@ -78,7 +79,7 @@ impl Storage for BusStorage {
         let submitted = self.store.submit_fn(
             move |tx| {
                 job.batch()
-                    .map_or(Ok(Outcome::default()), |batch| work(tx, &batch))
+                    .map_or(Ok(Outcome::default()), |batch| chained(tx, &batch))
             },
             move |result| {
                 let Some(done) = report.done() else { return };
@@ -87,7 +88,11 @@ impl Storage for BusStorage {
                         done(Ok(()));
                         after_commit(outcome, handle.as_ref(), &link_wake);
                     }
-                    Err(error) => done(Err(of_store(&error))),
+                    Err(error) => {
+                        // The whole commit may have failed after every job had run.
+                        break_off(chain.as_ref());
+                        done(Err(of_store(&error)));
+                    }
                 }
             },
         );
@@ -107,6 +112,24 @@ impl Storage for BusStorage {
                 }
             }
         }
+    }
+}
+
+/// Runs a batch, unless an earlier one of its chain failed. A failure shows to the very next job
+/// of the same transaction.
+fn chained(tx: &Connection, batch: &Batch) -> Result<Outcome, StoreError> {
+    let chain = batch.chain.as_ref();
+    if chain.is_some_and(Chain::is_broken) {
+        return Err(StoreError::Refused(
+            "an earlier message of this connection was not stored".into(),
+        ));
+    }
+    work(tx, batch).inspect_err(|_| break_off(chain))
+}
+
+fn break_off(chain: Option<&Chain>) {
+    if let Some(chain) = chain {
+        chain.break_off();
     }
 }
 

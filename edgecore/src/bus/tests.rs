@@ -311,6 +311,57 @@ async fn what_cannot_be_stored_is_not_acknowledged() {
 }
 
 #[tokio::test]
+async fn after_a_reading_that_was_not_stored_none_is_until_the_device_connects_again() {
+    let node = Node::start(&config(BusMode::Internal, "")).await;
+    let refuse =
+        "CREATE TRIGGER no_more BEFORE INSERT ON outbox WHEN instr(NEW.message, 'reading-3')
+        BEGIN SELECT RAISE(ABORT, 'no'); END";
+    node.store
+        .write(move |tx| Ok(tx.execute_batch(refuse)?))
+        .await
+        .unwrap();
+    let readings = async || -> Vec<String> {
+        let of = |row: &outbox::Pending| {
+            let message = Message::decode(&row.message).unwrap();
+            message.content.text().unwrap_or_default()
+        };
+        node.outbox().await.iter().map(of).collect()
+    };
+    let mut device = Device::connect(node.port(), "t1").await;
+    let publish_all = async |device: &Device, range: std::ops::Range<u32>| {
+        for n in range {
+            device
+                .publish("acme/user/line", &format!("reading-{n}"))
+                .await;
+        }
+    };
+    publish_all(&device, 1..9).await;
+    let mut acknowledged = 0;
+    let closed = async {
+        loop {
+            match device.events.poll().await {
+                Ok(Event::Incoming(Packet::PubAck(_))) => acknowledged += 1,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+    };
+    timeout(PATIENCE, closed).await.unwrap();
+    assert!(acknowledged <= 2, "{acknowledged}");
+    assert_eq!(readings().await, ["reading-1", "reading-2"]);
+
+    block_outbox(&node.store, false).await;
+    let mut device = Device::connect(node.port(), "t1").await;
+    publish_all(&device, 3..9).await;
+    for _ in 3..9 {
+        device.until(|p| matches!(p, Packet::PubAck(_))).await;
+    }
+    let wanted: Vec<String> = (1..9).map(|n| format!("reading-{n}")).collect();
+    assert_eq!(readings().await, wanted);
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn an_external_broker_is_asked_again_for_what_could_not_be_stored() {
     let (port, stop_other, _) = other_broker().await;
     let external = format!("tcp://127.0.0.1:{port}");

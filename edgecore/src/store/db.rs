@@ -62,6 +62,13 @@ impl StoreError {
         }
     }
 
+    fn of_job(self) -> Self {
+        if let Self::Sql(source) = self {
+            return Self::of_commit(source);
+        }
+        self
+    }
+
     fn of_commit(source: rusqlite::Error) -> Self {
         match source.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
@@ -202,14 +209,32 @@ impl Db {
                 return Err(StoreError::of_commit(source));
             }
         };
-        for mut job in jobs {
+        let mut jobs = jobs.into_iter();
+        while let Some(mut job) = jobs.next() {
             let outcome = (|| {
                 let savepoint = tx.savepoint()?;
                 job.run(&savepoint)?;
                 savepoint.commit()?;
                 Ok(())
-            })();
+            })()
+            .map_err(StoreError::of_job);
+            let Err(error) = &outcome else {
+                outcomes.push((job, outcome));
+                continue;
+            };
+            // Some errors (a full disk above all) end the whole transaction; what ran after that
+            // would be a transaction of its own and nobody's promise.
+            let is_over = tx.is_autocommit();
+            let cause = if matches!(error, StoreError::Full) {
+                StoreError::Full
+            } else {
+                StoreError::Refused(error.to_string())
+            };
             outcomes.push((job, outcome));
+            if is_over {
+                outcomes.extend(jobs.map(|job| (job, Ok(()))));
+                return Err(cause);
+            }
         }
         tx.commit().map_err(StoreError::of_commit)
     }
@@ -255,4 +280,78 @@ fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
         }
     }
     Ok(aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    type Told = Arc<Mutex<Vec<(usize, Result<(), String>)>>>;
+
+    /// Writes a row of so many bytes and tells what became of it.
+    struct Row {
+        n: usize,
+        bytes: usize,
+        told: Told,
+    }
+
+    impl Job for Row {
+        fn run(&mut self, tx: &Connection) -> Result<(), StoreError> {
+            tx.execute(
+                "INSERT INTO facts (name, value) VALUES (?1, zeroblob(?2))",
+                (self.n.to_string(), self.bytes),
+            )?;
+            Ok(())
+        }
+
+        fn done(self: Box<Self>, outcome: Result<(), StoreError>) {
+            let outcome = outcome.map_err(|e| e.to_string());
+            self.told.lock().unwrap().push((self.n, outcome));
+        }
+    }
+
+    #[test]
+    fn a_disk_that_fills_in_the_middle_of_a_batch_keeps_only_what_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut db, _) = Db::open(&dir.path().join("edge.db")).unwrap();
+        let pages: u32 = db
+            .conn
+            .query_row("PRAGMA page_count", [], |r| r.get(0))
+            .unwrap();
+        let limit = |db: &Db, pages: u32| {
+            let sql = format!("PRAGMA max_page_count={pages}");
+            db.conn.query_row(&sql, [], |_| Ok(())).unwrap();
+        };
+        limit(&db, pages + 20);
+        let told = Told::default();
+        let job = |n: usize, bytes: usize| -> Box<dyn Job> {
+            Box::new(Row {
+                n,
+                bytes,
+                told: Arc::clone(&told),
+            })
+        };
+        db.commit(vec![job(1, 100), job(2, 100_000), job(3, 100)]);
+        db.commit(vec![job(4, 100)]);
+        limit(&db, 1_000_000);
+        db.commit(vec![job(5, 100_000)]);
+        let told = told.lock().unwrap().clone();
+        assert_eq!(told.len(), 5, "{told:?}");
+        for (n, outcome) in &told {
+            let kept: bool = db
+                .conn
+                .query_row(
+                    "SELECT count(*) FROM facts WHERE name = ?1",
+                    [n.to_string()],
+                    |r| r.get(0),
+                )
+                .unwrap();
+            assert_eq!(kept, outcome.is_ok(), "row {n}: {outcome:?}");
+        }
+        let full = StoreError::Full.to_string();
+        assert_eq!(told.iter().find(|(n, _)| *n == 2).unwrap().1, Err(full));
+        assert_eq!(told[4], (5, Ok(())));
+    }
 }
