@@ -16,6 +16,7 @@ use crate::edged::{self, Edged, EdgedHandle};
 use crate::hub::tls::Floor;
 use crate::hub::{HubHandle, Link, LinkParts, Publisher, rotate};
 use crate::meta::{self, MetaHandle, SealError, Sealer};
+use crate::outbox;
 use crate::store::{Store, StoreError};
 use crate::supervise::{Exit, Phase, Supervisor};
 use crate::twin;
@@ -124,8 +125,10 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
     let ran_before = key_file.exists();
     let sealer = Arc::new(Sealer::from_file(&key_file)?);
     let own = node.clone();
+    let outbox_bytes_max = config.outbox_bytes_max;
     store
         .write(move |tx| {
+            outbox::set_bytes_max(tx, outbox_bytes_max)?;
             meta::mark_if_rebuilt(tx, ran_before)?;
             twin::set_node(tx, &own)
         })

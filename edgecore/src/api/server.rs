@@ -147,9 +147,9 @@ async fn answer(request: &Request<Incoming>, sources: &Sources) -> Response<Full
 /// Collects the status. Reads only; works offline.
 async fn status(sources: &Sources) -> Result<Status, StoreError> {
     let now = clock::monotonic();
-    let (devices, ledger) = sources
+    let (devices, ledger, outbox_bytes) = sources
         .store
-        .read(|tx| Ok((twin::devices(tx)?, outbox::ledger(tx)?)))
+        .read(|tx| Ok((twin::devices(tx)?, outbox::ledger(tx)?, outbox::bytes(tx)?)))
         .await?;
     Ok(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -169,7 +169,7 @@ async fn status(sources: &Sources) -> Result<Status, StoreError> {
             })
             .collect(),
         ledger: ledger.into_iter().map(Into::into).collect(),
-        disk: disk(&sources.database),
+        disk: disk(&sources.database, outbox_bytes),
         memory: memory(),
     })
 }
@@ -226,7 +226,7 @@ fn mqtt(bus: &BusHandle) -> MqttStatus {
     }
 }
 
-fn disk(database: &Path) -> DiskStatus {
+fn disk(database: &Path, outbox_bytes: u64) -> DiskStatus {
     let size = |suffix: &str| {
         let mut path = database.as_os_str().to_owned();
         path.push(suffix);
@@ -239,6 +239,7 @@ fn disk(database: &Path) -> DiskStatus {
     let written = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
     DiskStatus {
         database_bytes: size("") + size("-wal"),
+        outbox_bytes,
         free_bytes: free,
         written_bytes: field(&written, "write_bytes:"),
     }

@@ -114,6 +114,9 @@ impl From<Balance> for StreamStatus {
 #[serde(rename_all = "camelCase")]
 pub struct DiskStatus {
     pub database_bytes: u64,
+    /// What waits for the hub; bounded by `outpost.outboxBytesMax`.
+    #[serde(default)]
+    pub outbox_bytes: u64,
     pub free_bytes: u64,
     /// Written by this process to storage since its start.
     pub written_bytes: u64,
@@ -154,10 +157,11 @@ impl Status {
             out.push_str(&format!("mqtt     {}  {external}\n", mqtt.listen));
         }
         out.push_str(&format!(
-            "memory   {} MiB resident, {} MiB proportional\ndisk     database {} KiB, {} MiB free\n",
+            "memory   {} MiB resident, {} MiB proportional\ndisk     database {} KiB (outbox {} KiB), {} MiB free\n",
             self.memory.rss_bytes >> 20,
             self.memory.pss_bytes >> 20,
             self.disk.database_bytes >> 10,
+            self.disk.outbox_bytes >> 10,
             self.disk.free_bytes >> 20
         ));
         let pods = self.pods.iter().map(|pod| {

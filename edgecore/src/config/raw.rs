@@ -129,5 +129,6 @@ pub(super) struct Outpost {
     pub logger_path: String,
     pub log_format: String,
     pub log_level: String,
+    pub outbox_bytes_max: String,
     pub run_directory: String,
 }

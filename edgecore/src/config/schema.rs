@@ -274,6 +274,11 @@ pub(super) const FIELDS: &[Field] = &[
         "error, warn, info, debug, trace, or a tracing filter",
     ),
     f(
+        "outpost.outboxBytesMax",
+        "\"256Mi\"",
+        "what waits for the hub may take this much disk; then the oldest rows give way (`evicted` in the ledger)",
+    ),
+    f(
         "outpost.runDirectory",
         "\"/run/edgecore\"",
         "the socket that `edgecore status` asks; network pins; volumes that must not touch the disk",

@@ -19,6 +19,7 @@ fn the_printed_files_are_read_back_as_the_defaults() {
         assert!(config.ignored.is_empty());
         let hub = config.hub.unwrap();
         assert_eq!(hub.server, "127.0.0.1:10000");
+        assert_eq!(config.outbox_bytes_max, crate::outbox::BYTES_MAX);
         assert_eq!(config.bus.unwrap().mode, BusMode::Internal);
         assert_eq!(config.runtime.unwrap().log_bytes_max, 10 << 20);
     }
@@ -97,6 +98,7 @@ fn mistakes_name_the_path() {
         ),
         ("apiVersion: v1", "edgecore.config.kubeedge.io/v1alpha2"),
         ("modules: {eventBus: {mqttMode: 7}}", "must be 0, 1 or 2"),
+        ("outpost: {outboxBytesMax: 4k}", "must be 1Mi or more"),
     ] {
         let told = with_file(text).unwrap_err().to_string();
         assert!(told.contains(expected), "{text}: {told}");

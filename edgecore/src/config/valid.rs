@@ -8,6 +8,9 @@ use std::time::Duration;
 use super::ConfigError;
 use super::raw::Raw;
 
+/// Several of the largest messages a device can send.
+const OUTBOX_BYTES_MIN: u64 = 1 << 20;
+
 /// Everything the daemon needs to know at start.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -25,6 +28,8 @@ pub struct Config {
     /// `None`: no MQTT and no devices.
     pub bus: Option<BusConfig>,
     pub log: LogConfig,
+    /// Bound of the outbox; at least [`OUTBOX_BYTES_MIN`].
+    pub outbox_bytes_max: u64,
     /// KubeEdge's keys that were present and mean nothing here, sorted.
     pub ignored: Vec<String>,
 }
@@ -261,6 +266,15 @@ fn quantity(path: &'static str, text: &str) -> Result<u64, ConfigError> {
         .ok_or_else(|| wrong(path, format!("`{text}` is no size")))
 }
 
+fn outbox_bytes_max(text: &str) -> Result<u64, ConfigError> {
+    const PATH: &str = "outpost.outboxBytesMax";
+    let bytes = quantity(PATH, text)?;
+    if !(OUTBOX_BYTES_MIN..=1 << 50).contains(&bytes) {
+        return Err(wrong(PATH, format!("must be 1Mi or more, is `{text}`")));
+    }
+    Ok(bytes)
+}
+
 /// Raw to checked.
 pub(super) fn check(raw: &Raw, ignored: Vec<String>) -> Result<Config, ConfigError> {
     if raw.api_version != "edgecore.config.kubeedge.io/v1alpha2" {
@@ -314,6 +328,7 @@ pub(super) fn check(raw: &Raw, ignored: Vec<String>) -> Result<Config, ConfigErr
         runtime: runtime(raw)?,
         bus: bus(raw, &node_name)?,
         log: log(raw)?,
+        outbox_bytes_max: outbox_bytes_max(&raw.outpost.outbox_bytes_max)?,
         node_name,
         ignored,
     })

@@ -181,9 +181,6 @@ impl Driver {
         if let Some(renewal) = self.lease.renewal(&self.node, clock::unix_millis(), now) {
             self.session.best_effort(renewal);
         }
-        if let Some(renewal) = self.lease.renewal(&self.node, clock::unix_millis(), now) {
-            self.session.best_effort(renewal);
-        }
     }
 
     fn handle_event(&mut self, event: Event, now: Instant) {

@@ -3,6 +3,16 @@
 //! A row is written in the transaction of the event that caused it and leaves when the hub has
 //! acknowledged its sequence number. Per stream `accepted = delivered + pending + expired +
 //! evicted` holds at every commit.
+//!
+//! The whole is bounded ([`quota`]): when it is full the oldest rows of somebody give way, counted
+//! as evicted. Nothing is refused and nothing stops (design D12).
+
+mod quota;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use quota::open_totals;
+pub use quota::{BYTES_MAX, UPLOAD_STREAMS_MAX, UPLOADS_OTHER, bytes, set_bytes_max};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -39,22 +49,40 @@ impl Balance {
     }
 }
 
-/// Appends a message inside the caller's transaction and counts it as accepted.
+/// Appends a message inside the caller's transaction and counts it as accepted. A full outbox
+/// makes room first; an upload on a topic too many goes to [`UPLOADS_OTHER`].
 pub fn append(
     tx: &Connection,
     stream: &str,
     message: &[u8],
     now: UnixMillis,
 ) -> Result<Seq, StoreError> {
+    let cost = quota::cost(message);
+    quota::make_room(tx, stream, cost, now)?;
+    let stream = if accept(tx, stream, cost)? {
+        stream
+    } else {
+        let stream = quota::new_stream(tx, stream)?;
+        tx.prepare_cached(
+            "INSERT INTO streams (stream, accepted, bytes) VALUES (?1, 1, ?2)
+             ON CONFLICT (stream) DO UPDATE SET accepted = accepted + 1, bytes = bytes + ?2",
+        )?
+        .execute(params![stream, cost])?;
+        stream
+    };
     tx.prepare_cached("INSERT INTO outbox (stream, created_ms, message) VALUES (?1, ?2, ?3)")?
         .execute(params![stream, now, message])?;
-    let seq = tx.last_insert_rowid();
-    tx.prepare_cached(
-        "INSERT INTO streams (stream, accepted) VALUES (?1, 1)
-         ON CONFLICT (stream) DO UPDATE SET accepted = accepted + 1",
-    )?
-    .execute([stream])?;
-    Ok(u64::try_from(seq).unwrap_or(0))
+    Ok(u64::try_from(tx.last_insert_rowid()).unwrap_or(0))
+}
+
+/// Counts a row of a stream that exists already.
+fn accept(tx: &Connection, stream: &str, cost: u64) -> Result<bool, StoreError> {
+    let changed = tx
+        .prepare_cached(
+            "UPDATE streams SET accepted = accepted + 1, bytes = bytes + ?2 WHERE stream = ?1",
+        )?
+        .execute(params![stream, cost])?;
+    Ok(changed > 0)
 }
 
 /// The oldest rows after `after`, at most `limit`.
@@ -74,51 +102,86 @@ pub fn pending(tx: &Connection, after: Seq, limit: usize) -> Result<Vec<Pending>
 
 /// Removes every row up to and including `seq` and counts them as delivered. Returns how many.
 pub fn delivered_up_to(tx: &Connection, seq: Seq) -> Result<u64, StoreError> {
-    tx.prepare_cached(
-        "INSERT INTO streams (stream, delivered)
-         SELECT stream, count(*) FROM outbox WHERE seq <= ?1 GROUP BY stream
-         ON CONFLICT (stream) DO UPDATE SET delivered = delivered + excluded.delivered",
-    )?
-    .execute([seq])?;
-    let rows = tx
-        .prepare_cached("DELETE FROM outbox WHERE seq <= ?1")?
+    let mut query = tx.prepare_cached(
+        "SELECT stream, count(*), sum(length(message)) FROM outbox WHERE seq <= ?1 GROUP BY stream",
+    )?;
+    let sums = query
+        .query_map([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<Result<Vec<(String, u64, u64)>, _>>()?;
+    let mut removed = 0;
+    for (stream, rows, bytes) in &sums {
+        let freed = quota::freed(*rows, *bytes);
+        settle(tx, stream, Fate::Delivered, *rows, freed)?;
+        removed += rows;
+    }
+    tx.prepare_cached("DELETE FROM outbox WHERE seq <= ?1")?
         .execute([seq])?;
-    Ok(u64::try_from(rows).unwrap_or(0))
+    Ok(removed)
 }
 
 /// Removes one row out of order: what a peer without the batch extension acknowledges.
 pub fn delivered_one(tx: &Connection, seq: Seq) -> Result<bool, StoreError> {
-    let stream: Option<String> = tx
-        .prepare_cached("DELETE FROM outbox WHERE seq = ?1 RETURNING stream")?
-        .query_row([seq], |row| row.get(0))
-        .optional()?;
-    if let Some(stream) = &stream {
-        tx.prepare_cached("UPDATE streams SET delivered = delivered + 1 WHERE stream = ?1")?
-            .execute([stream])?;
-    }
-    Ok(stream.is_some())
+    remove_one(tx, seq, Fate::Delivered)
 }
 
 /// Removes one row that the hub will never take (a plain KubeEdge hub is silent about reports it
 /// cannot apply) and counts it as expired.
 pub fn expired_one(tx: &Connection, seq: Seq) -> Result<bool, StoreError> {
-    let stream: Option<String> = tx
-        .prepare_cached("DELETE FROM outbox WHERE seq = ?1 RETURNING stream")?
-        .query_row([seq], |row| row.get(0))
+    remove_one(tx, seq, Fate::Expired)
+}
+
+fn remove_one(tx: &Connection, seq: Seq, fate: Fate) -> Result<bool, StoreError> {
+    let gone: Option<(String, u64)> = tx
+        .prepare_cached("DELETE FROM outbox WHERE seq = ?1 RETURNING stream, length(message)")?
+        .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    if let Some(stream) = &stream {
-        tx.prepare_cached("UPDATE streams SET expired = expired + 1 WHERE stream = ?1")?
-            .execute([stream])?;
+    if let Some((stream, bytes)) = &gone {
+        settle(tx, stream, fate, 1, quota::freed(1, *bytes))?;
     }
-    Ok(stream.is_some())
+    Ok(gone.is_some())
+}
+
+/// How a row leaves.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Delivered,
+    Expired,
+    Evicted,
+}
+
+/// Moves rows that leave from pending to their fate, and gives their bytes back.
+fn settle(
+    tx: &Connection,
+    stream: &str,
+    fate: Fate,
+    rows: u64,
+    freed: u64,
+) -> Result<(), StoreError> {
+    let update = match fate {
+        Fate::Delivered => {
+            "UPDATE streams SET delivered = delivered + ?2, bytes = bytes - ?3 WHERE stream = ?1"
+        }
+        Fate::Expired => {
+            "UPDATE streams SET expired = expired + ?2, bytes = bytes - ?3 WHERE stream = ?1"
+        }
+        Fate::Evicted => {
+            "UPDATE streams SET evicted = evicted + ?2, bytes = bytes - ?3 WHERE stream = ?1"
+        }
+    };
+    tx.prepare_cached(update)?
+        .execute(params![stream, rows, freed])?;
+    quota::give_back(tx, freed)
 }
 
 /// Every stream's balance, by name.
 pub fn ledger(tx: &Connection) -> Result<Vec<Balance>, StoreError> {
     let mut query = tx.prepare_cached(
         "SELECT s.stream, accepted, delivered, expired, evicted,
-                (SELECT count(*) FROM outbox o WHERE o.stream = s.stream)
-         FROM streams s ORDER BY s.stream",
+                coalesce(pending.rows, 0)
+         FROM streams s
+         LEFT JOIN (SELECT stream, count(*) AS rows FROM outbox GROUP BY stream) pending
+           ON pending.stream = s.stream
+         ORDER BY s.stream",
     )?;
     let rows = query.query_map([], |row| {
         Ok(Balance {
@@ -146,39 +209,4 @@ pub fn epoch(tx: &Connection) -> Result<String, StoreError> {
         [],
         |r| r.get(0),
     )?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::Db;
-
-    #[test]
-    fn the_ledger_balances_through_append_and_both_kinds_of_delivery() {
-        let db = Db::open_in_memory().unwrap();
-        let tx = db.reader();
-        for n in 0..6_u8 {
-            append(tx, if n % 2 == 0 { "a" } else { "b" }, &[n], 1).unwrap();
-        }
-        assert_eq!(
-            pending(tx, 0, 2)
-                .unwrap()
-                .iter()
-                .map(|p| p.seq)
-                .collect::<Vec<_>>(),
-            [1, 2]
-        );
-        assert_eq!(delivered_up_to(tx, 3).unwrap(), 3);
-        assert!(delivered_one(tx, 5).unwrap());
-        assert!(
-            !delivered_one(tx, 5).unwrap(),
-            "a second acknowledgement changes nothing"
-        );
-        assert!(expired_one(tx, 6).unwrap() && !expired_one(tx, 6).unwrap());
-        let ledger = ledger(tx).unwrap();
-        assert!(ledger.iter().all(Balance::is_balanced), "{ledger:?}");
-        assert_eq!(ledger[0].delivered, 3);
-        assert_eq!((ledger[1].pending, ledger[1].expired), (1, 1));
-        assert_eq!(epoch(tx).unwrap(), epoch(tx).unwrap());
-    }
 }

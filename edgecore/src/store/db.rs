@@ -16,6 +16,10 @@ const CHECKPOINT_PAGES: u32 = 4000;
 /// SQLite's page cache. 1 MiB holds the working set of a node; memory is the budget here.
 const CACHE_KIB: i32 = 1024;
 
+/// Statements kept compiled. One reading needs about a dozen, a plain hub and the broker's queues
+/// others; with the library's 16 they push each other out.
+const STATEMENTS_MAX: usize = 48;
+
 /// Why the store refused. Everything but `Busy` and `Full` needs an operator or a newer binary.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -150,6 +154,8 @@ impl Db {
     }
 
     fn migrate(&mut self) -> Result<(), StoreError> {
+        self.conn
+            .set_prepared_statement_cache_capacity(STATEMENTS_MAX);
         let found: usize = self
             .conn
             .query_row("PRAGMA user_version", [], |r| r.get(0))?;
@@ -167,7 +173,7 @@ impl Db {
             tx.pragma_update(None, "user_version", index + 1)?;
             tx.commit()?;
         }
-        Ok(())
+        crate::outbox::open_totals(&self.conn)
     }
 
     /// Runs every job in one transaction and reports to each after the commit. A job that fails

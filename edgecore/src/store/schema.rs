@@ -21,11 +21,13 @@ pub(super) const MIGRATIONS: &[&str] = &[
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         stream TEXT NOT NULL, created_ms INTEGER NOT NULL, message BLOB NOT NULL
     );
-    -- per stream: accepted = delivered + pending + expired + evicted, always
+    -- per stream: accepted = delivered + pending + expired + evicted, always; bytes is what the
+    -- pending rows cost
     CREATE TABLE streams (
         stream TEXT PRIMARY KEY,
         accepted INTEGER NOT NULL DEFAULT 0, delivered INTEGER NOT NULL DEFAULT 0,
-        expired INTEGER NOT NULL DEFAULT 0, evicted INTEGER NOT NULL DEFAULT 0
+        expired INTEGER NOT NULL DEFAULT 0, evicted INTEGER NOT NULL DEFAULT 0,
+        bytes INTEGER NOT NULL DEFAULT 0
     ) WITHOUT ROWID;
 
     -- device twins (DeviceTwin); document is the device-twin crate's own JSON, recent the prints
