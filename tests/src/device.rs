@@ -78,7 +78,11 @@ impl Thermometer {
             .set_clean_session(true)
             .set_keep_alive(Duration::from_secs(20));
         options.set_max_packet_size(256 << 10, 256 << 10);
-        let (client, events) = AsyncClient::new(options, IN_FLIGHT_MAX + 8);
+        let (client, mut events) = AsyncClient::new(options, IN_FLIGHT_MAX + 8);
+        // A reading must not wait for the delayed acknowledgement of the one before.
+        let mut network = events.network_options();
+        network.set_tcp_nodelay(true);
+        events.set_network_options(network);
         client
             .subscribe(self.topic("twin/update/delta"), QoS::AtLeastOnce)
             .await?;

@@ -13,4 +13,4 @@ mod schema;
 mod writer;
 
 pub use db::{Db, Job, StoreError};
-pub use writer::{Store, WriteHandleError};
+pub use writer::Store;

@@ -16,11 +16,6 @@ const QUEUE_JOBS_MAX: usize = 1024;
 /// Jobs in one commit. Bounds the latency of the first asker in a batch.
 const BATCH_JOBS_MAX: usize = 512;
 
-/// Returned by [`Store::shutdown`] when the writer thread panicked.
-#[derive(Debug, thiserror::Error)]
-#[error("the store's writer thread panicked")]
-pub struct WriteHandleError;
-
 /// What the writer thread is handed.
 enum Order {
     Run(Box<dyn Job>),

@@ -225,16 +225,6 @@ pub(super) fn pick_platform(manifests: &[Descriptor]) -> Option<&Descriptor> {
         })
 }
 
-/// `busybox:1` -> `docker.io/library/busybox:1`.
-pub(super) fn normalize(reference: &str) -> Result<Reference, RuntimeError> {
-    reference
-        .parse::<Reference>()
-        .map_err(|error| RuntimeError::InvalidImageName {
-            reference: reference.to_owned(),
-            reason: error.to_string(),
-        })
-}
-
 /// `docker.io/library/busybox@sha256:…`, as kubelet writes `imageID`.
 pub(super) fn image_id(reference: &Reference, digest: &str) -> String {
     format!(
@@ -404,18 +394,6 @@ mod tests {
                 hex::encode(Sha256::digest(b"sha256:aa sha256:bb"))
             )
         );
-    }
-
-    #[test]
-    fn references_are_normalized() {
-        for (written, whole) in [
-            ("busybox", "docker.io/library/busybox:latest"),
-            ("busybox:1", "docker.io/library/busybox:1"),
-            ("localhost:5000/a/b:c", "localhost:5000/a/b:c"),
-        ] {
-            assert_eq!(normalize(written).unwrap().whole(), whole);
-        }
-        assert!(normalize("UPPER case").is_err());
     }
 
     #[test]
