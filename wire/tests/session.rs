@@ -335,6 +335,48 @@ fn a_half_open_link_is_found_within_ten_seconds() {
 }
 
 #[test]
+fn a_status_that_the_hub_could_not_store_is_told_again() {
+    use wire::body::{Status, object_error};
+    let t0 = Instant::now();
+    let mut edge = EdgeSession::new(Ids::new("e"), "epoch");
+    edge.handle_connected(Extensions::ALL, Some(0), Inventory::default(), t0);
+    let status = report(1);
+    edge.set_latest("pod", status.clone()).unwrap();
+    let sent = |edge: &mut EdgeSession, now| {
+        let mut ids = Vec::new();
+        while let Some(transmit) = edge.poll_transmit(now) {
+            if let Transmit::Message(message) = transmit
+                && message.route.resource == status.route.resource
+            {
+                ids.push(message.header.id.clone());
+            }
+        }
+        ids
+    };
+    let answer = |edge: &mut EdgeSession, id: &str, code| {
+        let failed = Status {
+            reason: "x".into(),
+            code,
+            ..Status::default()
+        };
+        let mut asked = status.clone();
+        id.clone_into(&mut asked.header.id);
+        edge.handle_message(asked.reply("r", 0, "hub", object_error(&failed)), t0);
+    };
+    let first = sent(&mut edge, t0);
+    assert_eq!(first.len(), 1);
+    answer(&mut edge, &first[0], 500);
+    assert!(edge.is_telling("pod"), "the hub's store stumbled");
+    let late = t0 + limits::CONFIRM_WITHIN;
+    edge.handle_heard(late);
+    edge.handle_timeout(late);
+    let again = sent(&mut edge, late);
+    assert_eq!(again.len(), 1);
+    answer(&mut edge, &again[0], 404);
+    assert!(!edge.is_telling("pod"), "no such pod: nothing to tell");
+}
+
+#[test]
 fn one_object_is_never_in_flight_twice_and_the_newest_wins() {
     let now = Instant::now();
     let mut hub = HubSession::new(Ids::new("h"), Extensions::ALL, now);

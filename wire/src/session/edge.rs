@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::{Ids, Transmit};
+use crate::body::Reply;
 use crate::extension::{Batch, BatchAck, Entry, Extensions, GROUP, Inventory};
 use crate::limits;
 use crate::message::{Content, Message, Operation, Route};
@@ -119,6 +120,11 @@ impl EdgeSession {
         }
     }
 
+    /// From the next connection on the outbox has another epoch; what was pushed goes again.
+    pub fn set_epoch(&mut self, epoch: impl Into<String>) {
+        self.epoch = epoch.into();
+    }
+
     /// Wall time for the `timestamp` of messages made here; nothing is decided by it.
     pub fn set_wall_time(&mut self, now_ms: i64) {
         self.now_ms = now_ms;
@@ -231,6 +237,11 @@ impl EdgeSession {
             self.latest_order.push_back(key.to_owned());
         }
         Ok(())
+    }
+
+    /// Whether the value under `key` waits to be sent or to be answered.
+    pub fn is_telling(&self, key: &str) -> bool {
+        self.latest.contains_key(key)
     }
 
     /// Sends once if the link is up. When too many wait, the oldest is dropped; `true` says so.
@@ -349,7 +360,11 @@ impl EdgeSession {
             return;
         }
         if let Some(key) = self.latest_in_flight(&to) {
-            self.latest.remove(&key);
+            // A hub whose store stumbled has not taken it: it stays in flight, and goes again
+            // when its confirmation is late.
+            if !is_passing_failure(&message) {
+                self.latest.remove(&key);
+            }
             return;
         }
         if let Some(seq) = self.durable_by_id(&to) {
@@ -601,6 +616,14 @@ impl EdgeSession {
             self.events.push_back(Event::GaveUp { seq });
         }
     }
+}
+
+/// Whether an answer says that trying again, unchanged, can succeed.
+fn is_passing_failure(answer: &Message) -> bool {
+    matches!(
+        Reply::classify(&answer.content),
+        Reply::Failed(status) if status.code >= 500 || status.code == 429
+    )
 }
 
 fn confirm_within(extensions: Extensions) -> Duration {
