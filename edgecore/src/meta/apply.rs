@@ -38,6 +38,36 @@ pub fn apply(
     message: &Message,
     now_ms: UnixMillis,
 ) -> Result<Applied, StoreError> {
+    apply_if(tx, sealer, node, message, now_ms, Versions::MustRise)
+}
+
+/// As [`apply`], for pushes of a hub that keeps the order of an object's versions and knows what
+/// the node holds: the last is the one that counts, also when its version is lower. A hub that was
+/// restored from a backup counts on from there, and what it says then must not be ignored.
+pub fn apply_in_order(
+    tx: &Connection,
+    sealer: &Sealer,
+    node: &str,
+    message: &Message,
+    now_ms: UnixMillis,
+) -> Result<Applied, StoreError> {
+    apply_if(tx, sealer, node, message, now_ms, Versions::MayFall)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Versions {
+    MustRise,
+    MayFall,
+}
+
+fn apply_if(
+    tx: &Connection,
+    sealer: &Sealer,
+    node: &str,
+    message: &Message,
+    now_ms: UnixMillis,
+    versions: Versions,
+) -> Result<Applied, StoreError> {
     let operation = message.route.operation();
     match ResourcePath::parse(&message.route.resource) {
         ResourcePath::Object {
@@ -49,7 +79,7 @@ pub fn apply(
             let key = Key::new(&kind, namespace, &name);
             match operation {
                 Operation::Insert | Operation::Update => {
-                    upsert(tx, sealer, node, &kind, key, message, now_ms)
+                    upsert(tx, sealer, node, &kind, key, message, now_ms, versions)
                 }
                 Operation::Delete => delete(tx, &kind, &key, message, now_ms),
                 Operation::Query
@@ -105,6 +135,10 @@ fn from_router(message: &Message, path: &ResourcePath) -> Result<Applied, StoreE
     })
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what a push is made of, once, between two functions of this file"
+)]
 fn upsert(
     tx: &Connection,
     sealer: &Sealer,
@@ -113,6 +147,7 @@ fn upsert(
     key: Key,
     message: &Message,
     now_ms: UnixMillis,
+    versions: Versions,
 ) -> Result<Applied, StoreError> {
     let document: Value = message
         .content
@@ -144,7 +179,7 @@ fn upsert(
     }
     if let Some((uid, version)) = objects::version(tx, &object.key)?
         && uid == object.uid
-        && is_not_newer(&object.resource_version, &version)
+        && is_known(&object.resource_version, &version, versions)
     {
         return Ok(Applied::default());
     }
@@ -165,6 +200,14 @@ fn is_our_pod(object: &Object, node: &str) -> Result<bool, StoreError> {
         .map_err(|error| refused(format!("{}: {error}", object.key.path())))?;
     let bound = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
     Ok(bound.is_empty() || bound == node)
+}
+
+/// Whether the version that comes need not be stored.
+fn is_known(incoming: &str, stored: &str, versions: Versions) -> bool {
+    match versions {
+        Versions::MustRise => is_not_newer(incoming, stored),
+        Versions::MayFall => incoming == stored && !incoming.is_empty(),
+    }
 }
 
 /// Resource versions are decimal; anything else is opaque and taken as newer.

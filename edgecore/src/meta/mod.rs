@@ -11,7 +11,7 @@ mod handle;
 mod objects;
 mod seal;
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, apply, apply_in_order};
 pub use handle::MetaHandle;
 pub use objects::{Key, Object, inventory, mark_if_rebuilt};
 pub use seal::{SealError, Sealer};

@@ -83,6 +83,22 @@ fn a_push_is_an_upsert_older_versions_and_other_uids_change_nothing() {
 }
 
 #[test]
+fn a_hub_restored_from_a_backup_is_heard_though_its_versions_fell() {
+    let node = Node::new();
+    let path = "default/pod/p";
+    let push = |version: &str| push(&Operation::Update, path, version, &pod("u1", version, "n1"));
+    let in_order =
+        |message: &Message| apply_in_order(node.db.reader(), &node.sealer, "n1", message, 1);
+    for (version, changed) in [("100", true), ("100", false), ("60", true), ("61", true)] {
+        assert_eq!(in_order(&push(version)).unwrap().changed, changed);
+        assert_eq!(node.version().as_deref(), Some(version));
+    }
+    assert_eq!(node.version().as_deref(), Some("61"));
+    // An answer to a query may have been overtaken by a push.
+    assert!(!node.apply(&push("60")).unwrap().changed);
+}
+
+#[test]
 fn a_pod_that_is_not_ours_or_not_readable_is_never_stored() {
     let node = Node::new();
     let foreign = push(
