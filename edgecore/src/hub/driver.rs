@@ -1,12 +1,12 @@
 //! The shell around [`EdgeSession`] that does not touch the socket: store jobs, outbox, news,
 //! requests. Works the same connected or not.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
-use wire::message::Message;
+use wire::message::{Message, Operation};
 use wire::session::Ids;
 use wire::session::edge::{EdgeSession, Event};
 
@@ -27,6 +27,8 @@ const DONE_MAX: usize = 2 * PUSHES_MAX;
 /// Delivered rows are deleted this much later, many with one commit. Until then they count as
 /// pending; after a crash the hub says at connect what it has.
 const DELETE_AFTER: Duration = Duration::from_millis(500);
+/// After a deletion that failed.
+const DELETE_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// A hub that takes our inventory and then pushes nothing for this long has told everything.
 const QUIET_AFTER: Duration = Duration::from_secs(5);
 /// Outbox rows read at once.
@@ -66,9 +68,17 @@ pub(super) struct Driver {
     deleted: u64,
     deleting: bool,
     delete_at: Option<Instant>,
+    /// The last deletion failed.
+    delete_trouble: bool,
+    /// Pushes refused since one was stored.
+    refused: u32,
     /// When a store that was lost counts as filled again; `None` while it is whole.
     complete_at: Option<Instant>,
+    /// Keys of deletions told to the hub: forgotten when it has answered.
+    farewells: BTreeSet<String>,
     waiting: HashMap<String, oneshot::Sender<Result<Message, RequestError>>>,
+    /// The hub is ours: its pushes of one object come in order.
+    in_order: bool,
     /// Set by `LinkDead`: the socket must be closed.
     pub link_dead: bool,
 }
@@ -102,8 +112,12 @@ impl Driver {
             deleted: 0,
             deleting: false,
             delete_at: None,
+            delete_trouble: false,
+            refused: 0,
             complete_at: None,
+            farewells: BTreeSet::new(),
             waiting: HashMap::new(),
+            in_order: false,
             link_dead: false,
         }
     }
@@ -117,6 +131,7 @@ impl Driver {
     pub(super) fn handle_connected(&mut self, is_plain: bool, now: Instant) {
         self.link_dead = false;
         self.more_rows = true;
+        self.in_order = !is_plain;
         // A plain hub never tells again what it believes the node to hold (protocol §6.2).
         self.complete_at = (!is_plain && !self.meta.is_complete()).then_some(now + QUIET_AFTER);
         self.registration.reset();
@@ -133,6 +148,7 @@ impl Driver {
         while let Some(event) = self.session.poll_event() {
             self.handle_event(event, now);
         }
+        self.forget_farewells();
         self.delete_delivered(now);
         if self.complete_at.is_some_and(|at| at <= now) && self.pushes == 0 {
             self.complete_at = None;
@@ -168,10 +184,14 @@ impl Driver {
             }
         }
         while let Some(key) = news.fresh.pop_first() {
-            if let Some(message) = news.latest.get(&key)
-                && self.session.set_latest(&key, message.clone()).is_err()
-            {
+            let Some(message) = news.latest.get(&key) else {
+                continue;
+            };
+            let is_farewell = message.route.operation() == Operation::Delete;
+            if self.session.set_latest(&key, message.clone()).is_err() {
                 tracing::warn!(key, "session is full; a status is not reported");
+            } else if is_farewell {
+                self.farewells.insert(key);
             }
         }
         while let Some(event) = news.events.pop_front() {
@@ -181,6 +201,25 @@ impl Driver {
         if let Some(renewal) = self.lease.renewal(&self.node, clock::unix_millis(), now) {
             self.session.best_effort(renewal);
         }
+    }
+
+    /// A pod that is gone here and at the hub has no news any more. Without this every pod that
+    /// ever ran would be told again on each connection, until no new one could be told at all.
+    fn forget_farewells(&mut self) {
+        if self.farewells.is_empty() {
+            return;
+        }
+        let (session, shared) = (&self.session, &self.inbox.shared);
+        self.farewells.retain(|key| {
+            if session.is_telling(key) {
+                return true;
+            }
+            let mut news = shared.news();
+            if !news.fresh.contains(key) {
+                news.latest.remove(key);
+            }
+            false
+        });
     }
 
     fn handle_event(&mut self, event: Event, now: Instant) {
@@ -235,8 +274,13 @@ impl Driver {
         let work = message.clone();
         let done = self.done.clone();
         let back = Box::new(message.clone());
+        let apply = if self.in_order {
+            meta::apply_in_order
+        } else {
+            meta::apply
+        };
         let submitted = self.store.submit_fn(
-            move |tx| meta::apply(tx, &sealer, &node, &work, clock::unix_millis()),
+            move |tx| apply(tx, &sealer, &node, &work, clock::unix_millis()),
             move |outcome| {
                 let message = back;
                 // Bounded by PUSHES_MAX, so there is room unless the link task is gone.
@@ -259,6 +303,7 @@ impl Driver {
                 }
                 match outcome {
                     Ok(applied) => {
+                        self.refused = 0;
                         self.session.ack(&message);
                         if applied.changed {
                             self.meta.bump();
@@ -269,12 +314,17 @@ impl Driver {
                         self.more_rows |= applied.queued;
                     }
                     Err(error) => {
-                        tracing::warn!(
-                            msg_id = message.header.id,
-                            resource = message.route.resource,
-                            %error,
-                            "push was not stored; the hub is told"
-                        );
+                        self.refused = self.refused.saturating_add(1);
+                        // The hub sends it again every few seconds: told ever more rarely.
+                        if self.refused.is_power_of_two() {
+                            tracing::warn!(
+                                msg_id = message.header.id,
+                                resource = message.route.resource,
+                                refused = self.refused,
+                                %error,
+                                "push was not stored; the hub is told"
+                            );
+                        }
                         self.session.refuse(&message, &error.to_string());
                     }
                 }
@@ -282,9 +332,16 @@ impl Driver {
             Done::Deleted { up_to, outcome } => {
                 self.deleting = false;
                 match outcome {
-                    Ok(_) => self.deleted = self.deleted.max(up_to),
+                    Ok(_) => {
+                        self.deleted = self.deleted.max(up_to);
+                        self.delete_trouble = false;
+                    }
                     Err(error) => {
-                        tracing::warn!(%error, "delivered rows were not deleted; tried again with the next");
+                        // A full disk may last: neither tried nor told with every round.
+                        self.delete_at = Some(clock::monotonic() + DELETE_RETRY_AFTER);
+                        if !std::mem::replace(&mut self.delete_trouble, true) {
+                            tracing::warn!(%error, "delivered rows were not deleted; tried again until they are");
+                        }
                     }
                 }
             }

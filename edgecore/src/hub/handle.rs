@@ -192,13 +192,6 @@ impl HubHandle {
         self.shared.wake.notify_one();
     }
 
-    /// The value under `key` is of no interest any more.
-    pub fn forget_latest(&self, key: &str) {
-        let mut news = self.shared.news();
-        news.latest.remove(key);
-        news.fresh.remove(key);
-    }
-
     /// Sends once when the link is up; the oldest goes when too many wait.
     pub fn event(&self, message: Message) {
         let mut news = self.shared.news();

@@ -80,6 +80,7 @@ impl Link {
             backoff: Backoff::default(),
             offline_since: clock::monotonic(),
             reason: String::new(),
+            join_trouble: String::new(),
         };
         running.raise_floor().await?;
         while !stop.is_cancelled() {
@@ -116,6 +117,8 @@ struct Running {
     backoff: Backoff,
     offline_since: Instant,
     reason: String,
+    /// Why joining by token failed last.
+    join_trouble: String,
 }
 
 impl Running {
@@ -187,7 +190,14 @@ impl Running {
         };
         match enrolled.await {
             Ok(()) => tracing::info!("joined the hub with the configured token"),
-            Err(error) => tracing::warn!(%error, "could not join with the configured token"),
+            Err(error) => {
+                // Tried again with every attempt, maybe for weeks: told when it changes.
+                let error = error.to_string();
+                if error != self.join_trouble {
+                    tracing::warn!(error, "could not join with the configured token");
+                    self.join_trouble = error;
+                }
+            }
         }
     }
 
@@ -201,6 +211,11 @@ impl Running {
             extensions,
             acked,
         } = connected;
+        if let Some(acked) = acked.filter(|_| extensions.batch)
+            && self.leave_epoch_if_behind(acked).await?
+        {
+            return Ok(());
+        }
         let inventory = self.store.read(meta::inventory).await?;
         let began = clock::monotonic();
         self.driver.session.set_wall_time(clock::unix_millis());
@@ -233,6 +248,34 @@ impl Running {
         tracing::info!(reason = %ended, "link is down");
         self.lost(ended.to_string());
         Ok(())
+    }
+
+    /// A hub that has more of our epoch than was ever written here: this database is an older copy
+    /// of the one that sent it (a restored image, a disk that lied about its writes). The hub would
+    /// take what is written next for repeats, and so would we by its acknowledgement: the rest goes
+    /// under a new epoch.
+    async fn leave_epoch_if_behind(&mut self, acked: u64) -> Result<bool, StoreError> {
+        if self.store.read(last_seq).await? >= acked {
+            return Ok(false);
+        }
+        let fresh = uuid::Uuid::new_v4().to_string();
+        let epoch = fresh.clone();
+        self.store
+            .write(move |tx| {
+                tx.execute(
+                    "UPDATE facts SET value = ?1 WHERE name = 'outbox_epoch'",
+                    [epoch],
+                )?;
+                Ok(())
+            })
+            .await?;
+        tracing::warn!(
+            acked,
+            "the hub has more of the outbox than this database ever held: it is an older copy, and gets a new epoch"
+        );
+        self.driver.session.set_epoch(fresh.as_str());
+        self.epoch = fresh;
+        Ok(true)
     }
 
     /// Until the connection ends.
@@ -404,6 +447,15 @@ impl Running {
             tracing::warn!(%error, "last good time was not stored");
         }
     }
+}
+
+/// The highest sequence number that the outbox ever gave out.
+fn last_seq(tx: &rusqlite::Connection) -> Result<u64, StoreError> {
+    Ok(tx.query_row(
+        "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox'",
+        [],
+        |row| row.get(0),
+    )?)
 }
 
 fn read_floor(tx: &rusqlite::Connection) -> Result<i64, StoreError> {

@@ -372,6 +372,73 @@ async fn readings_pushes_statuses_and_queries_survive_a_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_of_the_database_loses_no_reading() {
+    let (edge, hub) = edge(Extensions::ALL).await;
+    let before = edge.store.write(outbox::epoch).await.unwrap();
+    for n in 1..=3 {
+        edge.reading(n).await;
+    }
+    let (_say, mut todo) = mpsc::channel(8);
+    let (see, mut seen) = mpsc::channel(256);
+    let serving = tokio::spawn(async move {
+        // What the copy's original had sent; 1 to 3 here are other readings.
+        hub.serve(500, &mut todo, &see).await;
+        hub.serve(0, &mut todo, &see).await;
+    });
+    let mut stored = Vec::new();
+    while stored.len() < 3 {
+        let (epoch, seqs) = next(&mut seen, |event| {
+            let Event::Batch(found) = event else {
+                return None;
+            };
+            Some((found.epoch.clone(), batch(event)?))
+        })
+        .await;
+        assert_ne!(epoch, before);
+        stored.extend(seqs);
+    }
+    assert_eq!(stored, [1, 2, 3]);
+    assert_ne!(edge.store.write(outbox::epoch).await.unwrap(), before);
+    edge.stop.cancel();
+    serving.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_is_gone_is_told_once_and_forgotten() {
+    let (edge, hub) = edge(Extensions::ALL).await;
+    let (say, mut todo) = mpsc::channel(8);
+    let (see, mut seen) = mpsc::channel(256);
+    let serving = tokio::spawn(async move {
+        hub.serve(0, &mut todo, &see).await;
+        hub.serve(0, &mut todo, &see).await;
+    });
+    let told = |event: &Event| {
+        let route = &request(event)?.route;
+        Some((route.operation.clone(), route.resource.clone()))
+    };
+    edge.hub
+        .pod_status("default", "p", "u", json!({"phase": "Failed"}));
+    edge.hub.pod_gone("default", "p", "u");
+    while next(&mut seen, told).await.0 != "delete" {}
+    // Answers come in order: after this one the deletion is known to be confirmed.
+    edge.meta.configmap("default", "there").await.unwrap();
+    say.send(Do::Cut).await.unwrap();
+    let mut link = edge.hub.link();
+    link.wait_for(|state| state.connects == 2).await.unwrap();
+    edge.hub
+        .pod_status("default", "q", "v", json!({"phase": "Running"}));
+    loop {
+        let (operation, resource) = next(&mut seen, told).await;
+        assert_ne!(operation, "delete", "{resource} is told again");
+        if resource == "default/podpatch/q" {
+            break;
+        }
+    }
+    edge.stop.cancel();
+    serving.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plain_hub_gets_keepalives_a_lease_and_single_messages() {
     let (edge, hub) = edge(Extensions::NONE).await;
     edge.hub
