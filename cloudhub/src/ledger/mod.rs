@@ -186,10 +186,9 @@ impl Ledger {
                 entry.seq
             };
             record.received += 1;
-            let count = record.streams.entry(entry.stream.clone()).or_default();
-            *count += 1;
+            let count = record.count(&entry.stream);
             log.push(
-                fold.apply(seq, &entry.stream, *count, &entry.message)
+                fold.apply(seq, &entry.stream, count, &entry.message)
                     .await?,
             );
         }

@@ -25,6 +25,30 @@ pub struct NodeRecord {
     pub next_segment: u64,
 }
 
+/// Most streams counted apart per node: a node chooses their names (an upload's topic), and the
+/// record is written with every batch.
+pub(super) const STREAMS_MAX: usize = 1024;
+/// Where the rest, and streams with longer names than [`STREAM_BYTES_MAX`], are counted.
+pub(super) const OTHER_STREAMS: &str = "other";
+/// Longest name of a stream that is counted apart.
+pub(super) const STREAM_BYTES_MAX: usize = 1024;
+
+impl NodeRecord {
+    /// Counts one message of a stream; returns how many there were.
+    pub(super) fn count(&mut self, stream: &str) -> u64 {
+        let is_known = self.streams.contains_key(stream);
+        let fits = self.streams.len() < STREAMS_MAX && stream.len() <= STREAM_BYTES_MAX;
+        let name = if is_known || fits {
+            stream
+        } else {
+            OTHER_STREAMS
+        };
+        let count = self.streams.entry(name.to_owned()).or_default();
+        *count += 1;
+        *count
+    }
+}
+
 /// One stored reading.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LogEntry {

@@ -167,3 +167,20 @@ async fn a_plain_report_gets_a_number_from_the_hub() {
     let object = status(&store, "t1").await.unwrap();
     assert_eq!(object["status"]["twins"][0]["reported"]["value"], "2");
 }
+
+#[test]
+fn a_node_that_invents_streams_does_not_grow_its_record() {
+    let mut record = NodeRecord::default();
+    let n = 3 * record::STREAMS_MAX as u64;
+    for name in 0..n {
+        record.count(&format!("upload/{name}"));
+    }
+    assert_eq!(
+        record.count("upload/0"),
+        2,
+        "one that is known is counted on"
+    );
+    record.count(&"x".repeat(record::STREAM_BYTES_MAX + 1));
+    assert_eq!(record.streams.len(), record::STREAMS_MAX + 1);
+    assert_eq!(record.streams.values().sum::<u64>(), n + 2, "none is lost");
+}
