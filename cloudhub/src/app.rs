@@ -217,9 +217,10 @@ fn start_listeners(
 
     let tls = server_config(authority, leaf, ClientAuth::OptionalEvenExpired, &h2)?;
     let (shared, stop) = (Arc::clone(&parts.enrollment), tasks.stop());
+    let registry = Arc::clone(&parts.registry);
     tasks.spawn("bootstrap listener", async move {
         https::serve(listeners.bootstrap, tls, stop, move |peer, request| {
-            bootstrap::handle(Arc::clone(&shared), peer, request)
+            bootstrap::handle(Arc::clone(&shared), Arc::clone(&registry), peer, request)
         })
         .await
     });

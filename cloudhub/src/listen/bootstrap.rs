@@ -11,6 +11,7 @@ use super::http::{Peer, answer, text};
 use crate::{
     clock,
     pki::{EnrollError, Enrollment, csr::CSR_BYTES_MAX},
+    session::{Close, Registry},
 };
 
 const DER: &str = "application/octet-stream";
@@ -18,6 +19,7 @@ const DER: &str = "application/octet-stream";
 /// Answers one request.
 pub async fn handle(
     enrollment: Arc<Enrollment>,
+    registry: Arc<Registry>,
     peer: Peer,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
@@ -29,7 +31,7 @@ pub async fn handle(
         }
         ("/edge.crt", &(Method::GET | Method::POST)) => {
             let address = peer.address;
-            match edge_certificate(&enrollment, peer, request).await {
+            match edge_certificate(&enrollment, &registry, peer, request).await {
                 Ok(der) => answer(StatusCode::OK, DER, der),
                 Err(refusal) => {
                     tracing::warn!(%address, reason = %refusal.text, "node certificate refused");
@@ -73,6 +75,7 @@ impl From<EnrollError> for Refusal {
 
 async fn edge_certificate(
     enrollment: &Enrollment,
+    registry: &Registry,
     peer: Peer,
     request: Request<Incoming>,
 ) -> Result<Vec<u8>, Refusal> {
@@ -95,7 +98,15 @@ async fn edge_certificate(
         .and_then(|v| v.trim().split_once(' '))
         .map(|(_, token)| token.trim().to_owned());
     let der = match (bearer, peer.identity) {
-        (Some(token), _) => enrollment.join(&node, &token, &csr, now).await?,
+        (Some(token), _) => {
+            let der = enrollment.join(&node, &token, &csr, now).await?;
+            // Whoever held the name until now is out at once, not when its connection breaks.
+            if let Some(session) = registry.get(&node) {
+                let why = EnrollError::Replaced(node.clone()).to_string();
+                session.close(Close::new(Close::POLICY, why));
+            }
+            der
+        }
         (None, Some(identity)) => enrollment.renew(&node, &identity, &csr, now).await?,
         (None, None) => return Err(EnrollError::NoCredentials.into()),
     };

@@ -1,6 +1,10 @@
 //! The loop of one session.
 
-use std::{future::poll_fn, sync::Arc, time::Instant};
+use std::{
+    future::poll_fn,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::Message as WsMessage;
@@ -189,10 +193,15 @@ async fn act(
             }
         }
         Event::Acked { key, version } => {
+            handle.refused.store(0, Ordering::Relaxed);
             tracing::debug!(node = %handle.node, key, version, "object acknowledged");
         }
         Event::Refused { key, reason } => {
-            tracing::warn!(node = %handle.node, key, reason, "node could not store an object; it is sent again");
+            // Every few seconds while the node's disk is full: told ever more rarely.
+            let refused = handle.refused.fetch_add(1, Ordering::Relaxed);
+            if refused.wrapping_add(1).is_power_of_two() {
+                tracing::warn!(node = %handle.node, key, reason, "node could not store an object; it is sent again");
+            }
         }
         Event::Dead { reason } => return Err(Close::new(Close::POLICY, reason)),
     }

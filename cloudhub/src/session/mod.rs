@@ -18,7 +18,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU32, Ordering},
     },
 };
 
@@ -83,6 +83,8 @@ pub struct SessionHandle {
     pub extensions: Extensions,
     /// Unix milliseconds of the last sign of life.
     heard_ms: AtomicI64,
+    /// Objects refused by the node since one was taken.
+    refused: AtomicU32,
     mailbox: Mutex<Mailbox>,
     wake: Notify,
 }
@@ -94,6 +96,7 @@ impl SessionHandle {
             generation,
             extensions,
             heard_ms: AtomicI64::new(now_ms),
+            refused: AtomicU32::new(0),
             mailbox: Mutex::default(),
             wake: Notify::new(),
         }
