@@ -267,7 +267,8 @@ fn items<'v>(value: &'v Value, pointer: &str) -> impl Iterator<Item = &'v Value>
         .flatten()
 }
 
-fn pod_needs(namespace: &str, pod: &Value) -> BTreeSet<Needed> {
+/// ConfigMaps and Secrets that a pod refers to.
+pub(crate) fn pod_needs(namespace: &str, pod: &Value) -> BTreeSet<Needed> {
     let mut needs = BTreeSet::new();
     let mut add = |kind, name: Option<&Value>| {
         if let Some(name) = name.and_then(Value::as_str).filter(|n| !n.is_empty()) {

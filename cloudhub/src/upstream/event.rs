@@ -5,7 +5,10 @@ use serde_json::Value;
 use wire::message::Operation;
 
 use super::{Answer, Request, Upstream};
-use crate::kube::{resources, text};
+use crate::{
+    downstream::index::PlacedKind,
+    kube::{resources, text},
+};
 
 impl Upstream {
     pub(super) async fn event(
@@ -30,28 +33,40 @@ impl Upstream {
     ) -> Result<(), ApiError> {
         let document = request.document()?;
         let events = resources::events();
+        // A create or update goes by the name in the event, not by the path's.
+        let target = if *operation == Operation::Patch {
+            name
+        } else {
+            text(&document, "/metadata/name")
+        };
+        match self.kube.get(&events, namespace, target).await {
+            Ok(stored) => self.own_event(request, &stored).await?,
+            Err(error) if error.reason == Reason::NotFound => {}
+            Err(error) => return Err(error),
+        }
         if *operation == Operation::Patch {
             let patch: Value = serde_json::from_str(text(&document, "/patchData"))
                 .map_err(|e| ApiError::new(Reason::BadRequest, format!("patch: {e}")))?;
+            if patch.get("involvedObject").is_some() {
+                self.own_event(request, &patch).await?;
+            }
             let done = self
                 .kube
                 .patch(&events, namespace, name, PatchKind::Strategic, patch)
                 .await;
             return match (done, document.get("event")) {
                 // Its first occurrence never arrived.
-                (Err(error), Some(event)) if error.reason == Reason::NotFound => self
-                    .kube
-                    .create(&events, namespace, event.clone())
-                    .await
-                    .map(drop),
+                (Err(error), Some(event)) if error.reason == Reason::NotFound => {
+                    self.own_event(request, event).await?;
+                    self.kube
+                        .create(&events, namespace, event.clone())
+                        .await
+                        .map(drop)
+                }
                 (done, _) => done.map(drop),
             };
         }
-        let about = text(&document, "/involvedObject/kind");
-        if about == "Node" && text(&document, "/involvedObject/name") != request.node() {
-            let why = format!("node \"{}\" may not report about another", request.node());
-            return Err(ApiError::forbidden("", "events", name, &why));
-        }
+        self.own_event(request, &document).await?;
         match self.kube.create(&events, namespace, document.clone()).await {
             Err(error) if error.reason == Reason::AlreadyExists => self
                 .kube
@@ -60,5 +75,47 @@ impl Upstream {
                 .map(drop),
             done => done.map(drop),
         }
+    }
+
+    /// The event must be about the node, or about a pod of it or one that is gone: a node neither
+    /// speaks for others nor overwrites what others said.
+    async fn own_event(&self, request: &Request<'_>, event: &Value) -> Result<(), ApiError> {
+        let about = |member| text(event, &format!("/involvedObject/{member}"));
+        let name = about("name");
+        let is_own = match about("kind") {
+            "Node" => name == request.node(),
+            "Pod" => {
+                let pod = self
+                    .kube
+                    .get(&resources::pods(), about("namespace"), name)
+                    .await;
+                match pod {
+                    Ok(pod) => {
+                        // Another pod of that name has taken the place of the node's.
+                        let uid = about("uid");
+                        let is_other = !uid.is_empty() && uid != text(&pod, "/metadata/uid");
+                        is_other || request.own_pod(&pod).is_ok()
+                    }
+                    Err(error) if error.reason == Reason::NotFound => true,
+                    Err(error) => return Err(error),
+                }
+            }
+            "Device" => {
+                let id = format!("{}/{name}", about("namespace"));
+                self.downstream
+                    .is_placed(request.node(), PlacedKind::Device, &id)
+            }
+            _ => false,
+        };
+        if is_own {
+            return Ok(());
+        }
+        let why = format!("node \"{}\" may not report about another", request.node());
+        Err(ApiError::forbidden(
+            "",
+            "events",
+            text(event, "/metadata/name"),
+            &why,
+        ))
     }
 }

@@ -78,9 +78,14 @@ impl Upstream {
             request.own_node(name)?;
             let mut node = request.document()?;
             clean_labels(&mut node);
+            // A `null` would take all of them away, also those of administrators.
+            let map = |pointer| match node.pointer(pointer) {
+                Some(map) if map.is_object() => map.clone(),
+                _ => json!({}),
+            };
             let body = json!({"metadata": {
-                "labels": node.pointer("/metadata/labels").cloned().unwrap_or(json!({})),
-                "annotations": node.pointer("/metadata/annotations").cloned().unwrap_or(json!({})),
+                "labels": map("/metadata/labels"),
+                "annotations": map("/metadata/annotations"),
             }});
             self.kube
                 .patch(&resources::nodes(), "", name, PatchKind::Merge, body)

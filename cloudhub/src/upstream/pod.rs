@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Answer, Request, Upstream, object_answer};
 use crate::{
-    downstream::messages,
+    downstream::{index::pod_needs, messages},
     kube::{resources, text},
 };
 
@@ -115,6 +115,15 @@ impl Upstream {
                     text(&pod, "/metadata/name"),
                     &why,
                 ));
+            }
+            // Else a node could make a pod that refers to any Secret, and then ask for that.
+            if let Some(need) = pod_needs(namespace, &pod).first() {
+                let why = format!(
+                    "mirror pods cannot reference secrets or configmaps: {:?} \"{}\"",
+                    need.kind, need.id
+                );
+                let name = text(&pod, "/metadata/name");
+                return Err(ApiError::forbidden("", "pods", name, &why));
             }
             self.kube.create(&resources::pods(), namespace, pod).await
         };

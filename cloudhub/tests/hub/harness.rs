@@ -330,6 +330,13 @@ impl TestNode {
         format!("{}-{}", self.node, self.next)
     }
 
+    /// Sends without waiting for an answer.
+    pub(crate) async fn tell(&mut self, operation: Operation, resource: &str, body: Content) {
+        let route = Route::new("edged", "meta", &operation, resource);
+        let id = self.id();
+        self.send(&Message::new(id, 1, route, body)).await;
+    }
+
     pub(crate) async fn request(
         &mut self,
         operation: Operation,

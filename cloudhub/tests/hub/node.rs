@@ -326,6 +326,107 @@ async fn a_node_touches_only_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_pod_is_no_key_to_secrets() {
+    let hub = TestHub::start().await;
+    let identity = hub.join("e1").await;
+    let mut node = hub.connect(&identity, None).await;
+    node.register(true).await;
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"},
+                        "stringData": {"k": "v"}});
+    hub.post("/api/v1/namespaces/default/secrets", &secret)
+        .await;
+    let mirror = |name: &str, from: Value| {
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "annotations": {"kubernetes.io/config.mirror": "x"}},
+            "spec": {"nodeName": "e1", "containers": [{"name": "c", "image": "i", "envFrom": from}]},
+        });
+        Content::json(&pod).unwrap()
+    };
+    let thief = mirror("thief", json!([{"secretRef": {"name": "s"}}]));
+    let reply = node
+        .request(Operation::Insert, "default/pod/thief", thief)
+        .await;
+    assert!(reply.content.raw().contains("Forbidden"), "{reply:?}");
+    let asked = node
+        .request(Operation::Query, "default/secret/s", Content::null())
+        .await;
+    assert!(asked.content.raw().contains("Forbidden"), "{asked:?}");
+    let honest = mirror("honest", json!([]));
+    let reply = node
+        .request(Operation::Insert, "default/pod/honest", honest)
+        .await;
+    assert!(reply.content.raw().contains("\"Err\":null"), "{reply:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_a_node_are_about_its_own() {
+    let hub = TestHub::start().await;
+    let identity = hub.join("e1").await;
+    let mut node = hub.connect(&identity, None).await;
+    node.register(true).await;
+    let mut foreign = pod("foreign");
+    foreign["spec"]["nodeName"] = "e2".into();
+    hub.post(PODS, &foreign).await;
+    let event = |name: &str, kind: &str, about: &str, reason: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Event",
+            "metadata": {"name": name, "namespace": "default"},
+            "involvedObject": {"kind": kind, "name": about, "namespace": "default"},
+            "reason": reason, "message": "m", "type": "Normal",
+        })
+    };
+    let events = "/api/v1/namespaces/default/events";
+    hub.post(events, &event("theirs", "Pod", "foreign", "Original"))
+        .await;
+    for (operation, body) in [
+        (Operation::Insert, event("made", "Pod", "foreign", "Forged")),
+        (Operation::Insert, event("made", "Node", "e2", "Forged")),
+        (Operation::Insert, event("made", "Secret", "s", "Forged")),
+        // An event that others made is not overwritten, whatever it is said to be about.
+        (Operation::Update, event("theirs", "Node", "e1", "Forged")),
+        (
+            Operation::Patch,
+            json!({"patchData": "{\"reason\":\"Forged\"}"}),
+        ),
+    ] {
+        let name = body["metadata"]["name"].as_str().unwrap_or("theirs");
+        let content = Content::json(&body).unwrap();
+        node.tell(operation, &format!("default/event/{name}"), content)
+            .await;
+    }
+    // Nor by another name in the path than in the event.
+    let hidden = Content::json(&event("theirs", "Node", "e1", "Forged")).unwrap();
+    node.tell(Operation::Insert, "default/event/hidden", hidden)
+        .await;
+    // Events are not answered; what comes after them is stored after them.
+    let own = Content::json(&event("own", "Node", "e1", "Fine")).unwrap();
+    node.tell(Operation::Insert, "default/event/own", own).await;
+    hub.wait(&format!("{events}/own"), |e| e["reason"] == "Fine")
+        .await;
+    assert!(hub.get(&format!("{events}/made")).await.is_none());
+    let theirs = hub.get(&format!("{events}/theirs")).await.unwrap();
+    assert_eq!(theirs["reason"], "Original");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_node_is_out_at_once() {
+    let hub = TestHub::start().await;
+    let old = hub.join("e1").await;
+    let mut stolen = hub.connect(&old, None).await;
+    stolen.register(true).await;
+    let token = cloudhub::cli::token::create(&hub.admin, "e1", 60, true)
+        .await
+        .unwrap()
+        .token;
+    let bearer = token.split_once('.').unwrap().1;
+    hub.enroll("e1", Some(bearer), None).await.unwrap();
+    let (code, why) = stolen.closed().await;
+    assert_eq!(code, 1008);
+    assert!(why.contains("replaced by a later join"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn refusals_say_why() {
     let hub = TestHub::start().await;
     let token = hub.token("e1").await;
