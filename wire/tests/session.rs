@@ -335,6 +335,37 @@ fn a_half_open_link_is_found_within_ten_seconds() {
 }
 
 #[test]
+fn a_hub_restored_from_a_backup_goes_on_with_what_the_edge_still_has() {
+    let mut world = World::new(Extensions::ALL);
+    let settle = |world: &mut World| {
+        for _ in 0..4 {
+            world.pump_edge();
+            world.pump_hub();
+            world.deliver_down();
+        }
+    };
+    world.connect();
+    for _ in 0..5 {
+        world.publish();
+    }
+    settle(&mut world);
+    assert_eq!(world.received, [1, 2, 3, 4, 5]);
+    assert!(world.outbox.is_empty());
+    // Two more are under way when the hub goes; it comes back knowing only the first two. What it
+    // acknowledged and lost is lost with it, what the edge has is not, and nothing is waited for.
+    world.publish();
+    world.publish();
+    world.pump_edge();
+    world.received.truncate(2);
+    world.connect();
+    world.publish();
+    settle(&mut world);
+    assert!(world.hub.is_some(), "the session stands");
+    assert_eq!(world.received, [1, 2, 6, 7, 8]);
+    assert!(world.outbox.is_empty());
+}
+
+#[test]
 fn a_status_that_the_hub_could_not_store_is_told_again() {
     use wire::body::{Status, object_error};
     let t0 = Instant::now();

@@ -49,7 +49,9 @@ impl Upstream {
             let Some(status) = patch.get("status") else {
                 return Ok(pod);
             };
-            let body = json!({ "status": status });
+            // With the uid: between the look and the write another pod may take the name.
+            let body =
+                json!({ "metadata": { "uid": text(&pod, "/metadata/uid") }, "status": status });
             self.kube
                 .patch_status(&resources::pods(), namespace, name, body)
                 .await
@@ -85,8 +87,11 @@ impl Upstream {
                 _ => DeleteOptions::parse(&request.document()?)?,
             };
             options.grace_secs = Some(0);
-            self.own(request, namespace, name, options.uid.as_deref())
+            let pod = self
+                .own(request, namespace, name, options.uid.as_deref())
                 .await?;
+            // This pod and no other that takes its name meanwhile.
+            options.uid = Some(text(&pod, "/metadata/uid").to_owned());
             self.kube
                 .delete(&resources::pods(), namespace, name, options)
                 .await
@@ -153,8 +158,9 @@ impl Upstream {
             };
             let uid = text(&report, "/UID");
             let update = async {
-                self.own(request, namespace, name, Some(uid)).await?;
-                let body = json!({ "status": report.get("Status") });
+                let pod = self.own(request, namespace, name, Some(uid)).await?;
+                let uid = text(&pod, "/metadata/uid");
+                let body = json!({ "metadata": { "uid": uid }, "status": report.get("Status") });
                 self.kube
                     .patch_status(&resources::pods(), namespace, name, body)
                     .await
