@@ -30,7 +30,7 @@ lint: fmt
 	cargo clippy --locked --workspace --tests -- -D warnings -A clippy::unwrap_used -A clippy::expect_used -A clippy::wildcard_enum_match_arm -A clippy::print_stderr -A clippy::print_stdout
 
 docs:
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --locked --workspace --no-deps --quiet
 
 # Tables, properties, golden bytes, the seeded simulation and the real neighbours.
 unit:
