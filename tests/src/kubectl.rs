@@ -27,14 +27,33 @@ impl Kubectl {
         }
     }
 
-    /// Runs a command; its standard output, or an error with what it said.
-    pub async fn run(&self, args: &[&str]) -> Result<String> {
-        let output = Command::new(&self.program)
+    /// The command, to be started by the caller: what does not end by itself.
+    pub fn command(&self, args: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(&self.program);
+        command
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
             .args(args)
             .env("HOME", &self.home)
-            .env_remove("KUBECONFIG")
+            .env_remove("KUBECONFIG");
+        command
+    }
+
+    /// Runs a command; its standard output, or an error with what it said.
+    pub async fn run(&self, args: &[&str]) -> Result<String> {
+        self.finish(self.command(args), args).await
+    }
+
+    /// `kubectl edit` with `editor` as the person.
+    pub async fn edit(&self, editor: &str, what: &[&str]) -> Result<String> {
+        let args = [&["edit"], what].concat();
+        let mut command = self.command(&args);
+        command.env("KUBE_EDITOR", editor);
+        self.finish(command, &args).await
+    }
+
+    async fn finish(&self, command: std::process::Command, args: &[&str]) -> Result<String> {
+        let output = Command::from(command)
             .kill_on_drop(true)
             .output()
             .await

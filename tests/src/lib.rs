@@ -10,5 +10,7 @@ pub mod ledger;
 pub mod oci;
 pub mod process;
 pub mod proxy;
+pub mod registry;
+pub mod scenario;
 pub mod wait;
 pub mod world;

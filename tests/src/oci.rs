@@ -15,6 +15,9 @@ const APPLETS: [&str; 20] = [
     "wget", "kill", "mount", "head", "httpd", "date", "touch",
 ];
 
+/// Media type of a manifest.
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
 /// What an image is to be.
 #[derive(Clone, Debug)]
 pub struct ImageSpec {
@@ -49,25 +52,49 @@ pub fn find_busybox() -> Option<PathBuf> {
     BUSYBOX.iter().map(PathBuf::from).find(|path| path.exists())
 }
 
-/// Writes an OCI archive with one image of one layer to `target`.
+/// An image's three blobs.
+#[derive(Clone, Debug)]
+pub struct Content {
+    pub layer: Vec<u8>,
+    pub config: Vec<u8>,
+    pub manifest: Vec<u8>,
+}
+
+/// Makes an image of one layer.
 ///
 /// # Errors
-/// No busybox on this host, or a file could not be read or written.
-pub fn write_archive(image: &ImageSpec, target: &Path) -> io::Result<()> {
+/// No busybox on this host, or a file could not be read.
+pub fn content(image: &ImageSpec) -> io::Result<Content> {
     let busybox = find_busybox()
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no busybox on this host"))?;
     let layer = layer(image, &busybox)?;
-    let layer_digest = digest(&layer);
-    let config = config(image, &layer_digest).to_string().into_bytes();
+    let config = config(image, &digest(&layer)).to_string().into_bytes();
     let manifest = json!({
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "mediaType": MANIFEST,
         "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
         "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
     })
     .to_string()
     .into_bytes();
-    let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+    Ok(Content {
+        layer,
+        config,
+        manifest,
+    })
+}
+
+/// Writes an OCI archive with one image of one layer to `target`.
+///
+/// # Errors
+/// No busybox on this host, or a file could not be read or written.
+pub fn write_archive(image: &ImageSpec, target: &Path) -> io::Result<()> {
+    let Content {
+        layer,
+        config,
+        manifest,
+    } = content(image)?;
+    let mut entry = descriptor(MANIFEST, &manifest);
     entry["annotations"] = json!({ "io.containerd.image.name": image.name });
     let index = json!({ "schemaVersion": 2, "manifests": [entry] })
         .to_string()
@@ -88,7 +115,8 @@ pub fn write_archive(image: &ImageSpec, target: &Path) -> io::Result<()> {
     archive.into_inner()?.flush()
 }
 
-fn digest(bytes: &[u8]) -> String {
+/// `sha256:…` of a blob.
+pub fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 

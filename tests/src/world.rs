@@ -41,6 +41,8 @@ pub struct World {
     pub edge: Option<Process>,
     pub link: Option<Link>,
     pub ports: Ports,
+    /// Further keys of the node's configuration, for [`World::join`].
+    pub more: Vec<(&'static str, String)>,
 }
 
 /// Where the hub listens.
@@ -82,6 +84,7 @@ impl World {
             edge: None,
             link: None,
             ports,
+            more: Vec::new(),
         };
         world.hub_up().await?;
         Ok(world)
@@ -187,7 +190,7 @@ impl World {
             .args(["--websocket", &link.address().to_string()])
             .args(["--config", path(&self.edge_config())?])
             .args(["--data-dir", path(&self.edge_dir())?]);
-        for (key, value) in self.settings()? {
+        for (key, value) in self.settings()?.iter().chain(&self.more) {
             command.args(["--set", &format!("{key}={value}")]);
         }
         let output = command.output()?;

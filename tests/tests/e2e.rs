@@ -3,134 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use outpost_tests::containerd::{self, PrivateContainerd};
 use outpost_tests::device::Thermometer;
 use outpost_tests::kubectl::Kubectl;
-use outpost_tests::process::tail;
-use outpost_tests::world::{NODE, Place, World, bins, free_port, path, reported};
-use outpost_tests::{containers, ledger, oci, wait};
-
-const PATIENCE: Duration = Duration::from_secs(60);
-const IMAGE: &str = "docker.io/library/busybox:e2e";
-
-/// A world of one's own; its directory goes when the test passes.
-struct Run {
-    world: World,
-    _containerd: PrivateContainerd,
-    dir: tempfile::TempDir,
-}
-
-impl Run {
-    /// `None` where the neighbours are missing and nobody insists on them.
-    async fn start(name: &str) -> Result<Option<Self>> {
-        if let Some(why) = containerd::missing() {
-            assert!(
-                std::env::var_os("OUTPOST_REQUIRE_NEIGHBOURS").is_none_or(|v| v == "0"),
-                "{name} needs containerd: {why}"
-            );
-            eprintln!("SKIPPED {name}: {why}");
-            return Ok(None);
-        }
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("outpost-{name}-"))
-            .tempdir()?;
-        let containerd = PrivateContainerd::start(&dir.path().join("containerd"))?;
-        let place = Place {
-            bins: bins()?,
-            dir: dir.path().to_owned(),
-            containerd: containerd.address(),
-            namespace: format!("{name}-{}", std::process::id()),
-            mqtt: free_port()?,
-        };
-        let mut world = World::start_hub(place).await?;
-        let token = world.token()?;
-        world.join(&token).await?;
-        world.edge_up()?;
-        world.node_is("True", PATIENCE).await?;
-        Ok(Some(Self {
-            world,
-            _containerd: containerd,
-            dir,
-        }))
-    }
-
-    fn image(&self) -> Result<()> {
-        let archive = self.dir.path().join("busybox.tar");
-        oci::write_archive(&oci::ImageSpec::busybox(IMAGE), &archive)?;
-        self.world.import(&archive)?;
-        Ok(())
-    }
-
-    async fn apply(&self, manifest: &str) -> Result<String> {
-        let file = self.dir.path().join("manifest.yaml");
-        std::fs::write(&file, manifest)?;
-        self.world
-            .kubectl()
-            .run(&["apply", "-f", path(&file)?])
-            .await
-    }
-
-    /// Takes the pods away, so that nothing of this run is left on the machine.
-    async fn end(mut self) -> Result<()> {
-        let kubectl = self.world.kubectl();
-        kubectl
-            .run(&[
-                "delete",
-                "pods",
-                "--all",
-                "--grace-period=1",
-                "--timeout=60s",
-            ])
-            .await?;
-        self.world.edge()?.stop().await?;
-        self.world.hub()?.stop().await?;
-        let left = containers::all(&self.world)?;
-        ensure!(left.is_empty(), "containers left behind: {left:?}");
-        for name in ["cloudhub.log", "edgecore.log"] {
-            let log = std::fs::read_to_string(self.dir.path().join(name))?;
-            let errors: Vec<&str> = log
-                .lines()
-                .filter(|line| line.contains(" ERROR ") || line.contains("panicked"))
-                .collect();
-            ensure!(
-                errors.is_empty(),
-                "{name} has errors:\n{}",
-                errors.join("\n")
-            );
-        }
-        Ok(())
-    }
-
-    fn logs(&self) -> String {
-        ["cloudhub.log", "edgecore.log"]
-            .map(|name| {
-                let log = std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
-                format!("--- {name}\n{}", tail(&log, 60))
-            })
-            .join("\n")
-    }
-}
-
-/// Runs a scenario; a failure shows both logs.
-fn scenario(name: &str, story: impl AsyncFnOnce(&mut Run) -> Result<()>) {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
-        let Some(mut run) = Run::start(name).await.unwrap() else {
-            return;
-        };
-        if let Err(error) = story(&mut run).await {
-            panic!("{error:#}\n{}", run.logs());
-        }
-        let logs = run.logs();
-        if let Err(error) = run.end().await {
-            panic!("{error:#}\n{logs}");
-        }
-    });
-}
-
+use outpost_tests::scenario::{IMAGE, PATIENCE, scenario};
+use outpost_tests::world::{NODE, World, path, reported};
+use outpost_tests::{containers, ledger, wait};
 fn device(name: &str) -> String {
     format!(
         "apiVersion: devices.kubeedge.io/v1beta1

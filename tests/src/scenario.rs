@@ -1,0 +1,158 @@
+//! One test's world: hub, node and a containerd of its own, taken down and looked over at the end.
+
+#![expect(
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a scenario is a test: without a world it fails, or says that it was skipped"
+)]
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::containerd::{self, PrivateContainerd};
+use crate::process::tail;
+use crate::world::{Place, World, bins, free_port, path};
+use crate::{containers, oci};
+
+/// Longest that anything may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The image that [`Run::image`] puts on the node.
+pub const IMAGE: &str = "docker.io/library/busybox:e2e";
+
+/// Keys of the node's configuration and their values.
+pub type Settings = Vec<(&'static str, String)>;
+
+/// A world of one's own; its directory goes when the test passes.
+#[derive(Debug)]
+pub struct Run {
+    pub world: World,
+    pub dir: tempfile::TempDir,
+    _containerd: PrivateContainerd,
+}
+
+impl Run {
+    /// `None` where the neighbours are missing and nobody insists on them.
+    async fn start(name: &str, settings: Settings) -> Result<Option<Self>> {
+        if let Some(why) = containerd::missing() {
+            assert!(
+                std::env::var_os("OUTPOST_REQUIRE_NEIGHBOURS").is_none_or(|v| v == "0"),
+                "{name} needs containerd: {why}"
+            );
+            eprintln!("SKIPPED {name}: {why}");
+            return Ok(None);
+        }
+        let dir = tempfile::Builder::new()
+            .prefix(&format!("outpost-{name}-"))
+            .tempdir()?;
+        let containerd = PrivateContainerd::start(&dir.path().join("containerd"))?;
+        let place = Place {
+            bins: bins()?,
+            dir: dir.path().to_owned(),
+            containerd: containerd.address(),
+            namespace: format!("{name}-{}", std::process::id()),
+            mqtt: free_port()?,
+        };
+        let mut world = World::start_hub(place).await?;
+        world.more = settings;
+        let token = world.token()?;
+        world.join(&token).await?;
+        world.edge_up()?;
+        world.node_is("True", PATIENCE).await?;
+        Ok(Some(Self {
+            world,
+            _containerd: containerd,
+            dir,
+        }))
+    }
+
+    /// Puts [`IMAGE`] on the node.
+    pub fn image(&self) -> Result<()> {
+        let archive = self.dir.path().join("busybox.tar");
+        oci::write_archive(&oci::ImageSpec::busybox(IMAGE), &archive)?;
+        self.world.import(&archive)?;
+        Ok(())
+    }
+
+    /// `kubectl apply`.
+    pub async fn apply(&self, manifest: &str) -> Result<String> {
+        let file = self.dir.path().join("manifest.yaml");
+        std::fs::write(&file, manifest)?;
+        self.world
+            .kubectl()
+            .run(&["apply", "-f", path(&file)?])
+            .await
+    }
+
+    /// Takes the pods away, so that nothing of this run is left on the machine.
+    async fn end(mut self) -> Result<()> {
+        let kubectl = self.world.kubectl();
+        kubectl
+            .run(&[
+                "delete",
+                "pods",
+                "--all",
+                "--grace-period=1",
+                "--timeout=60s",
+            ])
+            .await?;
+        self.world.edge()?.stop().await?;
+        self.world.hub()?.stop().await?;
+        let left = containers::all(&self.world)?;
+        ensure!(left.is_empty(), "containers left behind: {left:?}");
+        for name in ["cloudhub.log", "edgecore.log"] {
+            let log = std::fs::read_to_string(self.dir.path().join(name))?;
+            let errors: Vec<&str> = log
+                .lines()
+                .filter(|line| line.contains(" ERROR ") || line.contains("panicked"))
+                .collect();
+            ensure!(
+                errors.is_empty(),
+                "{name} has errors:\n{}",
+                errors.join("\n")
+            );
+        }
+        Ok(())
+    }
+
+    fn logs(&self) -> String {
+        ["cloudhub.log", "edgecore.log"]
+            .map(|name| {
+                let log = std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
+                format!("--- {name}\n{}", tail(&log, 60))
+            })
+            .join("\n")
+    }
+}
+
+/// Runs a scenario; a failure shows both logs.
+///
+/// # Panics
+/// The story failed, or the daemons logged errors or left containers behind.
+pub fn scenario(name: &str, story: impl AsyncFnOnce(&mut Run) -> Result<()>) {
+    scenario_with(name, Vec::new(), story);
+}
+
+/// As [`scenario`], with further keys in the node's configuration.
+///
+/// # Panics
+/// As [`scenario`].
+pub fn scenario_with(
+    name: &str,
+    settings: Settings,
+    story: impl AsyncFnOnce(&mut Run) -> Result<()>,
+) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let Some(mut run) = Run::start(name, settings).await.expect("a world") else {
+            return;
+        };
+        if let Err(error) = story(&mut run).await {
+            panic!("{error:#}\n{}", run.logs());
+        }
+        let logs = run.logs();
+        if let Err(error) = run.end().await {
+            panic!("{error:#}\n{logs}");
+        }
+    });
+}
