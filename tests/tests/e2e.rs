@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use outpost_tests::device::Thermometer;
+use outpost_tests::device::{Thermometer, flood};
 use outpost_tests::kubectl::Kubectl;
-use outpost_tests::scenario::{IMAGE, PATIENCE, scenario};
+use outpost_tests::scenario::{IMAGE, PATIENCE, scenario, scenario_with};
 use outpost_tests::world::{NODE, World, path, reported};
 use outpost_tests::{containers, ledger, wait};
 fn device(name: &str) -> String {
@@ -452,6 +452,62 @@ fn the_daemons_say_what_is_wrong_with_what_they_are_given() {
             .context("a token joined another node")?
             .to_string();
         ensure!(refused.contains("edge-2"), "{refused}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_node_cut_off_for_too_long_keeps_the_newest_and_says_what_gave_way() {
+    const COUNT: u64 = 5_000;
+    const STREAM: &str = "upload/bench/user/0";
+    let settings = vec![("outpost.outboxBytesMax", "1Mi".to_owned())];
+    scenario_with("quota", settings, async |run| {
+        let world = &run.world;
+        let kubectl = world.kubectl();
+        let ledger_path = format!("/outpost/v1/ledger/{NODE}");
+        world.link()?.cut();
+        flood(world.place.mqtt, 0, COUNT, PATIENCE).await?;
+        let stream = || {
+            let status = world.status()?;
+            let streams = status["ledger"].as_array().cloned().unwrap_or_default();
+            let found = streams.into_iter().find(|s| s["stream"] == STREAM);
+            anyhow::Ok((found.context("no such stream")?, status))
+        };
+        let (full, status) = stream()?;
+        let count = |stream: &serde_json::Value, key: &str| stream[key].as_u64().unwrap_or(0);
+        ensure!(
+            full["balanced"] == true && count(&full, "accepted") == COUNT,
+            "{full}"
+        );
+        ensure!(count(&full, "evicted") > 1_000, "{full}");
+        let bytes = status["disk"]["outboxBytes"].as_u64().unwrap_or(0);
+        ensure!((1 << 19..=1 << 20).contains(&bytes), "{bytes} bytes wait");
+
+        world.link()?.restore();
+        wait::until("the outbox to be empty", PATIENCE, async || {
+            Ok((count(&stream()?.0, "pending") == 0).then_some(()))
+        })
+        .await?;
+        let (done, _) = stream()?;
+        ensure!(done["balanced"] == true, "{done}");
+        ensure!(count(&done, "evicted") == count(&full, "evicted"), "{done}");
+        let received = ledger::received(
+            &kubectl.json(&["get", "--raw", &ledger_path]).await?,
+            STREAM,
+        );
+        // What was on its way when it gave way is still sent: at most one window.
+        let delivered = count(&done, "delivered");
+        let window = u64::try_from(wire::limits::UPSTREAM_WINDOW)?;
+        ensure!(
+            (delivered..=delivered + window).contains(&received),
+            "{received} received, {done}"
+        );
+        let log = std::fs::read_to_string(run.dir.path().join("edgecore.log"))?;
+        let said = log
+            .lines()
+            .filter(|line| line.contains("the outbox is full"))
+            .count();
+        ensure!((1..=2).contains(&said), "said {said} times");
         Ok(())
     });
 }
