@@ -25,6 +25,7 @@ use wire::{extension::Inventory, message::Operation};
 
 use crate::{
     keys::{self, DEVICES_GROUP, ObjectKey, REGISTRY},
+    pki::enroll::node_key,
     session::{Close, Registry, SessionHandle},
 };
 
@@ -406,17 +407,31 @@ impl Controller {
         }
         // What the node holds beyond that is deleted; objects it made itself are its own.
         let mut deleted = 0;
+        held.retain(|path, _| is_ours(path));
+        if !held.is_empty() && !self.has_joined(&session.node).await? {
+            // This store never saw the node join: it took the place of one that was lost. Knowing
+            // nothing of what runs there is no reason to stop it.
+            tracing::warn!(
+                node = %session.node,
+                kept = held.len(),
+                "the hub's store does not know the node, and what it holds is left alone; restore the store, or join the node again with --replace"
+            );
+            held.clear();
+        }
         for (path, (uid, _)) in held {
-            if is_ours(&path) {
-                deleted += 1;
-                offer(session, messages::orphan(&path, &uid));
-            }
+            deleted += 1;
+            offer(session, messages::orphan(&path, &uid));
         }
         if plain {
             session.notice(messages::membership_detail(&devices));
         }
         tracing::info!(node = %session.node, sent, same, deleted, "node brought up to date");
         Ok(())
+    }
+
+    /// Whether this store has the record that every join writes.
+    async fn has_joined(&self, node: &str) -> Result<bool, StoreError> {
+        Ok(self.store.get(&node_key(node)).await?.is_some())
     }
 
     async fn read(

@@ -275,14 +275,17 @@ impl Enrollment {
             previous: Some(identity.serial.clone()),
             issued: now_secs,
         };
-        let expect = fact.map_or(0, |f| f.revision);
-        self.facts
-            .commit(vec![Write {
-                key: node_key(node),
-                expect,
-                value: Some(encode(&entry)),
-            }])
-            .await?;
+        // Without a record (the store was lost) there is none to be brought up to date; only a join
+        // makes one.
+        if let Some(fact) = fact {
+            self.facts
+                .commit(vec![Write {
+                    key: node_key(node),
+                    expect: fact.revision,
+                    value: Some(encode(&entry)),
+                }])
+                .await?;
+        }
         Ok(signed.der)
     }
 
@@ -313,7 +316,8 @@ impl Enrollment {
     }
 }
 
-fn node_key(node: &str) -> String {
+/// The key of a node's record.
+pub fn node_key(node: &str) -> String {
     format!("{NODES_PREFIX}{node}")
 }
 

@@ -116,13 +116,26 @@ impl TestHub {
     }
 
     /// Stops the hub and starts it again on the same data.
-    pub(crate) async fn restart(mut self) -> Self {
+    pub(crate) async fn restart(self) -> Self {
+        Self::start_in(self.halt().await).await
+    }
+
+    /// Stops the hub, loses its store but not its keys, and starts it again.
+    pub(crate) async fn restart_without_store(self) -> Self {
+        let dir = self.halt().await;
+        for name in ["hub.db", "hub.db-wal", "hub.db-shm"] {
+            let _ = std::fs::remove_file(dir.path().join(name));
+        }
+        Self::start_in(dir).await
+    }
+
+    async fn halt(mut self) -> tempfile::TempDir {
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
         if let Running::Here(stop, task) = &mut self.running {
             stop.cancel();
             task.await.unwrap();
         }
-        Self::start_in(dir).await
+        dir
     }
 
     pub(crate) async fn get(&self, path: &str) -> Option<Value> {

@@ -169,6 +169,51 @@ async fn a_reconnect_sends_only_differences() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_lost_its_store_stops_nothing() {
+    let hub = TestHub::start().await;
+    let identity = hub.join("e1").await;
+    let held = |path: &str| Held {
+        path: path.to_owned(),
+        uid: "u".to_owned(),
+        version: "7".to_owned(),
+    };
+    let runs = Inventory {
+        objects: vec![held("default/configmap/settings"), held("default/pod/runs")],
+    };
+    let hub = hub.restart_without_store().await;
+    // Neither at once nor after a renewal, which is no join.
+    let renewed = hub.enroll("e1", None, Some(&identity)).await.unwrap();
+    for (identity, next) in [(&identity, "p1"), (&renewed, "p2")] {
+        let mut node = hub.connect(identity, Some(ALL)).await;
+        node.send(&runs.clone().into_message("i1".into(), 1)).await;
+        if next == "p1" {
+            node.register(true).await;
+        }
+        let mut new = pod(next);
+        new["spec"]["nodeName"] = "e1".into();
+        hub.post(PODS, &new).await;
+        node.until(|m| m.route.resource == format!("default/pod/{next}"))
+            .await;
+        let deleted: Vec<_> = node
+            .passed
+            .iter()
+            .filter(|m| m.route.operation == "delete")
+            .collect();
+        assert!(deleted.is_empty(), "{deleted:?}");
+    }
+    // Joined again, the node holds what this hub says.
+    let token = cloudhub::cli::token::create(&hub.admin, "e1", 60, true)
+        .await
+        .unwrap()
+        .token;
+    let bearer = token.split_once('.').unwrap().1;
+    let again = hub.enroll("e1", Some(bearer), None).await.unwrap();
+    let mut node = hub.connect(&again, Some(ALL)).await;
+    node.send(&runs.into_message("i2".into(), 1)).await;
+    node.push("delete", "default/pod/runs").await;
+}
+
 fn report(seq: u64, value: &str) -> Entry {
     let route = Route::new(
         "twin",
