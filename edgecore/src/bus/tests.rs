@@ -255,6 +255,14 @@ async fn results_wait_for_a_persistent_session_through_a_restart() {
     let mut device = Device::connect(node.port(), "t1").await;
     device.publish(UPDATE, REPORT).await;
     device.until(|p| matches!(p, Packet::PubAck(_))).await;
+    // The result is published after the commit that PUBACK tells of, and kept by one of its own.
+    let kept = |tx: &Connection| {
+        Ok(tx.query_row("SELECT count(*) FROM mqtt_queue", [], |row| {
+            row.get::<_, u32>(0)
+        })?)
+    };
+    let queued = async { while node.store.write(kept).await.unwrap() == 0 {} };
+    timeout(PATIENCE, queued).await.unwrap();
     let disk = node.stop().await;
 
     let node = Node::on(disk, &config(BusMode::Internal, "")).await;
