@@ -147,3 +147,45 @@ impl ClientCertVerifier for EvenExpired {
         self.0.supported_verify_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+    use crate::pki::csr::CheckedRequest;
+
+    #[test]
+    fn an_expired_certificate_of_ours_may_renew_and_a_strangers_may_not() {
+        let made = 1_000_000_000;
+        let node = |authority: &Authority| {
+            let key = KeyPair::generate().unwrap();
+            let csr = CertificateParams::default()
+                .serialize_request(&key)
+                .unwrap();
+            let request = CheckedRequest::parse(csr.der()).unwrap();
+            CertificateDer::from(request.sign(authority, "e1", made).unwrap().der)
+        };
+        let (ours, _) = Authority::generate(made).unwrap();
+        let (strangers, _) = Authority::generate(made).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from(ours.der().to_vec()))
+            .unwrap();
+        let strict = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+            .build()
+            .unwrap();
+        let lenient = EvenExpired(Arc::clone(&strict));
+        let years_later =
+            UnixTime::since_unix_epoch(std::time::Duration::from_secs(made + 5 * 365 * 86_400));
+        let own = node(&ours);
+        assert!(strict.verify_client_cert(&own, &[], years_later).is_err());
+        assert!(lenient.verify_client_cert(&own, &[], years_later).is_ok());
+        let foreign = node(&strangers);
+        assert!(
+            lenient
+                .verify_client_cert(&foreign, &[], years_later)
+                .is_err()
+        );
+    }
+}
