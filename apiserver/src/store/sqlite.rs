@@ -170,6 +170,15 @@ fn open_connection(path: &Path) -> Result<Connection, StoreError> {
          PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES};"
     ))
     .map_err(at)?;
+    let health: String = conn
+        .query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
+        .map_err(at)?;
+    if health != "ok" {
+        return Err(StoreError::Failed(format!(
+            "database `{}` is damaged: {health}",
+            path.display()
+        )));
+    }
     let found: usize = conn
         .query_row("PRAGMA user_version", [], |r| r.get(0))
         .map_err(at)?;

@@ -57,7 +57,12 @@ impl Connection<'_> {
         let ack = ack_of(publish.qos);
         if !self.core.access.may_publish(&self.client, &publish.topic) {
             self.core.counters.refused();
-            tracing::debug!(client = %self.client, topic = %publish.topic, "publish refused");
+            if self.version == Version::V311 && ack.is_some() {
+                // Once for each connection: this ends it.
+                tracing::info!(client = %self.client, topic = %publish.topic, "nobody may publish to this topic");
+            } else {
+                tracing::debug!(client = %self.client, topic = %publish.topic, "publish refused");
+            }
             return match (ack, self.version) {
                 (None, _) => Ok(()),
                 (Some(kind), Version::V5) => {

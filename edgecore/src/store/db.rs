@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::schema::MIGRATIONS;
@@ -132,6 +133,9 @@ impl Db {
             source,
         };
         let conn = Connection::open(path).map_err(at)?;
+        // Closing a file that turns out to be no database would remove the log beside it.
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+            .map_err(at)?;
         let pragmas = format!(
             "PRAGMA page_size={PAGE_BYTES}; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000;
              PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY; PRAGMA mmap_size=0;
@@ -150,6 +154,9 @@ impl Db {
         }
         let mut db = Self { conn };
         db.migrate()?;
+        db.conn
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
+            .map_err(at)?;
         Ok(db)
     }
 
@@ -271,15 +278,20 @@ fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
     let aside = path.with_extension(format!("corrupt-{stamp}"));
     std::fs::rename(path, &aside)
         .map_err(|e| StoreError::Refused(format!("cannot set `{}` aside: {e}", path.display())))?;
+    // The log may hold what the file does not: it goes along, for whoever repairs the two.
     for suffix in ["-wal", "-shm"] {
-        let mut side = path.as_os_str().to_owned();
-        side.push(suffix);
-        match std::fs::remove_file(&side) {
+        let beside = |path: &Path| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        let side = beside(path);
+        match std::fs::rename(&side, beside(&aside)) {
             Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => {
                 return Err(StoreError::Refused(format!(
-                    "cannot remove `{}`: {e}",
+                    "cannot set `{}` aside: {e}",
                     side.display()
                 )));
             }
