@@ -196,12 +196,14 @@ impl EdgeSession {
         self.durable.keys().next_back().copied()
     }
 
-    /// Hands over a durable message from the outbox. Pushing one twice changes nothing.
+    /// Hands over a durable message from the outbox. Pushing one twice, or one that the hub has
+    /// acknowledged on this connection, changes nothing.
     ///
     /// # Errors
     /// [`Full`] when [`Self::capacity`] is zero.
     pub fn push(&mut self, seq: u64, stream: String, message: Message) -> Result<(), Full> {
-        if self.durable.contains_key(&seq) {
+        // What the hub has is not pushed again by a shell that has not deleted its row yet.
+        if self.durable.contains_key(&seq) || seq <= self.acked {
             return Ok(());
         }
         if self.capacity() == 0 {
