@@ -353,7 +353,9 @@ async fn a_day_of(kubectl: &Kubectl, name: &str, dir: &Path) -> Result<()> {
         ])
         .await;
     if let Err(error) = gone {
-        ensure!(error.to_string().contains("not found"), "{error:#}");
+        let said = error.to_string();
+        let is_gone = said.contains("not found") || said.contains("no matching resources");
+        ensure!(is_gone, "{error:#}");
     }
     let missing = kubectl.run(&get).await.err().context("still there")?;
     ensure!(missing.to_string().contains("NotFound"), "{missing:#}");

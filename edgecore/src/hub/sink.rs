@@ -28,6 +28,11 @@ fn pod_key(namespace: &str, name: &str, uid: &str) -> String {
 
 impl StatusSink for HubHandle {
     fn pod_status(&self, namespace: &str, name: &str, uid: &str, status: Value) {
+        // The whole status is ours: what it no longer says (a reason, a message) must not stay.
+        let mut status = status;
+        if let Some(members) = status.as_object_mut() {
+            members.insert("$patch".to_owned(), "replace".into());
+        }
         let body = json!({"metadata": {"uid": uid}, "status": status});
         let patch = patch(format!("{namespace}/podpatch/{name}"), &body);
         self.set_latest(&pod_key(namespace, name, uid), patch);

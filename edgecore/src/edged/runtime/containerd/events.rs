@@ -30,6 +30,8 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// call (1-5 ms), and no change is announced when nothing differs. It covers events that the
 /// daemon dropped without ending the stream, which nothing else would ever show.
 const SAFETY_RELIST: Duration = Duration::from_secs(60);
+/// Time after a start or an exit at which the states are compared once more.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// Runs until the runtime is dropped.
 pub(super) async fn watch_events(daemon: Daemon, namespace: String, changes: watch::Sender<u64>) {
@@ -107,10 +109,12 @@ async fn follow(daemon: &Daemon, mut stream: Streaming<Envelope>, changes: &watc
                     if is_change(&envelope) {
                         bump(changes);
                     }
-                    if envelope.topic == "/tasks/start" && !has_running {
+                    if envelope.topic == "/tasks/start" {
                         note_start(&mut known, &envelope);
-                        due = Instant::now() + SAFETY_RELIST;
                     }
+                    // A process that ends as it starts may be listed as running once more after
+                    // its exit was told; a second look follows every start and exit.
+                    due = due.min(Instant::now() + SECOND_LOOK);
                 }
                 Ok(None) => return,
                 Err(error) => {
