@@ -62,6 +62,11 @@ impl PrivateContainerd {
         self.directory.join("containerd.sock")
     }
 
+    /// The daemon's process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Starts the daemon (again) on the same directories.
     ///
     /// # Errors

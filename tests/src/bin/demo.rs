@@ -89,7 +89,7 @@ async fn run() -> Result<()> {
     if std::env::var_os("KEEP").is_some() {
         world.take_cable_away().await?;
         world.node_is("True", PATIENCE).await?;
-        keep(&world);
+        keep(&world, &containerd);
         // The daemons are left to the user; their ids are printed.
         std::mem::forget((world, containerd));
         return Ok(());
@@ -125,7 +125,7 @@ async fn clean_up(
     Ok(())
 }
 
-fn keep(world: &World) {
+fn keep(world: &World, containerd: &PrivateContainerd) {
     let kubeconfig = world.hub_dir().join("admin.kubeconfig");
     let (host, port) = (world.place.mqtt.ip(), world.place.mqtt.port());
     say(&format!(
@@ -139,14 +139,16 @@ KEEP=1: everything goes on running.
       -m '{{\"event_id\":\"1\",\"twin\":{{\"temperature\":{{\"actual\":{{\"value\":\"21.5\"}},\"metadata\":{{\"type\":\"float\"}}}}}}}}'
   {edgecore} status --config {config}
 
-Stop with: kill {pids}",
+Stop with: kubectl delete pods --all; kill {pids}",
         kubeconfig = kubeconfig.display(),
         edgecore = world.place.bins.join("edgecore").display(),
         config = world.edge_config().display(),
         pids = [&world.hub, &world.edge]
             .into_iter()
             .flatten()
-            .map(|process| process.pid().to_string())
+            .map(outpost_tests::process::Process::pid)
+            .chain(containerd.pid())
+            .map(|pid| pid.to_string())
             .collect::<Vec<_>>()
             .join(" "),
     ));
