@@ -2,8 +2,8 @@
 //! gives every worker its part. One owner of all workers.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -233,6 +233,10 @@ impl MainLoop {
         }
         self.workers
             .retain(|uid, tracked| !tracked.over || desired.contains_key(uid));
+        let verdicts = self.context.verdicts.lock();
+        verdicts
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|uid, _| desired.contains_key(uid));
         for (uid, pod) in &desired {
             self.give(uid, pod, false);
         }
@@ -291,6 +295,11 @@ impl MainLoop {
         let resend = *self.resend.borrow();
         let seen = self.seen.get(uid).cloned().unwrap_or_default();
         let host_ip = self.node.host_ip().to_owned();
+        let verdicts = self.context.verdicts.lock();
+        let verdict = verdicts
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(uid)
+            .cloned();
         if let Some(tracked) = self.workers.get_mut(uid) {
             if tracked.over {
                 if std::mem::replace(&mut tracked.told_over, resend) != resend {
@@ -308,6 +317,7 @@ impl MainLoop {
                     || input.generation != generation
                     || input.resend != resend
                     || input.host_ip != host_ip
+                    || input.verdict != verdict
                     || input.seen != seen;
                 *input = Input {
                     pod: pod.clone(),
@@ -317,6 +327,7 @@ impl MainLoop {
                     generation,
                     resend,
                     host_ip,
+                    verdict,
                 };
                 changed
             });
@@ -330,6 +341,7 @@ impl MainLoop {
             generation,
             resend,
             host_ip,
+            verdict,
         });
         let acted = Arc::new(AtomicBool::new(false));
         let sandbox = self.sandboxes.get(uid).cloned();

@@ -177,6 +177,7 @@ impl Edged {
             ticks: AtomicU64::new(1),
             poke: Notify::new(),
             board: Mutex::new(BTreeMap::new()),
+            verdicts: Mutex::new(BTreeMap::new()),
             now_ms,
         });
         let stop = CancellationToken::new();

@@ -8,6 +8,7 @@ mod image;
 mod sources;
 pub mod state;
 pub mod status;
+pub mod verdict;
 pub(crate) mod worker;
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use super::state::{
     self, Action, Desired, Key, Memory, Observed, Phase, RestartPolicy, SeenContainer, SeenState,
 };
 use super::status::{self, Trouble, View};
+use super::verdict::Verdict;
 use crate::clock::UnixMillis;
 use crate::edged::PodSummary;
 use crate::edged::deps::{DesiredState, StatusSink};
@@ -51,12 +52,21 @@ pub(crate) struct Context {
     /// Asks the main loop to list the containers again.
     pub(crate) poke: Notify,
     pub(crate) board: Mutex<BTreeMap<String, PodSummary>>,
+    /// Pods that this node ends although they are wanted, by uid.
+    pub(crate) verdicts: Mutex<BTreeMap<String, Verdict>>,
     pub(crate) now_ms: Box<dyn Fn() -> UnixMillis + Send + Sync>,
 }
 
 impl Context {
     pub(crate) fn tick(&self) -> u64 {
         self.ticks.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Ends a pod that is still wanted; the first verdict on a pod stays.
+    pub(crate) fn judge(&self, uid: &str, verdict: Verdict) {
+        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        verdicts.entry(uid.to_owned()).or_insert(verdict);
+        self.poke.notify_one();
     }
 
     /// Tells that a pod is gone; remains of which only the uid is known concern nobody.
@@ -80,6 +90,8 @@ pub(crate) struct Input {
     /// Rises when every status is to be told again.
     pub(crate) resend: u64,
     pub(crate) host_ip: String,
+    /// This node ends the pod although it is wanted.
+    pub(crate) verdict: Option<Verdict>,
 }
 
 pub(crate) struct Worker {

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{
-    Container, ContainerSpec, ContainerState, Image, RegistryAuth, Runtime, RuntimeError,
-    RuntimeInfo, Sandbox, SandboxSpec,
+    Container, ContainerSpec, ContainerState, ExecOutput, Image, RegistryAuth, Runtime,
+    RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
 };
 
 /// Wall time of the fake's beginning, in milliseconds.
@@ -344,6 +344,17 @@ impl Runtime for FakeRuntime {
         }
         self.changed();
         Ok(())
+    }
+
+    async fn exec_sync(
+        &self,
+        id: &str,
+        command: &[String],
+        _timeout: Duration,
+    ) -> Result<ExecOutput, RuntimeError> {
+        let mut state = self.up()?;
+        state.calls.push(format!("exec {id} {}", command.join(" ")));
+        Ok(ExecOutput::default())
     }
 
     async fn remove(&self, id: &str) -> Result<(), RuntimeError> {

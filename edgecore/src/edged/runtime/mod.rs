@@ -170,6 +170,18 @@ pub struct RuntimeInfo {
     pub network_reason: String,
 }
 
+/// What a command inside a container came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecOutput {
+    pub exit_code: i32,
+    /// Both streams as they came, cut to [`EXEC_OUTPUT_BYTES_MAX`].
+    pub output: Vec<u8>,
+}
+
+/// Most output that [`Runtime::exec_sync`] keeps (kubelet: 10 KiB for a probe); the rest is read
+/// and dropped.
+pub const EXEC_OUTPUT_BYTES_MAX: usize = 10 << 10;
+
 /// Why the runtime refused. `reason()` is what kubelet would put in the container status.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -228,6 +240,14 @@ pub trait Runtime: Send + Sync + 'static {
     async fn signal_stop(&self, id: &str) -> Result<(), RuntimeError>;
     /// SIGKILL to every process of the container; returns at once.
     async fn kill(&self, id: &str) -> Result<(), RuntimeError>;
+    /// Runs a command in a running container and waits for its end: probes and hooks. After
+    /// `timeout` the process is killed and the answer is [`RuntimeError::Timeout`].
+    async fn exec_sync(
+        &self,
+        id: &str,
+        command: &[String],
+        timeout: Duration,
+    ) -> Result<ExecOutput, RuntimeError>;
     /// Deletes task, container record and snapshot of a container that is not running.
     async fn remove(&self, id: &str) -> Result<(), RuntimeError>;
     /// Every container that carries our labels, exited ones too.

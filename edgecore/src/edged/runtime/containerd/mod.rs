@@ -44,8 +44,8 @@ use self::spec::{HostFacts, UserDatabase};
 use super::cni::Cni;
 use super::sandbox::Sandboxes;
 use super::{
-    Container, ContainerSpec, Image, RegistryAuth, Runtime, RuntimeError, RuntimeInfo, Sandbox,
-    SandboxSpec,
+    Container, ContainerSpec, ExecOutput, Image, RegistryAuth, Runtime, RuntimeError, RuntimeInfo,
+    Sandbox, SandboxSpec,
 };
 
 /// How the runtime is reached and where it keeps its things.
@@ -507,6 +507,15 @@ impl Runtime for ContainerdRuntime {
     async fn kill(&self, id: &str) -> Result<(), RuntimeError> {
         const KILL: u32 = 9;
         task::kill(&self.daemon, id, KILL, true).await
+    }
+
+    async fn exec_sync(
+        &self,
+        id: &str,
+        _command: &[String],
+        _timeout: std::time::Duration,
+    ) -> Result<ExecOutput, RuntimeError> {
+        Err(RuntimeError::NotFound { id: id.to_owned() })
     }
 
     async fn remove(&self, id: &str) -> Result<(), RuntimeError> {

@@ -1,0 +1,17 @@
+//! Why this node ends a pod that is still wanted: it does not fit, it was evicted, its time is
+//! over.
+
+use std::time::Duration;
+
+/// The pod's containers are ended and its status becomes `Failed` with this reason; nothing of it
+/// is started again, also not after a restart of the daemon. The object itself stays until
+/// somebody deletes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// `status.reason`, e.g. `Evicted`, `OutOfmemory`, `DeadlineExceeded`.
+    pub reason: String,
+    /// `status.message`.
+    pub message: String,
+    /// Between TERM and KILL; zero kills at once.
+    pub grace: Duration,
+}
