@@ -202,6 +202,10 @@ pub enum RuntimeError {
     Create { reason: String },
     #[error("cannot start container: {reason}")]
     Start { reason: String },
+    /// A command that could not be run at all; `exit_code` is what a shell would say: 127 for one
+    /// that is not there, else 126.
+    #[error("cannot run the command: {reason}")]
+    Exec { exit_code: i32, reason: String },
     #[error("network set-up failed: {reason}")]
     Network { reason: String },
     #[error("container `{id}` is not known to the runtime")]
@@ -241,7 +245,10 @@ pub trait Runtime: Send + Sync + 'static {
     /// SIGKILL to every process of the container; returns at once.
     async fn kill(&self, id: &str) -> Result<(), RuntimeError>;
     /// Runs a command in a running container and waits for its end: probes and hooks. After
-    /// `timeout` the process is killed and the answer is [`RuntimeError::Timeout`].
+    /// `timeout` the process is killed and the answer is [`RuntimeError::Timeout`];
+    /// [`Duration::MAX`] waits for ever. A command that cannot be run is [`RuntimeError::Exec`].
+    /// A child left in the background does not hold the answer up. Cancel-safe: dropping the
+    /// future kills the process.
     async fn exec_sync(
         &self,
         id: &str,

@@ -99,6 +99,7 @@ impl Worker {
             | RuntimeError::Pull { .. } => return Failure::PullFailed(error),
             RuntimeError::Create { .. } => "CreateContainerError",
             RuntimeError::Start { .. }
+            | RuntimeError::Exec { .. }
             | RuntimeError::Network { .. }
             | RuntimeError::NotFound { .. }
             | RuntimeError::Timeout { .. }
@@ -130,6 +131,7 @@ impl Worker {
             | RuntimeError::Pull { .. }
             | RuntimeError::Create { .. }
             | RuntimeError::Start { .. }
+            | RuntimeError::Exec { .. }
             | RuntimeError::Network { .. }
             | RuntimeError::NotFound { .. }
             | RuntimeError::Timeout { .. }

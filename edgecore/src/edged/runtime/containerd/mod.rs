@@ -3,7 +3,7 @@
 //!
 //! What is where: `channel` the connection and its errors, `content`/`image`/`import`/`archive`/
 //! `pull`/`snapshot` from references to unpacked snapshots, `spec` the pure OCI spec builder, `task` containers and their
-//! processes, `cgroup` the host's tree, `events` the daemon's news. Namespaces and network of a pod
+//! processes, `exec` commands in them, `cgroup` the host's tree, `events` the daemon's news. Namespaces and network of a pod
 //! are [`super::sandbox`] and [`super::cni`].
 //!
 //! The source of truth is the daemon: container labels, task states, and what is pinned under the
@@ -14,6 +14,7 @@ mod cgroup;
 mod channel;
 mod content;
 mod events;
+mod exec;
 mod host;
 mod image;
 mod import;
@@ -35,6 +36,7 @@ use tokio::task::JoinHandle;
 use self::archive::Archive;
 use self::cgroup::Cgroups;
 use self::channel::{CALL, Daemon};
+use self::exec::Execs;
 use self::image::{Descriptor, ImageError, ImageFacts, image_id};
 use self::import::Neighbour;
 pub use self::pull::Registries;
@@ -100,6 +102,7 @@ pub struct ContainerdRuntime {
     cgroups: Cgroups,
     host: HostFacts,
     sandboxes: Sandboxes,
+    execs: Execs,
     /// By manifest digest, so never stale.
     facts: Mutex<HashMap<String, Arc<ImageFacts>>>,
     /// One image comes in at a time (kubelet's default too); its layers go in parallel.
@@ -142,7 +145,9 @@ impl ContainerdRuntime {
             config.namespace.clone(),
             announce,
         ));
+        let execs = Execs::new(daemon.clone(), config.state_dir.join("exec"));
         Ok(Arc::new(Self {
+            execs,
             sandboxes: Sandboxes::new(config.state_dir.clone(), config.resolv_conf.clone(), cni),
             daemon,
             cgroups,
@@ -512,10 +517,10 @@ impl Runtime for ContainerdRuntime {
     async fn exec_sync(
         &self,
         id: &str,
-        _command: &[String],
-        _timeout: std::time::Duration,
+        command: &[String],
+        timeout: std::time::Duration,
     ) -> Result<ExecOutput, RuntimeError> {
-        Err(RuntimeError::NotFound { id: id.to_owned() })
+        self.execs.run(id, command, timeout).await
     }
 
     async fn remove(&self, id: &str) -> Result<(), RuntimeError> {
