@@ -118,6 +118,7 @@ pub fn desired(pod: &Pod, removed: bool) -> Desired {
         grace: Duration::from_secs(u64::try_from(grace_secs).unwrap_or(0)),
         restart,
         finished: matches!(phase, Some("Succeeded" | "Failed")),
+        verdict: None,
         containers: inits.chain(mains).collect(),
     }
 }

@@ -1,12 +1,52 @@
-//! How containers ended, kept over a reboot: containerd then only knows that they are gone. Only
-//! for pods that are not always restarted, where it decides whether work is done again.
+//! What must be known of a pod after a reboot without the hub: how its containers ended (containerd
+//! then only knows that they are gone; only for pods that are not always restarted, where it
+//! decides whether work is done again), since when it is here, and why the node ended it.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::verdict::Verdict;
 use crate::edged::runtime::ContainerState;
+
+/// No container can have this name.
+const POD_FILE: &str = ".pod.json";
+
+/// What is kept of the pod itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct PodRecord {
+    /// `status.startTime`, where a deadline is measured from it.
+    pub(super) started_at_ms: Option<i64>,
+    pub(super) verdict: Option<Verdict>,
+}
+
+/// Writes down the pod's record; durable on return.
+///
+/// # Errors
+/// When the file cannot be written: it is then only known until the next restart.
+pub(super) fn record_pod(dir: &Path, record: &PodRecord) -> io::Result<()> {
+    replace(&dir.join(POD_FILE), &serde_json::to_vec(record)?)
+}
+
+/// The pod's record; an empty one if none can be read.
+pub(super) fn recall_pod(dir: &Path) -> PodRecord {
+    let bytes = std::fs::read(dir.join(POD_FILE)).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_default()
+}
+
+/// Puts a file in place as a whole, and on the disk.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(dir)?;
+    let partial = path.with_extension("new");
+    let mut out = std::fs::File::create(&partial)?;
+    out.write_all(bytes)?;
+    out.sync_all()?;
+    std::fs::rename(partial, path)?;
+    std::fs::File::open(dir)?.sync_all()
+}
 
 #[derive(Serialize, Deserialize)]
 struct Ended {
@@ -54,13 +94,7 @@ pub(super) fn record(
         started_at_ms: *started_at_ms,
         finished_at_ms: *finished_at_ms,
     };
-    std::fs::create_dir_all(dir)?;
-    let partial = path.with_extension("new");
-    let mut out = std::fs::File::create(&partial)?;
-    out.write_all(&serde_json::to_vec(&exit)?)?;
-    out.sync_all()?;
-    std::fs::rename(partial, path)?;
-    std::fs::File::open(dir)?.sync_all()
+    replace(&path, &serde_json::to_vec(&exit)?)
 }
 
 /// How this attempt ended, if it was written down.
@@ -78,6 +112,25 @@ pub(super) fn recall(dir: &Path, name: &str, attempt: u32) -> Option<ContainerSt
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_verdict_is_recalled() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("exits");
+        assert_eq!(recall_pod(&dir), PodRecord::default());
+        let record = PodRecord {
+            started_at_ms: Some(7),
+            verdict: Some(Verdict {
+                reason: "Evicted".to_owned(),
+                message: "the disk is full".to_owned(),
+                grace: std::time::Duration::from_secs(3),
+            }),
+        };
+        record_pod(&dir, &record).unwrap();
+        assert_eq!(recall_pod(&dir), record);
+        std::fs::write(dir.join(POD_FILE), "[").unwrap();
+        assert_eq!(recall_pod(&dir), PodRecord::default());
+    }
 
     #[test]
     fn an_exit_is_recalled_for_its_attempt_only() {

@@ -4,6 +4,8 @@
 //! ```text
 //!           delete                 nothing runs, nothing left
 //! Syncing ─────────▶ Terminating ──────────────────────────▶ Terminated
+//!    │ verdict            ▲ delete
+//!    └────────▶ Ending ───┘
 //! ```
 //!
 //! The phases only go forward: once out of `Syncing` nothing is ever started again.
@@ -26,7 +28,15 @@ pub const KILL_AGAIN_AFTER: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Syncing,
-    Terminating { since: Instant, deadline: Instant },
+    /// This node ends a pod that is still wanted; what ended stays to be looked at.
+    Ending {
+        since: Instant,
+        deadline: Instant,
+    },
+    Terminating {
+        since: Instant,
+        deadline: Instant,
+    },
     Terminated,
 }
 
@@ -64,6 +74,8 @@ pub struct Desired {
     pub restart: RestartPolicy,
     /// The API already has `Succeeded` or `Failed`: final, even if the records here were lost.
     pub finished: bool,
+    /// The node ends the pod, with this grace.
+    pub verdict: Option<Duration>,
     /// Init containers and sidecars in their order, then the main ones.
     pub containers: Vec<WantContainer>,
 }
@@ -257,7 +269,7 @@ pub fn restarts(policy: RestartPolicy, role: Role, ok: bool) -> bool {
 /// Decides what comes next.
 pub fn step(phase: Phase, want: &Desired, saw: &Observed, memory: &Memory, now: Instant) -> Step {
     let phase = match phase {
-        Phase::Syncing if want.delete => Phase::Terminating {
+        Phase::Syncing | Phase::Ending { .. } if want.delete => Phase::Terminating {
             since: now,
             deadline: now + want.grace,
         },
@@ -266,7 +278,7 @@ pub fn step(phase: Phase, want: &Desired, saw: &Observed, memory: &Memory, now: 
             since,
             deadline: deadline.min(since + want.grace),
         },
-        Phase::Syncing | Phase::Terminated => phase,
+        Phase::Syncing | Phase::Ending { .. } | Phase::Terminated => phase,
     };
     let mut plan = Plan {
         saw,
@@ -275,10 +287,21 @@ pub fn step(phase: Phase, want: &Desired, saw: &Observed, memory: &Memory, now: 
         actions: Vec::new(),
         wake: None,
     };
+    let phase = match (phase, want.verdict) {
+        (Phase::Syncing, Some(grace)) => Phase::Ending {
+            since: now,
+            deadline: now + grace,
+        },
+        _ => phase,
+    };
     let phase = match phase {
         Phase::Syncing => {
             plan.sync(want);
             Phase::Syncing
+        }
+        Phase::Ending { deadline, .. } => {
+            plan.end_running(deadline);
+            phase
         }
         Phase::Terminating { deadline, .. } => plan.terminate(phase, deadline),
         Phase::Terminated => Phase::Terminated,
@@ -288,6 +311,24 @@ pub fn step(phase: Phase, want: &Desired, saw: &Observed, memory: &Memory, now: 
         actions: plan.actions,
         wake: plan.wake,
     }
+}
+
+/// Whether every main container ended for good: a verdict that comes now has nothing to end.
+pub fn is_over(want: &Desired, saw: &Observed) -> bool {
+    let mut mains = want.containers.iter().filter(|c| c.role == Role::Main);
+    want.finished || mains.all(|wanted| is_done(want, wanted, current(saw, &wanted.name)))
+}
+
+fn is_done(want: &Desired, wanted: &WantContainer, seen: Option<&SeenContainer>) -> bool {
+    seen.is_some_and(|seen| {
+        matches!(seen.state, SeenState::Exited { ok }
+            if seen.hash == wanted.hash && !restarts(want.restart, wanted.role, ok))
+    })
+}
+
+fn current<'a>(saw: &'a Observed, name: &str) -> Option<&'a SeenContainer> {
+    let mine = saw.containers.iter().filter(|seen| seen.name == name);
+    mine.max_by_key(|seen| seen.attempt)
 }
 
 struct Plan<'a> {
@@ -304,11 +345,7 @@ impl Plan<'_> {
     }
 
     fn current(&self, name: &str) -> Option<&SeenContainer> {
-        self.saw
-            .containers
-            .iter()
-            .filter(|seen| seen.name == name)
-            .max_by_key(|seen| seen.attempt)
+        current(self.saw, name)
     }
 
     fn sync(&mut self, want: &Desired) {
@@ -319,7 +356,7 @@ impl Plan<'_> {
                     .current(&wanted.name)
                     .is_some_and(|seen| seen.state == SeenState::Running)
         });
-        let done = self.mains_done(want);
+        let done = is_over(want, self.saw);
         let mut gate_open = true;
         for wanted in &want.containers {
             match wanted.role {
@@ -337,26 +374,12 @@ impl Plan<'_> {
                             .is_some_and(|seen| seen.state == SeenState::Running);
                     }
                 }
+                Role::Main if want.finished => self.stop_if_running(&wanted.name),
                 Role::Main if gate_open || main_runs => self.sync_one(want, wanted),
                 // An init container has to run (again); what may still run is left alone.
                 Role::Main => {}
             }
         }
-    }
-
-    /// Every main container ended for good.
-    fn mains_done(&self, want: &Desired) -> bool {
-        want.finished
-            || want
-                .containers
-                .iter()
-                .filter(|wanted| wanted.role == Role::Main)
-                .all(|wanted| {
-                    self.current(&wanted.name).is_some_and(|seen| {
-                        matches!(seen.state, SeenState::Exited { ok }
-                            if seen.hash == wanted.hash && !restarts(want.restart, Role::Main, ok))
-                    })
-                })
     }
 
     /// Containers the pod no longer names, and records older than the one before the newest.
@@ -487,7 +510,8 @@ impl Plan<'_> {
         }
     }
 
-    fn terminate(&mut self, phase: Phase, deadline: Instant) -> Phase {
+    /// Ends what runs; whether something does.
+    fn end_running(&mut self, deadline: Instant) -> bool {
         let saw = self.saw;
         let mut running = false;
         for seen in &saw.containers {
@@ -503,7 +527,12 @@ impl Plan<'_> {
                 self.stop(seen);
             }
         }
-        if running {
+        running
+    }
+
+    fn terminate(&mut self, phase: Phase, deadline: Instant) -> Phase {
+        let saw = self.saw;
+        if self.end_running(deadline) {
             return phase;
         }
         for seen in &saw.containers {

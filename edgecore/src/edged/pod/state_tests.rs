@@ -8,6 +8,7 @@ fn want(delete: bool, restart: RestartPolicy) -> Desired {
         grace: Duration::from_secs(30),
         restart,
         finished: false,
+        verdict: None,
         containers: vec![wanted("c", Role::Main)],
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::convert;
 use super::state::{Desired, Memory, Role, restarts};
+use super::verdict::Verdict;
 use crate::clock::UnixMillis;
 use crate::edged::runtime::{Container as Seen, ContainerState};
 
@@ -37,6 +38,10 @@ pub struct View<'a> {
     pub pod_ips: Option<&'a [String]>,
     pub host_ip: &'a str,
     pub previous: Option<&'a PodStatus>,
+    /// Why the node ended the pod.
+    pub verdict: Option<&'a Verdict>,
+    /// `startTime`, where it was written down.
+    pub started_ms: Option<UnixMillis>,
     pub now: Instant,
     pub now_ms: UnixMillis,
 }
@@ -61,7 +66,8 @@ pub fn build(view: &View<'_>) -> PodStatus {
         .iter()
         .map(|c| container(view, c, initialized))
         .collect();
-    let phase = phase(view, &statuses, initialized);
+    let (phase, why) = ending(view, phase(view, &statuses, initialized));
+    let (reason, message) = why.map_or((None, None), |(reason, message)| (Some(reason), message));
     let conditions = conditions(view, phase, initialized, &init_statuses, &statuses);
     let ips: Vec<String> = match view.pod_ips {
         Some([]) => vec![view.host_ip.to_owned()],
@@ -70,9 +76,12 @@ pub fn build(view: &View<'_>) -> PodStatus {
     };
     let ips: Vec<String> = ips.into_iter().filter(|ip| !ip.is_empty()).collect();
     let known = view.previous.or(view.pod.status.as_ref());
-    let start_time = known.and_then(|s| s.start_time.clone());
+    let start_time = view.started_ms.map(time);
+    let start_time = start_time.or_else(|| known.and_then(|s| s.start_time.clone()));
     PodStatus {
         phase: Some(phase.to_owned()),
+        reason,
+        message,
         conditions: Some(conditions),
         container_statuses: Some(statuses),
         init_container_statuses: Some(init_statuses).filter(|list| !list.is_empty()),
@@ -247,6 +256,7 @@ fn after_exit(
     let end = ended(terminated(seen));
     let ok = matches!(seen.state, ContainerState::Exited { exit_code: 0, .. });
     let again = !view.want.delete
+        && view.verdict.is_none()
         && !view.want.finished
         && restarts(view.want.restart, role(view, name), ok);
     if !again {
@@ -335,6 +345,27 @@ fn phase(view: &View<'_>, statuses: &[ContainerStatus], initialized: bool) -> &'
         "Running"
     } else {
         "Failed"
+    }
+}
+
+/// A pod that the node ended is `Failed` for its reason, but not before nothing runs any more
+/// (`kubelet/status/status_manager.go: mergePodStatus`).
+fn ending(
+    view: &View<'_>,
+    phase: &'static str,
+) -> (&'static str, Option<(String, Option<String>)>) {
+    let known = view.pod.status.as_ref();
+    if view.want.finished {
+        let why = known.and_then(|s| Some((s.reason.clone()?, s.message.clone())));
+        return (phase, why);
+    }
+    let runs = |seen: &Seen| matches!(seen.state, ContainerState::Running { .. });
+    match view.verdict {
+        Some(verdict) if !view.seen.iter().any(runs) => {
+            let why = (verdict.reason.clone(), Some(verdict.message.clone()));
+            ("Failed", Some(why))
+        }
+        _ => (phase, None),
     }
 }
 

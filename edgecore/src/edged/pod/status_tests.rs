@@ -11,6 +11,7 @@ struct Scene {
     troubles: BTreeMap<String, Trouble>,
     ips: Option<Vec<String>>,
     previous: Option<PodStatus>,
+    verdict: Option<Verdict>,
     now_ms: i64,
     now: Instant,
 }
@@ -28,6 +29,7 @@ impl Scene {
             troubles: BTreeMap::new(),
             ips: Some(vec!["10.0.0.2".to_owned()]),
             previous: None,
+            verdict: None,
             now_ms: AT_MS,
             now: Instant::now(),
         }
@@ -61,6 +63,8 @@ impl Scene {
             pod_ips: self.ips.as_deref(),
             host_ip: "192.0.2.9",
             previous: self.previous.as_ref(),
+            verdict: self.verdict.as_ref(),
+            started_ms: None,
             now: self.now,
             now_ms: self.now_ms,
         })

@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// The pod's containers are ended and its status becomes `Failed` with this reason; nothing of it
 /// is started again, also not after a restart of the daemon. The object itself stays until
 /// somebody deletes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// `status.reason`, e.g. `Evicted`, `OutOfmemory`, `DeadlineExceeded`.
     pub reason: String,

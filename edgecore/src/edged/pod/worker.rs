@@ -1,6 +1,7 @@
 //! One task per pod: asks `state` what is next, does it, tells the status, and sleeps until
 //! something changed or is due. Owns everything about its pod; nothing here waits for another pod.
 
+mod end;
 mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::convert::{self, PodId};
 use super::env::References;
-use super::exits;
+use super::exits::{self, PodRecord};
 use super::state::{
     self, Action, Desired, Key, Memory, Observed, Phase, RestartPolicy, SeenContainer, SeenState,
 };
@@ -126,6 +127,12 @@ pub(crate) struct Worker {
     told_backoff: BTreeMap<String, u32>,
     /// Ends that have been written down or looked up, by container and attempt.
     exits: BTreeMap<(String, u32), ContainerState>,
+    /// What outlives a reboot.
+    record: PodRecord,
+    /// A verdict somebody else on this node gave.
+    sentence: Option<Verdict>,
+    /// When this process first knew the pod, and how long it had been here then.
+    born: (Instant, Duration),
     recorder: Recorder,
     told: Option<PodStatus>,
     volumes_stale: bool,
@@ -168,6 +175,9 @@ impl Worker {
             pulled: BTreeMap::new(),
             told_backoff: BTreeMap::new(),
             exits: BTreeMap::new(),
+            record: PodRecord::default(),
+            sentence: None,
+            born: (Instant::now(), Duration::ZERO),
             recorder,
             told: None,
         }
@@ -175,6 +185,7 @@ impl Worker {
 
     /// Runs until the pod is gone, or the main loop is: then everything is left as it is.
     pub(crate) async fn run(mut self) -> String {
+        self.recall().await;
         loop {
             self.take_input();
             if std::mem::take(&mut self.volumes_stale) {
@@ -184,16 +195,18 @@ impl Worker {
             let now = Instant::now();
             let saw = self.observed();
             self.memory.observe(&saw, now);
+            let deadline = self.judge(&saw, now).await;
             self.turn_troubles(now);
             let step = state::step(self.phase, &self.want, &saw, &self.memory, now);
             if self.phase == Phase::Syncing && step.phase != Phase::Syncing {
+                self.flips.clear();
                 info!(pod = %self.id.name, namespace = %self.id.namespace, uid = %self.id.uid, "pod is terminating");
                 self.pulls.abort_all();
             }
             self.phase = step.phase;
             self.publish(now);
             if step.actions.is_empty() {
-                if !self.wait(step.wake).await {
+                if !self.wait(step.wake.into_iter().chain(deadline).min()).await {
                     return self.id.uid;
                 }
                 continue;
@@ -214,6 +227,7 @@ impl Worker {
         let input = self.input.borrow_and_update().clone();
         if !Arc::ptr_eq(&input.pod, &self.pod) || input.removed != self.removed {
             self.want = convert::desired(&input.pod, input.removed);
+            self.want.verdict = self.record.verdict.as_ref().map(|v| v.grace);
             self.volume_refs = References::of_volumes(&input.pod);
             self.pod = input.pod;
             self.removed = input.removed;
@@ -222,6 +236,7 @@ impl Worker {
             self.seen = input.seen;
         }
         self.host_ip = input.host_ip;
+        self.sentence = input.verdict;
         if input.generation != self.generation {
             self.generation = input.generation;
             self.volumes_stale = !self.volume_refs.is_empty() && self.sandbox.is_some();
@@ -241,7 +256,7 @@ impl Worker {
     /// Writes down how containers ended before it is told, and recalls what a reboot made the
     /// runtime forget: work that was done is not done again.
     async fn keep_exits(&mut self) {
-        if self.want.restart == RestartPolicy::Always {
+        if self.want.restart == RestartPolicy::Always && self.record.verdict.is_none() {
             return;
         }
         let Some(dir) = self.context.dirs.exits(&self.id.uid) else {
@@ -375,7 +390,7 @@ impl Worker {
     async fn stop(&mut self, id: &str, name: &str) {
         let now = Instant::now();
         let deadline = match self.phase {
-            Phase::Terminating { deadline, .. } => deadline,
+            Phase::Terminating { deadline, .. } | Phase::Ending { deadline, .. } => deadline,
             Phase::Syncing | Phase::Terminated => now + self.want.grace,
         };
         let message = format!("Stopping container {name}");
@@ -643,6 +658,8 @@ impl Worker {
             pod_ips: self.sandbox.as_ref().map(|s| s.ips.as_slice()),
             host_ip: &self.host_ip,
             previous: self.told.as_ref(),
+            verdict: self.record.verdict.as_ref(),
+            started_ms: self.record.started_at_ms,
             now,
             now_ms: (self.context.now_ms)(),
         };
@@ -650,7 +667,8 @@ impl Worker {
         if self.told.as_ref() == Some(&status) {
             return;
         }
-        let summary = PodSummary::of(&self.id, &status, self.phase != Phase::Syncing);
+        let terminating = matches!(self.phase, Phase::Terminating { .. } | Phase::Terminated);
+        let summary = PodSummary::of(&self.id, &status, terminating);
         self.board().insert(self.id.uid.clone(), summary);
         match serde_json::to_value(&status) {
             Ok(value) => {

@@ -1,0 +1,251 @@
+//! Edged as a whole on a scripted runtime and tokio's paused clock.
+
+mod life;
+mod needs;
+mod verdicts;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::edged::runtime::fake::{EPOCH_MS, FakeRuntime};
+use crate::edged::runtime::{Container, ContainerState, RuntimeError};
+use crate::edged::{Deps, DesiredError, DesiredState, Edged, EdgedHandle, Settings, StatusSink};
+
+#[derive(Default)]
+struct Store {
+    pods: Mutex<BTreeMap<String, Pod>>,
+    configmaps: Mutex<BTreeMap<String, ConfigMap>>,
+    broken: Mutex<bool>,
+    generation: watch::Sender<u64>,
+}
+
+#[async_trait]
+impl DesiredState for Store {
+    async fn pods(&self) -> Result<Vec<Pod>, DesiredError> {
+        if *self.broken.lock().unwrap() {
+            return Err(DesiredError::Store {
+                reason: "disk I/O error".to_owned(),
+            });
+        }
+        Ok(self.pods.lock().unwrap().values().cloned().collect())
+    }
+
+    async fn configmap(&self, _: &str, name: &str) -> Result<Option<ConfigMap>, DesiredError> {
+        Ok(self.configmaps.lock().unwrap().get(name).cloned())
+    }
+
+    /// No secret is on the node, and the hub is away.
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, DesiredError> {
+        Err(DesiredError::Unreachable {
+            kind: "secret",
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            reason: "the link is down".to_owned(),
+        })
+    }
+
+    fn generation(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+}
+
+#[derive(Default)]
+struct News {
+    statuses: BTreeMap<String, Value>,
+    told: usize,
+    nodes: Vec<Value>,
+    gone: Vec<String>,
+    events: Vec<Value>,
+}
+
+struct Sink(watch::Sender<News>);
+
+impl StatusSink for Sink {
+    fn pod_status(&self, _: &str, name: &str, _: &str, status: Value) {
+        self.0.send_modify(|news| {
+            news.statuses.insert(name.to_owned(), status);
+            news.told += 1;
+        });
+    }
+
+    fn pod_gone(&self, _: &str, name: &str, _: &str) {
+        self.0.send_modify(|news| news.gone.push(name.to_owned()));
+    }
+
+    fn node_status(&self, node: Value) {
+        self.0.send_modify(|news| news.nodes.push(node));
+    }
+
+    fn event(&self, event: Value) {
+        self.0.send_modify(|news| news.events.push(event));
+    }
+}
+
+struct World {
+    runtime: Arc<FakeRuntime>,
+    store: Arc<Store>,
+    sink: Arc<Sink>,
+    dir: tempfile::TempDir,
+    edged: Option<EdgedHandle>,
+}
+
+const IMAGE: &str = "busybox:1.36";
+
+impl World {
+    fn new() -> Self {
+        let runtime = Arc::new(FakeRuntime::default());
+        runtime.add_image(IMAGE);
+        Self {
+            runtime,
+            store: Arc::default(),
+            sink: Arc::new(Sink(watch::Sender::new(News::default()))),
+            dir: tempfile::tempdir().unwrap(),
+            edged: None,
+        }
+    }
+
+    fn start(&mut self) {
+        let mut settings = Settings::new("edge-1");
+        settings.disk_dir = self.dir.path().join("disk");
+        settings.run_dir = self.dir.path().join("run");
+        settings.log_dir = self.dir.path().join("log");
+        settings.node_ip = Some("192.0.2.9".to_owned());
+        let deps = Deps {
+            runtime: self.runtime.clone(),
+            desired: self.store.clone(),
+            sink: self.sink.clone(),
+            settings,
+        };
+        let clock = self.runtime.clone();
+        self.edged = Some(Edged::start_with_clock(
+            deps,
+            Box::new(move || clock.now_ms()),
+        ));
+    }
+
+    async fn stop(&mut self) {
+        if let Some(edged) = self.edged.take() {
+            edged.stop().await;
+        }
+    }
+
+    fn apply(&self, pod: Value) {
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let uid = pod.metadata.uid.clone().unwrap();
+        self.store.pods.lock().unwrap().insert(uid, pod);
+        self.bump();
+    }
+
+    fn edit(&self, uid: &str, edit: impl FnOnce(&mut Pod)) {
+        edit(self.store.pods.lock().unwrap().get_mut(uid).unwrap());
+        self.bump();
+    }
+
+    fn bump(&self) {
+        self.store.generation.send_modify(|g| *g += 1);
+    }
+
+    fn configmap(&self, name: &str, key: &str, value: &str) {
+        let map = ConfigMap {
+            data: Some([(key.to_owned(), value.to_owned())].into()),
+            ..ConfigMap::default()
+        };
+        self.store
+            .configmaps
+            .lock()
+            .unwrap()
+            .insert(name.to_owned(), map);
+        self.bump();
+    }
+
+    /// Waits until the news are so. Paused time runs on by itself while everybody waits.
+    async fn until(&self, what: &str, is_so: impl FnMut(&News) -> bool) {
+        let mut news = self.sink.0.subscribe();
+        let waited = tokio::time::timeout(Duration::from_secs(3600), news.wait_for(is_so)).await;
+        if waited.is_err() {
+            let news = self.sink.0.borrow();
+            panic!(
+                "never: {what}; statuses {:#?}; calls {:?}",
+                news.statuses,
+                self.runtime.calls()
+            );
+        }
+    }
+
+    async fn until_waiting(&self, pod: &str, reason: &str) {
+        self.until(reason, |news| {
+            let state = news
+                .statuses
+                .get(pod)
+                .map(|s| &s["containerStatuses"][0]["state"]);
+            state.is_some_and(|s| s["waiting"]["reason"] == reason)
+        })
+        .await;
+    }
+
+    async fn until_running(&self, pod: &str, restarts: u64) {
+        self.until("running", |news| {
+            news.statuses.get(pod).is_some_and(|s| {
+                s["phase"] == "Running"
+                    && s["containerStatuses"][0]["ready"] == true
+                    && s["containerStatuses"][0]["restartCount"] == restarts
+            })
+        })
+        .await;
+    }
+
+    fn status(&self, pod: &str) -> Value {
+        self.sink
+            .0
+            .borrow()
+            .statuses
+            .get(pod)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    fn reasons(&self) -> Vec<String> {
+        let news = self.sink.0.borrow();
+        news.events
+            .iter()
+            .map(|e| e["reason"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    fn calls(&self, word: &str) -> usize {
+        self.runtime
+            .calls()
+            .iter()
+            .filter(|call| call.starts_with(word))
+            .count()
+    }
+
+    /// Lets every task run until all wait, without letting time pass.
+    async fn settle(&self) {
+        for _ in 0..200 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}")},
+        "spec": {
+            "terminationGracePeriodSeconds": 30,
+            "containers": [{"name": "c", "image": IMAGE, "imagePullPolicy": "IfNotPresent"}]
+        }
+    })
+}
+
+fn delete(pod: &mut Pod) {
+    pod.metadata.deletion_timestamp = Some(super::status::time(EPOCH_MS));
+    pod.metadata.deletion_grace_period_seconds = Some(30);
+}
