@@ -27,7 +27,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::PodStatus;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -37,9 +37,6 @@ use pod::worker::Context;
 use runtime::Runtime;
 
 pub use deps::{DesiredError, DesiredState, StatusSink};
-
-/// Image pulls at the same time on one node: links at the edge are thin.
-const PULLS_MAX: usize = 2;
 
 /// What is fixed for this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,7 +170,6 @@ impl Edged {
                 disk: settings.disk_dir.clone(),
                 run: settings.run_dir.clone(),
             },
-            pulls: Arc::new(Semaphore::new(PULLS_MAX)),
             ticks: AtomicU64::new(1),
             poke: Notify::new(),
             board: Mutex::new(BTreeMap::new()),

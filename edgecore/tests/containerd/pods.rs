@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::world::{IMAGE, PATIENCE, World, note, skipped};
 use edgecore::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
 use edgecore::edged::runtime::{
-    ContainerSpec, ContainerState, Mount, Runtime, RuntimeError, SandboxSpec,
+    ContainerSpec, ContainerState, Mount, PullOptions, Runtime, RuntimeError, SandboxSpec,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -240,7 +240,10 @@ async fn refusals_name_the_reason() {
         ..world.container(&pod, "elsewhere", "true")
     };
     assert!(world.runtime.start(&elsewhere).await.is_err());
-    let unreachable = world.runtime.pull("127.0.0.1:1/x/y:z", None).await;
+    let unreachable = world
+        .runtime
+        .pull("127.0.0.1:1/x/y:z", &PullOptions::default())
+        .await;
     assert!(
         matches!(unreachable, Err(RuntimeError::Pull { .. })),
         "{unreachable:?}"

@@ -55,7 +55,11 @@ fn credentials(entry: &Value) -> Option<RegistryAuth> {
     };
     let (username, password) = (text("username"), text("password"));
     if !username.is_empty() {
-        return Some(RegistryAuth { username, password });
+        return Some(RegistryAuth {
+            username,
+            password,
+            ..RegistryAuth::default()
+        });
     }
     let engine = base64::engine::general_purpose::STANDARD;
     let decoded = engine.decode(text("auth")).ok()?;
@@ -64,6 +68,7 @@ fn credentials(entry: &Value) -> Option<RegistryAuth> {
     Some(RegistryAuth {
         username: username.to_owned(),
         password: password.trim_end_matches('\0').to_owned(),
+        ..RegistryAuth::default()
     })
 }
 

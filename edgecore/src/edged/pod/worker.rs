@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -46,8 +46,6 @@ pub(crate) struct Context {
     pub(crate) node_name: String,
     pub(crate) cpu_milli: i64,
     pub(crate) dirs: Dirs,
-    /// Image pulls at the same time.
-    pub(crate) pulls: Arc<Semaphore>,
     /// Orders listings of containers and actions on them.
     pub(crate) ticks: AtomicU64,
     /// Asks the main loop to list the containers again.

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{
-    Container, ContainerSpec, ContainerState, ExecOutput, Image, RegistryAuth, Runtime,
+    Container, ContainerSpec, ContainerState, ExecOutput, Image, PullOptions, Reclaim, Runtime,
     RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
 };
 
@@ -210,11 +210,7 @@ impl Runtime for FakeRuntime {
         Ok(self.up()?.images.get(reference).cloned())
     }
 
-    async fn pull(
-        &self,
-        reference: &str,
-        _auth: Option<&RegistryAuth>,
-    ) -> Result<Image, RuntimeError> {
+    async fn pull(&self, reference: &str, _options: &PullOptions) -> Result<Image, RuntimeError> {
         let time = {
             let mut state = self.up()?;
             state.calls.push(format!("pull {reference}"));
@@ -244,6 +240,28 @@ impl Runtime for FakeRuntime {
                 reason: "no route to host".to_owned(),
             }),
         }
+    }
+
+    async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
+        Ok(self.up()?.images.values().cloned().collect())
+    }
+
+    async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {
+        let mut state = self.up()?;
+        state.calls.push(format!("remove-image {reference}"));
+        state.images.remove(reference);
+        Ok(())
+    }
+
+    async fn reclaim_images(&self, reclaim: &Reclaim) -> Result<u64, RuntimeError> {
+        let mut state = self.up()?;
+        state.calls.push("reclaim-images".to_owned());
+        let mut keep = reclaim.keep.clone();
+        keep.extend(state.containers.iter().map(|c| c.image.clone()));
+        let before: u64 = state.images.values().map(|image| image.size_bytes).sum();
+        state.images.retain(|name, _| keep.contains(name));
+        let after: u64 = state.images.values().map(|image| image.size_bytes).sum();
+        Ok(before - after)
     }
 
     async fn ensure_sandbox(&self, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {

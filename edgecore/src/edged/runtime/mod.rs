@@ -4,6 +4,7 @@
 pub mod cni;
 pub mod containerd;
 pub mod fake;
+mod image;
 pub mod sandbox;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
+
+pub use self::image::{Image, OnProgress, PullOptions, PullProgress, Reclaim, RegistryAuth};
 
 /// One pod's shared namespaces and network, before any container exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -133,32 +136,6 @@ pub struct Container {
     pub state: ContainerState,
 }
 
-/// An image that is present.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Image {
-    pub reference: String,
-    /// `sha256:…` of the manifest.
-    pub digest: String,
-    /// Image config's `User`; empty is root.
-    pub user: String,
-    pub size_bytes: u64,
-}
-
-/// Credentials for one registry.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct RegistryAuth {
-    pub username: String,
-    pub password: String,
-}
-
-impl std::fmt::Debug for RegistryAuth {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RegistryAuth")
-            .field("username", &self.username)
-            .finish_non_exhaustive()
-    }
-}
-
 /// What the runtime is, for node status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuntimeInfo {
@@ -198,6 +175,9 @@ pub enum RuntimeError {
     InvalidImageName { reference: String, reason: String },
     #[error("cannot pull image `{reference}`: {reason}")]
     Pull { reference: String, reason: String },
+    /// Nobody answered, or with an error of its own: the image may well be there.
+    #[error("cannot pull image `{reference}`: {reason}")]
+    RegistryUnavailable { reference: String, reason: String },
     #[error("cannot create container: {reason}")]
     Create { reason: String },
     #[error("cannot start container: {reason}")]
@@ -224,12 +204,18 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// The image if it is present with all its content.
     async fn image(&self, reference: &str) -> Result<Option<Image>, RuntimeError>;
-    /// Pulls (or finds) the image. Resumes a broken pull where the daemon allows it.
-    async fn pull(
-        &self,
-        reference: &str,
-        auth: Option<&RegistryAuth>,
-    ) -> Result<Image, RuntimeError>;
+    /// Pulls (or finds) the image. A transfer that breaks off goes on where it stopped, in this
+    /// call or in a later one; however many callers ask for one image, it is fetched once.
+    async fn pull(&self, reference: &str, options: &PullOptions) -> Result<Image, RuntimeError>;
+    /// Every image of ours that is complete, by name.
+    async fn images(&self) -> Result<Vec<Image>, RuntimeError>;
+    /// Forgets an image by name; its content goes as soon as nothing else needs it. Containers
+    /// made from it keep running.
+    async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError>;
+    /// Removes images that no container uses and nobody asked to keep, least recently used first,
+    /// and what broken pulls left; returns the bytes freed. `edged::image_gc::reclaim` fills in
+    /// what the pods of this node want kept.
+    async fn reclaim_images(&self, reclaim: &Reclaim) -> Result<u64, RuntimeError>;
 
     /// Makes the pod's namespaces and network, or returns what stands already.
     async fn ensure_sandbox(&self, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError>;

@@ -12,7 +12,9 @@ use super::super::status::Trouble;
 use super::super::{convert, image, sources, state};
 use super::{RETRY_FIRST, RETRY_MAX, Worker};
 use crate::edged::events::Severity;
-use crate::edged::runtime::{Container as Seen, ContainerState, Image, RuntimeError, Sandbox};
+use crate::edged::runtime::{
+    Container as Seen, ContainerState, Image, PullOptions, RuntimeError, Sandbox,
+};
 use crate::edged::volumes;
 
 /// How far a start got.
@@ -96,7 +98,8 @@ impl Worker {
             RuntimeError::Unavailable { .. } => return Failure::Runtime(error),
             RuntimeError::ImageNotPresent { .. }
             | RuntimeError::InvalidImageName { .. }
-            | RuntimeError::Pull { .. } => return Failure::PullFailed(error),
+            | RuntimeError::Pull { .. }
+            | RuntimeError::RegistryUnavailable { .. } => return Failure::PullFailed(error),
             RuntimeError::Create { .. } => "CreateContainerError",
             RuntimeError::Start { .. }
             | RuntimeError::Exec { .. }
@@ -129,6 +132,7 @@ impl Worker {
             RuntimeError::Unavailable { .. }
             | RuntimeError::ImageNotPresent { .. }
             | RuntimeError::Pull { .. }
+            | RuntimeError::RegistryUnavailable { .. }
             | RuntimeError::Create { .. }
             | RuntimeError::Start { .. }
             | RuntimeError::Exec { .. }
@@ -207,9 +211,6 @@ impl Worker {
             .map(|reference| reference.name.clone())
             .collect();
         self.pulls.spawn(async move {
-            let slots = context.pulls.clone();
-            // Never closed; were it, pulling without a slot is right.
-            let _slot = slots.acquire_owned().await.ok();
             let refs = References {
                 secrets,
                 ..References::default()
@@ -219,7 +220,11 @@ impl Worker {
             let sources = sources.unwrap_or_default();
             let auth = image::auth_for(&reference, sources.secrets.values().flatten());
             let begun = Instant::now();
-            let result = context.runtime.pull(&reference, auth.as_ref()).await;
+            let options = PullOptions {
+                auths: auth.into_iter().collect(),
+                ..PullOptions::default()
+            };
+            let result = context.runtime.pull(&reference, &options).await;
             (name, begun.elapsed(), result)
         });
     }

@@ -187,6 +187,17 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    /// The error of a call that failed after it had begun to answer.
+    pub(super) fn failed(&self, step: &'static str, status: Status) -> CallError {
+        CallError {
+            step,
+            address: Arc::clone(&self.address),
+            kind: CallErrorKind::Status(Box::new(status)),
+        }
+    }
+}
+
 /// A call that did not succeed.
 #[derive(Debug, thiserror::Error)]
 #[error("{step}: {kind}")]
@@ -225,6 +236,12 @@ impl CallError {
 
     pub(super) fn is_failed_precondition(&self) -> bool {
         self.is(Code::FailedPrecondition)
+    }
+
+    /// Somebody else writes this blob (containerd `content/local/locks.go`: "ref … locked").
+    pub(super) fn is_locked(&self) -> bool {
+        matches!(&self.kind, CallErrorKind::Status(status)
+            if status.code() == Code::Unavailable && status.message().contains("locked"))
     }
 
     /// The daemon itself is away: the caller tries again later, nothing is wrong with what was

@@ -41,6 +41,20 @@ impl ImageError {
         matches!(self, Self::Call(error) if error.is_not_found())
     }
 
+    /// The content store holds other bytes than it was told to expect.
+    pub(super) fn is_failed_precondition(&self) -> bool {
+        matches!(self, Self::Call(error) if error.is_failed_precondition())
+    }
+
+    /// Whether the same transfer, tried again, can go on.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Transfer(_) => true,
+            Self::Call(error) => error.is_locked(),
+            Self::Invalid(_) => false,
+        }
+    }
+
     /// As the answer to a pull of `reference`.
     pub(super) fn into_pull(self, reference: &str) -> RuntimeError {
         let wrap = |reason| RuntimeError::Pull {
@@ -89,6 +103,10 @@ impl Descriptor {
             size: target.size,
             ..Self::default()
         }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        u64::try_from(self.size).unwrap_or(0)
     }
 
     /// A digest ends up in references and snapshot keys: only the one algorithm we verify.
@@ -225,6 +243,27 @@ pub(super) fn pick_platform(manifests: &[Descriptor]) -> Option<&Descriptor> {
         })
 }
 
+/// None of `manifests` is for this machine; says which there are.
+pub(super) fn no_platform(manifests: &[Descriptor]) -> ImageError {
+    let offered: Vec<String> = manifests
+        .iter()
+        .filter_map(|descriptor| descriptor.platform.as_ref())
+        .filter(|platform| platform.os != "unknown")
+        .map(|platform| {
+            let variant = match platform.variant.as_str() {
+                "" => String::new(),
+                variant => format!("/{variant}"),
+            };
+            format!("{}/{}{variant}", platform.os, platform.architecture)
+        })
+        .collect();
+    ImageError::invalid(format!(
+        "no manifest for this machine (linux/{}); the image is for {}",
+        std::env::consts::ARCH,
+        offered.join(", ")
+    ))
+}
+
 /// `docker.io/library/busybox@sha256:…`, as kubelet writes `imageID`.
 pub(super) fn image_id(reference: &Reference, digest: &str) -> String {
     format!(
@@ -295,8 +334,8 @@ pub(super) async fn read_facts(
     let mut size = target.size;
     let mut manifest = Manifest::parse(&content::read_document(daemon, &target.digest).await?)?;
     if manifest.is_index() {
-        let chosen = pick_platform(&manifest.manifests)
-            .ok_or_else(|| ImageError::invalid("no manifest for this platform".to_owned()))?;
+        let chosen =
+            pick_platform(&manifest.manifests).ok_or_else(|| no_platform(&manifest.manifests))?;
         size += chosen.size;
         manifest = Manifest::parse(&content::read_document(daemon, &chosen.digest).await?)?;
     }
@@ -374,6 +413,7 @@ pub(super) fn describe(reference: &str, target: &Descriptor, facts: &Arc<ImageFa
         digest: target.digest.clone(),
         user: facts.config.config.user.clone(),
         size_bytes: facts.size_bytes,
+        pinned: false,
     }
 }
 

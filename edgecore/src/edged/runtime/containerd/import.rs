@@ -6,16 +6,16 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use tokio::sync::watch;
 
 use super::channel::Daemon;
-use super::content::{self, ByteStream, DOCUMENT_BYTES_MAX, digest_of, ingest};
+use super::content::{self, ByteStream, DOCUMENT_BYTES_MAX, Patience, digest_of, ingest};
+use super::flight::KeyLocks;
 use super::image::{
     self, Descriptor, ImageConfig, ImageError, ImageFacts, Manifest, chain_ids, pick_platform,
 };
 use super::snapshot::{self, Lease};
-
-/// Blobs fetched at the same time for one image.
-const LAYERS_AT_ONCE: usize = 3;
+use crate::edged::runtime::PullProgress;
 
 /// Where an image comes from.
 #[async_trait]
@@ -28,125 +28,163 @@ pub(super) trait Source: Send + Sync {
     fn origin(&self) -> Option<(String, String)> {
         None
     }
+    /// How a broken transfer is carried on; `None` where trying again cannot help.
+    fn patience(&self) -> Option<Patience> {
+        None
+    }
 }
 
-/// Brings `root` in, unpacks it and names it `name`.
-pub(super) async fn bring(
-    daemon: &Daemon,
-    snapshotter: &str,
-    source: &dyn Source,
-    root: &Descriptor,
-    name: &str,
-) -> Result<ImageFacts, ImageError> {
-    let lease = Lease::take(daemon).await?;
-    let done = async {
-        fetch_tree(&lease.daemon, snapshotter, source, root).await?;
+/// What all transfers share.
+pub(super) struct Bring<'a> {
+    pub(super) daemon: &'a Daemon,
+    pub(super) snapshotter: &'a str,
+    pub(super) locks: &'a KeyLocks,
+    /// Layers of one image fetched at the same time.
+    pub(super) layers_at_once: usize,
+    pub(super) progress: &'a watch::Sender<PullProgress>,
+    pub(super) source: &'a dyn Source,
+}
+
+impl Bring<'_> {
+    /// Brings `root` in, unpacks it and names it `name`. What a broken transfer brought stays
+    /// under its lease, so that the next one goes on from there.
+    pub(super) async fn image(
+        &self,
+        root: &Descriptor,
+        name: &str,
+    ) -> Result<ImageFacts, ImageError> {
+        let lease = Lease::of_pull(self.daemon, &root.digest).await?;
+        let leased = Bring {
+            daemon: &lease.daemon,
+            ..*self
+        };
+        leased.fetch_tree(root).await?;
         let facts = image::read_facts(&lease.daemon, root).await?;
-        snapshot::unpack(&lease.daemon, snapshotter, &facts).await?;
+        snapshot::unpack(&lease.daemon, self.snapshotter, self.locks, &facts).await?;
         image::record(&lease.daemon, name, root).await?;
+        lease.release().await;
         Ok(facts)
     }
-    .await;
-    lease.release().await;
-    done
-}
 
-async fn fetch_tree(
-    daemon: &Daemon,
-    snapshotter: &str,
-    source: &dyn Source,
-    root: &Descriptor,
-) -> Result<(), ImageError> {
-    let bytes = source.manifest(root).await?;
-    let document = Manifest::parse(&bytes)?;
-    if !document.is_index() {
-        return fetch_image(daemon, snapshotter, source, root, bytes, &document).await;
+    async fn fetch_tree(&self, root: &Descriptor) -> Result<(), ImageError> {
+        let bytes = self.source.manifest(root).await?;
+        let document = Manifest::parse(&bytes)?;
+        if !document.is_index() {
+            return self.fetch_image(root, bytes, &document).await;
+        }
+        let (position, chosen) = pick_platform(&document.manifests)
+            .and_then(|chosen| {
+                let position = document.manifests.iter().position(|d| d == chosen)?;
+                Some((position, chosen))
+            })
+            .ok_or_else(|| image::no_platform(&document.manifests))?;
+        let inner = self.source.manifest(chosen).await?;
+        let manifest = Manifest::parse(&inner)?;
+        if manifest.is_index() {
+            return Err(ImageError::invalid("index inside an index".to_owned()));
+        }
+        self.fetch_image(chosen, inner, &manifest).await?;
+        let labels = HashMap::from([(
+            format!("containerd.io/gc.ref.content.m.{position}"),
+            chosen.digest.clone(),
+        )]);
+        self.ingest_bytes(root, labels, bytes).await
     }
-    let (position, chosen) = pick_platform(&document.manifests)
-        .and_then(|chosen| {
-            let position = document.manifests.iter().position(|d| d == chosen)?;
-            Some((position, chosen))
-        })
-        .ok_or_else(|| ImageError::invalid("no manifest for this platform".to_owned()))?;
-    let inner = source.manifest(chosen).await?;
-    let manifest = Manifest::parse(&inner)?;
-    if manifest.is_index() {
-        return Err(ImageError::invalid("index inside an index".to_owned()));
-    }
-    fetch_image(daemon, snapshotter, source, chosen, inner, &manifest).await?;
-    let labels = HashMap::from([(
-        format!("containerd.io/gc.ref.content.m.{position}"),
-        chosen.digest.clone(),
-    )]);
-    ingest_bytes(daemon, root, labels, bytes).await
-}
 
-async fn fetch_image(
-    daemon: &Daemon,
-    snapshotter: &str,
-    source: &dyn Source,
-    descriptor: &Descriptor,
-    bytes: Bytes,
-    manifest: &Manifest,
-) -> Result<(), ImageError> {
-    let config = manifest
-        .config
-        .as_ref()
-        .ok_or_else(|| ImageError::invalid("manifest names no config".to_owned()))?;
-    let origin: HashMap<String, String> = source.origin().into_iter().collect();
-    let mut transfers = Vec::with_capacity(manifest.layers.len());
-    for layer in &manifest.layers {
-        let open = |offset| source.blob(layer, offset);
-        transfers.push(ingest(daemon, layer, origin.clone(), open).boxed());
-    }
-    stream::iter(transfers)
-        .buffer_unordered(LAYERS_AT_ONCE)
-        .try_collect::<()>()
-        .await?;
+    async fn fetch_image(
+        &self,
+        descriptor: &Descriptor,
+        bytes: Bytes,
+        manifest: &Manifest,
+    ) -> Result<(), ImageError> {
+        let config = manifest
+            .config
+            .as_ref()
+            .ok_or_else(|| ImageError::invalid("manifest names no config".to_owned()))?;
+        // The config first: it is small, and tells whether the image is for this machine.
+        let config_bytes = collect(self.source.blob(config, 0).await?, config).await?;
+        let parsed: ImageConfig = serde_json::from_slice(&config_bytes)
+            .map_err(|error| ImageError::invalid(format!("image config: {error}")))?;
+        let total = manifest.layers.iter().map(Descriptor::bytes).sum();
+        self.progress
+            .send_modify(|progress| progress.total_bytes = total);
+        let mut transfers = Vec::with_capacity(manifest.layers.len());
+        for layer in &manifest.layers {
+            transfers.push(self.fetch_layer(layer).boxed());
+        }
+        stream::iter(transfers)
+            .buffer_unordered(self.layers_at_once.max(1))
+            .try_collect::<()>()
+            .await?;
 
-    let mut labels = HashMap::from([(
-        "containerd.io/gc.ref.content.config".to_owned(),
-        config.digest.clone(),
-    )]);
-    for (position, layer) in manifest.layers.iter().enumerate() {
-        labels.insert(
-            format!("containerd.io/gc.ref.content.l.{position}"),
-            layer.digest.clone(),
-        );
+        let mut labels = HashMap::from([(
+            "containerd.io/gc.ref.content.config".to_owned(),
+            config.digest.clone(),
+        )]);
+        for (position, layer) in manifest.layers.iter().enumerate() {
+            labels.insert(
+                format!("containerd.io/gc.ref.content.l.{position}"),
+                layer.digest.clone(),
+            );
+        }
+        let mut config_labels = HashMap::new();
+        if let Some(chain_id) = chain_ids(&parsed.rootfs.diff_ids).pop() {
+            config_labels.insert(
+                format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter),
+                chain_id,
+            );
+        }
+        self.ingest_bytes(config, config_labels, config_bytes)
+            .await?;
+        self.ingest_bytes(descriptor, labels, bytes).await
     }
-    let config_bytes = collect(source.blob(config, 0).await?, config).await?;
-    let parsed: ImageConfig = serde_json::from_slice(&config_bytes)
-        .map_err(|error| ImageError::invalid(format!("image config: {error}")))?;
-    let mut config_labels = HashMap::new();
-    if let Some(chain_id) = chain_ids(&parsed.rootfs.diff_ids).pop() {
-        config_labels.insert(
-            format!("containerd.io/gc.ref.snapshot.{snapshotter}"),
-            chain_id,
-        );
-    }
-    ingest_bytes(daemon, config, config_labels, config_bytes).await?;
-    ingest_bytes(daemon, descriptor, labels, bytes).await
-}
 
-async fn ingest_bytes(
-    daemon: &Daemon,
-    descriptor: &Descriptor,
-    labels: HashMap<String, String>,
-    bytes: Bytes,
-) -> Result<(), ImageError> {
-    if digest_of(&bytes) != descriptor.digest {
-        return Err(ImageError::invalid(format!(
-            "content of {} does not match its digest",
-            descriptor.digest
-        )));
+    async fn fetch_layer(&self, layer: &Descriptor) -> Result<(), ImageError> {
+        let _mine = self.locks.lock(&layer.digest).await;
+        let labels: HashMap<String, String> = self.source.origin().into_iter().collect();
+        let mut counted = 0;
+        let mut reached = |offset: u64| {
+            self.progress.send_modify(|progress| {
+                progress.done_bytes = (progress.done_bytes + offset).saturating_sub(counted);
+            });
+            counted = offset;
+        };
+        let patience = self.source.patience();
+        let open = |offset| self.source.blob(layer, offset);
+        ingest(self.daemon, layer, &labels, patience, &mut reached, open).await
     }
-    ingest(daemon, descriptor, labels, |offset| async move {
-        let from = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(bytes.len());
-        Ok(stream::once(async move { Ok(bytes.slice(from..)) }).boxed())
-    })
-    .await
+
+    async fn ingest_bytes(
+        &self,
+        descriptor: &Descriptor,
+        labels: HashMap<String, String>,
+        bytes: Bytes,
+    ) -> Result<(), ImageError> {
+        if digest_of(&bytes) != descriptor.digest {
+            return Err(ImageError::invalid(format!(
+                "content of {} does not match its digest",
+                descriptor.digest
+            )));
+        }
+        let _mine = self.locks.lock(&descriptor.digest).await;
+        let patience = self.source.patience();
+        let open = |offset| {
+            let from = usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
+            let rest = bytes.slice(from..);
+            async move { Ok(stream::once(async move { Ok(rest) }).boxed()) }
+        };
+        ingest(
+            self.daemon,
+            descriptor,
+            &labels,
+            patience,
+            &mut |_| {},
+            open,
+        )
+        .await
+    }
 }
 
 async fn collect(mut stream: ByteStream, descriptor: &Descriptor) -> Result<Bytes, ImageError> {

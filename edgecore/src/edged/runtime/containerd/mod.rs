@@ -15,6 +15,7 @@ mod channel;
 mod content;
 mod events;
 mod exec;
+mod flight;
 mod host;
 mod image;
 mod import;
@@ -22,32 +23,31 @@ mod pull;
 mod reference;
 mod snapshot;
 mod spec;
+mod store;
 mod task;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use self::archive::Archive;
 use self::cgroup::Cgroups;
 use self::channel::{CALL, Daemon};
 use self::exec::Execs;
-use self::image::{Descriptor, ImageError, ImageFacts, image_id};
-use self::import::Neighbour;
+use self::image::{ImageError, ImageFacts, image_id};
 pub use self::pull::Registries;
 use self::reference::normalize;
 pub(crate) use self::spec::PodPaths;
 use self::spec::{HostFacts, UserDatabase};
+use self::store::ImageStore;
 use super::cni::Cni;
 use super::sandbox::Sandboxes;
 use super::{
-    Container, ContainerSpec, ExecOutput, Image, RegistryAuth, Runtime, RuntimeError, RuntimeInfo,
-    Sandbox, SandboxSpec,
+    Container, ContainerSpec, ExecOutput, Image, PullOptions, Reclaim, Runtime, RuntimeError,
+    RuntimeInfo, Sandbox, SandboxSpec,
 };
 
 /// How the runtime is reached and where it keeps its things.
@@ -70,6 +70,10 @@ pub struct ContainerdConfig {
     /// Other namespaces of the same daemon whose images count as present (preloaded images).
     pub adopt_namespaces: Vec<String>,
     pub registries: Registries,
+    /// Images that come in at the same time; links at the edge are thin.
+    pub pulls_max: usize,
+    /// Layers of one image that come in at the same time.
+    pub layers_max: usize,
     /// What pods get as `/etc/resolv.conf` unless they mount their own.
     pub resolv_conf: PathBuf,
 }
@@ -87,13 +91,12 @@ impl Default for ContainerdConfig {
             cgroup_root: "/edgepods".to_owned(),
             adopt_namespaces: vec!["k8s.io".to_owned(), "default".to_owned()],
             registries: Registries::default(),
+            pulls_max: 2,
+            layers_max: 3,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
         }
     }
 }
-
-/// Images whose documents are kept parsed; more are read again when needed.
-const FACTS_MAX: usize = 64;
 
 /// [`Runtime`] on containerd.
 pub struct ContainerdRuntime {
@@ -103,10 +106,7 @@ pub struct ContainerdRuntime {
     host: HostFacts,
     sandboxes: Sandboxes,
     execs: Execs,
-    /// By manifest digest, so never stale.
-    facts: Mutex<HashMap<String, Arc<ImageFacts>>>,
-    /// One image comes in at a time (kubelet's default too); its layers go in parallel.
-    bringing: tokio::sync::Mutex<()>,
+    images: Arc<ImageStore>,
     changes: watch::Receiver<u64>,
     events: JoinHandle<()>,
 }
@@ -149,91 +149,14 @@ impl ContainerdRuntime {
         Ok(Arc::new(Self {
             execs,
             sandboxes: Sandboxes::new(config.state_dir.clone(), config.resolv_conf.clone(), cni),
+            images: ImageStore::new(config.clone(), daemon.clone()),
             daemon,
             cgroups,
             host,
-            facts: Mutex::new(HashMap::new()),
-            bringing: tokio::sync::Mutex::new(()),
             changes,
             events,
             config,
         }))
-    }
-
-    fn known_facts(&self, digest: &str) -> Option<Arc<ImageFacts>> {
-        let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
-        facts.get(digest).cloned()
-    }
-
-    fn remember(&self, digest: &str, facts: ImageFacts) -> Arc<ImageFacts> {
-        let shared = Arc::new(facts);
-        let mut known = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= FACTS_MAX {
-            known.clear();
-        }
-        known.insert(digest.to_owned(), Arc::clone(&shared));
-        shared
-    }
-
-    /// The image under `name` with its facts, unpacked; `None` if it is not there with all its
-    /// content.
-    async fn present(
-        &self,
-        name: &str,
-    ) -> Result<Option<(Descriptor, Arc<ImageFacts>)>, ImageError> {
-        let Some(target) = image::target(&self.daemon, name).await? else {
-            return Ok(None);
-        };
-        let facts = if let Some(known) = self.known_facts(&target.digest) {
-            known
-        } else {
-            match image::read_facts(&self.daemon, &target).await {
-                Err(error) if error.is_not_found() => return Ok(None),
-                other => self.remember(&target.digest, other?),
-            }
-        };
-        let snapshotter = &self.config.snapshotter;
-        if !snapshot::is_unpacked(&self.daemon, snapshotter, &facts.chain_id).await? {
-            let _one = self.bringing.lock().await;
-            let lease = snapshot::Lease::take(&self.daemon).await?;
-            let unpacked = snapshot::unpack(&lease.daemon, snapshotter, &facts).await;
-            lease.release().await;
-            match unpacked {
-                Err(error) if error.is_not_found() => return Ok(None),
-                other => other?,
-            }
-        }
-        Ok(Some((target, facts)))
-    }
-
-    /// An image that someone preloaded into another namespace of the daemon, brought into ours
-    /// without a byte copied.
-    async fn adopt(&self, name: &str) -> Result<Option<(Descriptor, Arc<ImageFacts>)>, ImageError> {
-        for namespace in &self.config.adopt_namespaces {
-            if *namespace == self.config.namespace {
-                continue;
-            }
-            let Ok(neighbour) = self.daemon.with_namespace(namespace) else {
-                continue;
-            };
-            let Some(target) = image::target(&neighbour, name).await? else {
-                continue;
-            };
-            let _one = self.bringing.lock().await;
-            let source = Neighbour(neighbour);
-            let snapshotter = &self.config.snapshotter;
-            match import::bring(&self.daemon, snapshotter, &source, &target, name).await {
-                Ok(facts) => {
-                    tracing::info!(image = name, namespace, "image adopted");
-                    let facts = self.remember(&target.digest, facts);
-                    return Ok(Some((target, facts)));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, image = name, namespace, "image not adopted");
-                }
-            }
-        }
-        Ok(None)
     }
 
     /// Brings in the images of an archive (a tar of an OCI image layout, or what `docker save`
@@ -247,65 +170,7 @@ impl ContainerdRuntime {
         path: &Path,
         name: Option<&str>,
     ) -> Result<Vec<Image>, RuntimeError> {
-        let shown = path.display().to_string();
-        let failed = |error: ImageError| error.into_pull(&shown);
-        let mut archive = Archive::open(path).await.map_err(failed)?;
-        let found = archive.images().await.map_err(failed)?;
-        if name.is_some() && found.len() != 1 {
-            return Err(failed(ImageError::invalid(format!(
-                "the archive holds {} images, a name fits one",
-                found.len()
-            ))));
-        }
-        let mut images = Vec::with_capacity(found.len());
-        for (target, written) in found {
-            let asked = name
-                .map(str::to_owned)
-                .or(written)
-                .ok_or_else(|| failed(ImageError::invalid("the image has no name".to_owned())))?;
-            let full = normalize(&asked)?.whole();
-            let _one = self.bringing.lock().await;
-            let snapshotter = &self.config.snapshotter;
-            let facts = import::bring(&self.daemon, snapshotter, &archive, &target, &full)
-                .await
-                .map_err(failed)?;
-            let facts = self.remember(&target.digest, facts);
-            images.push(image::describe(&full, &target, &facts));
-        }
-        Ok(images)
-    }
-
-    /// Every image of our namespace, unpacked or not. Ones whose content is incomplete are left
-    /// out.
-    ///
-    /// # Errors
-    /// The daemon is away.
-    pub async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
-        let mut images = Vec::new();
-        for (name, target) in image::list(&self.daemon).await? {
-            let facts = match self.known_facts(&target.digest) {
-                Some(known) => known,
-                None => match image::read_facts(&self.daemon, &target).await {
-                    Ok(read) => self.remember(&target.digest, read),
-                    Err(error) => {
-                        tracing::debug!(%error, image = name, "image not complete");
-                        continue;
-                    }
-                },
-            };
-            images.push(image::describe(&name, &target, &facts));
-        }
-        Ok(images)
-    }
-
-    /// Forgets an image by name; its blobs and snapshots go as soon as nothing else needs them.
-    /// Containers made from it keep running.
-    ///
-    /// # Errors
-    /// The reference is not one, or the daemon is away.
-    pub async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {
-        let name = normalize(reference)?.whole();
-        Ok(image::forget(&self.daemon, &name).await?)
+        self.images.import(path, name).await
     }
 
     async fn users(
@@ -381,35 +246,27 @@ impl Runtime for ContainerdRuntime {
     async fn image(&self, reference: &str) -> Result<Option<Image>, RuntimeError> {
         let name = normalize(reference)?.whole();
         let failed = |error: ImageError| error.into_pull(reference);
-        let found = match self.present(&name).await.map_err(failed)? {
-            None => self.adopt(&name).await.map_err(failed)?,
+        let found = match self.images.present(&name).await.map_err(failed)? {
+            None => self.images.adopt(&name).await.map_err(failed)?,
             some => some,
         };
         Ok(found.map(|(target, facts)| image::describe(&name, &target, &facts)))
     }
 
-    async fn pull(
-        &self,
-        reference: &str,
-        auth: Option<&RegistryAuth>,
-    ) -> Result<Image, RuntimeError> {
-        let parsed = normalize(reference)?;
-        let name = parsed.whole();
-        let failed = |error: ImageError| error.into_pull(reference);
-        let remote = pull::Remote::new(&self.config.registries, &parsed, auth);
-        let target = remote.resolve().await.map_err(failed)?;
-        if let Some((present, facts)) = self.present(&name).await.map_err(failed)?
-            && present.digest == target.digest
-        {
-            return Ok(image::describe(&name, &present, &facts));
-        }
-        let _one = self.bringing.lock().await;
-        let snapshotter = &self.config.snapshotter;
-        let facts = import::bring(&self.daemon, snapshotter, &remote, &target, &name)
-            .await
-            .map_err(failed)?;
-        let facts = self.remember(&target.digest, facts);
-        Ok(image::describe(&name, &target, &facts))
+    async fn pull(&self, reference: &str, options: &PullOptions) -> Result<Image, RuntimeError> {
+        self.images.pull(reference, options).await
+    }
+
+    async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
+        self.images.list().await
+    }
+
+    async fn remove_image(&self, reference: &str) -> Result<(), RuntimeError> {
+        self.images.remove(reference).await
+    }
+
+    async fn reclaim_images(&self, _reclaim: &Reclaim) -> Result<u64, RuntimeError> {
+        Ok(0)
     }
 
     async fn ensure_sandbox(&self, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {
@@ -442,6 +299,7 @@ impl Runtime for ContainerdRuntime {
         let create_failed = |reason: String| RuntimeError::Create { reason };
         let reference = normalize(&spec.image)?;
         let (target, facts) = self
+            .images
             .present(&reference.whole())
             .await
             .map_err(|error| error.into_pull(&spec.image))?

@@ -11,15 +11,12 @@ use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
 use oci_client::secrets::RegistryAuth as Secret;
 use oci_client::{Client, Reference};
 
-use super::content::{ByteStream, digest_of};
+use super::content::{ByteStream, Patience, digest_of};
 use super::image::{Descriptor, ImageError, Manifest};
 use super::import::Source;
 use crate::edged::runtime::RegistryAuth;
 
 const CONNECT: Duration = Duration::from_secs(10);
-/// A registry that sends nothing for this long has broken the transfer.
-const READ: Duration = Duration::from_secs(60);
-
 /// What a registry may answer a manifest request with: OCI and docker, single and list.
 const MANIFEST_TYPES: [&str; 4] = [
     "application/vnd.oci.image.index.v1+json",
@@ -29,7 +26,7 @@ const MANIFEST_TYPES: [&str; 4] = [
 ];
 
 /// How registries are reached.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Registries {
     /// `host` or `host:port` spoken to over plain http. Loopback addresses always are.
     pub insecure_hosts: Vec<String>,
@@ -37,7 +34,24 @@ pub struct Registries {
     pub auths: BTreeMap<String, RegistryAuth>,
     /// PEM certificates trusted in addition to the system's.
     pub extra_roots_pem: Vec<Vec<u8>>,
+    /// A transfer that brings nothing for this long has broken, and is tried again.
+    pub stall: Duration,
 }
+
+impl Default for Registries {
+    fn default() -> Self {
+        Self {
+            insecure_hosts: Vec::new(),
+            auths: BTreeMap::new(),
+            extra_roots_pem: Vec::new(),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Attempts in a row that bring nothing, and the delay before the second: together two minutes.
+const ATTEMPTS: u32 = 7;
+const FIRST_DELAY: Duration = Duration::from_secs(1);
 
 impl Registries {
     fn is_plain(&self, registry: &str) -> bool {
@@ -59,6 +73,7 @@ pub(super) struct Remote {
     client: Client,
     reference: Reference,
     secret: Secret,
+    patience: Patience,
 }
 
 impl Remote {
@@ -89,7 +104,7 @@ impl Remote {
             protocol: ClientProtocol::HttpsExcept(plain),
             platform_resolver: None,
             connect_timeout: Some(CONNECT),
-            read_timeout: Some(READ),
+            read_timeout: Some(registries.stall),
             extra_root_certificates: certificates,
             user_agent: concat!("outpost-edgecore/", env!("CARGO_PKG_VERSION")),
             ..ClientConfig::default()
@@ -107,6 +122,11 @@ impl Remote {
             client,
             reference: reference.clone(),
             secret,
+            patience: Patience {
+                stall: registries.stall,
+                attempts: ATTEMPTS,
+                first_delay: FIRST_DELAY,
+            },
         }
     }
 
@@ -171,6 +191,10 @@ impl Source for Remote {
             // The registry does not know ranges: what we hold already is read and dropped.
             BlobResponse::Full(whole) => skip(whole.stream, offset),
         })
+    }
+
+    fn patience(&self) -> Option<Patience> {
+        Some(self.patience)
     }
 
     fn origin(&self) -> Option<(String, String)> {

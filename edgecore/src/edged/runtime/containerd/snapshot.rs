@@ -2,6 +2,7 @@
 //! unpacked image's files without mounting it.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
@@ -11,8 +12,12 @@ use containerd_client::services::v1::{ApplyRequest, CreateRequest, DeleteRequest
 use containerd_client::types;
 
 use super::channel::{CALL, CallError, Daemon, PULL, tolerate_missing};
+use super::flight::KeyLocks;
 use super::image::{Descriptor, ImageError, ImageFacts, chain_ids};
 use super::spec::UserDatabase;
+
+/// Deadline of unpacking one layer: gigabytes on a slow card take their time.
+const UNPACK: Duration = Duration::from_secs(30 * 60);
 
 /// Whether the unpacked image is there.
 pub(super) async fn is_unpacked(
@@ -41,6 +46,7 @@ pub(super) async fn is_unpacked(
 pub(super) async fn unpack(
     daemon: &Daemon,
     snapshotter: &str,
+    locks: &KeyLocks,
     facts: &ImageFacts,
 ) -> Result<(), ImageError> {
     if is_unpacked(daemon, snapshotter, &facts.chain_id).await? {
@@ -54,6 +60,7 @@ pub(super) async fn unpack(
         .iter()
         .zip(&facts.config.rootfs.diff_ids);
     for ((layer, diff_id), chain_id) in layers.zip(chain) {
+        let _mine = locks.lock(&chain_id).await;
         if !is_unpacked(daemon, snapshotter, &chain_id).await? {
             let key = format!("extract-{}-{chain_id}", uuid::Uuid::new_v4().simple());
             let done = apply(
@@ -103,7 +110,7 @@ async fn apply(
     let applied = daemon
         .call(
             "layer unpack",
-            PULL,
+            UNPACK,
             daemon.diff().apply(ApplyRequest {
                 diff: Some(layer.to_proto()),
                 mounts: prepared.mounts,
@@ -158,21 +165,50 @@ pub(super) async fn remove_snapshot(
     tolerate_missing(removed)
 }
 
-/// A lease that keeps what a pull has brought so far from garbage collection. It expires by
-/// itself if we die (containerd's `gc.expire` label).
+/// A lease that keeps what came so far from garbage collection. It expires by itself if we die
+/// (containerd's `gc.expire` label).
 pub(super) struct Lease {
-    id: String,
+    ids: Vec<String>,
     pub(super) daemon: Daemon,
 }
 
-/// A pull that takes longer than this has lost its protection and starts over from the offsets
-/// the content store kept.
+/// Life of a lease around a few calls.
 const LEASE_SECS: i64 = 3600;
+/// A broken pull's lease stays so that its partial blobs do: containerd collects an ingest whose
+/// lease is gone. It has between one and two of these to be carried on; a full disk ends it sooner.
+const PULL_LEASE_SECS: i64 = 7 * 24 * 3600;
+/// How the leases of pulls begin.
+pub(super) const PULL_LEASE: &str = "edgecore-pull-";
 
 impl Lease {
     pub(super) async fn take(daemon: &Daemon) -> Result<Self, CallError> {
         let id = format!("edgecore-{}", uuid::Uuid::new_v4().simple());
-        let expire = jiff::Timestamp::from_second(crate::clock::unix_millis() / 1000 + LEASE_SECS)
+        let expire = crate::clock::unix_millis() / 1000 + LEASE_SECS;
+        Self::create(daemon, &id, expire).await?;
+        Ok(Self {
+            daemon: daemon.with_lease(&id)?,
+            ids: vec![id],
+        })
+    }
+
+    /// The lease of the pull of `digest`, also after a restart. A lease cannot be prolonged, so
+    /// its name carries the week: this week's ends with the next.
+    pub(super) async fn of_pull(daemon: &Daemon, digest: &str) -> Result<Self, CallError> {
+        let week = crate::clock::unix_millis() / 1000 / PULL_LEASE_SECS;
+        let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+        let id = |week: i64| format!("{PULL_LEASE}{}-{week}", hex.get(..24).unwrap_or(hex));
+        match Self::create(daemon, &id(week), (week + 2) * PULL_LEASE_SECS).await {
+            Err(error) if error.is_already_exists() => {}
+            other => other?,
+        }
+        Ok(Self {
+            daemon: daemon.with_lease(&id(week))?,
+            ids: vec![id(week), id(week - 1)],
+        })
+    }
+
+    async fn create(daemon: &Daemon, id: &str, expire: i64) -> Result<(), CallError> {
+        let expire = jiff::Timestamp::from_second(expire)
             .map(|at| at.to_string())
             .unwrap_or_default();
         daemon
@@ -180,31 +216,35 @@ impl Lease {
                 "lease create",
                 CALL,
                 daemon.leases().create(CreateRequest {
-                    id: id.clone(),
+                    id: id.to_owned(),
                     labels: HashMap::from([("containerd.io/gc.expire".to_owned(), expire)]),
                 }),
             )
-            .await?;
-        let leased = daemon.with_lease(&id)?;
-        Ok(Self { id, daemon: leased })
+            .await
+            .map(|_| ())
     }
 
     pub(super) async fn release(self) {
-        let deleted = self
-            .daemon
-            .call(
-                "lease delete",
-                CALL,
-                self.daemon.leases().delete(DeleteRequest {
-                    id: self.id.clone(),
-                    sync: false,
-                }),
-            )
-            .await;
-        if let Err(error) = tolerate_missing(deleted) {
-            tracing::debug!(%error, lease = self.id, "lease not released; it expires by itself");
+        for id in &self.ids {
+            if let Err(error) = delete_lease(&self.daemon, id).await {
+                tracing::debug!(%error, lease = id, "lease not released; it expires by itself");
+            }
         }
     }
+}
+
+pub(super) async fn delete_lease(daemon: &Daemon, id: &str) -> Result<(), CallError> {
+    let deleted = daemon
+        .call(
+            "lease delete",
+            CALL,
+            daemon.leases().delete(DeleteRequest {
+                id: id.to_owned(),
+                sync: false,
+            }),
+        )
+        .await;
+    tolerate_missing(deleted)
 }
 
 /// Reads `/etc/passwd` and `/etc/group` from the layers of an unpacked image, topmost first,

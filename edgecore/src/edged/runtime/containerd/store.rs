@@ -1,0 +1,250 @@
+//! The images of our namespace: found, adopted from neighbours, pulled, imported.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::FutureExt;
+use oci_client::Reference;
+use tokio::sync::{Semaphore, watch};
+
+use super::archive::Archive;
+use super::channel::Daemon;
+use super::flight::{Failure, Flights, KeyLocks};
+use super::image::{self, Descriptor, ImageError, ImageFacts};
+use super::import::{Bring, Neighbour, Source};
+use super::pull::Remote;
+use super::reference::normalize;
+use super::{ContainerdConfig, snapshot};
+use crate::edged::runtime::{Image, PullOptions, PullProgress, RegistryAuth, RuntimeError};
+
+/// Images whose documents are kept parsed; more are read again when needed.
+const FACTS_MAX: usize = 64;
+
+/// What a present image is: the record's target and what its documents say.
+pub(super) type Found = (Descriptor, Arc<ImageFacts>);
+
+/// Images of one namespace of one daemon.
+pub(super) struct ImageStore {
+    config: ContainerdConfig,
+    daemon: Daemon,
+    /// By manifest digest, so never stale.
+    facts: Mutex<HashMap<String, Arc<ImageFacts>>>,
+    locks: KeyLocks,
+    flights: Flights,
+    /// Images that come in at the same time.
+    slots: Semaphore,
+}
+
+impl ImageStore {
+    pub(super) fn new(config: ContainerdConfig, daemon: Daemon) -> Arc<Self> {
+        Arc::new(Self {
+            slots: Semaphore::new(config.pulls_max.max(1)),
+            config,
+            daemon,
+            facts: Mutex::new(HashMap::new()),
+            locks: KeyLocks::default(),
+            flights: Flights::default(),
+        })
+    }
+
+    fn known_facts(&self, digest: &str) -> Option<Arc<ImageFacts>> {
+        let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        facts.get(digest).cloned()
+    }
+
+    fn remember(&self, digest: &str, facts: ImageFacts) -> Arc<ImageFacts> {
+        let shared = Arc::new(facts);
+        let mut known = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= FACTS_MAX {
+            known.clear();
+        }
+        known.insert(digest.to_owned(), Arc::clone(&shared));
+        shared
+    }
+
+    /// The image under `name` with its facts, unpacked; `None` if it is not there with all its
+    /// content.
+    pub(super) async fn present(&self, name: &str) -> Result<Option<Found>, ImageError> {
+        let Some(target) = image::target(&self.daemon, name).await? else {
+            return Ok(None);
+        };
+        let facts = if let Some(known) = self.known_facts(&target.digest) {
+            known
+        } else {
+            match image::read_facts(&self.daemon, &target).await {
+                Err(error) if error.is_not_found() => return Ok(None),
+                other => self.remember(&target.digest, other?),
+            }
+        };
+        let snapshotter = &self.config.snapshotter;
+        if !snapshot::is_unpacked(&self.daemon, snapshotter, &facts.chain_id).await? {
+            let lease = snapshot::Lease::take(&self.daemon).await?;
+            let unpacked = snapshot::unpack(&lease.daemon, snapshotter, &self.locks, &facts).await;
+            lease.release().await;
+            match unpacked {
+                Err(error) if error.is_not_found() => return Ok(None),
+                other => other?,
+            }
+        }
+        Ok(Some((target, facts)))
+    }
+
+    /// An image that someone preloaded into another namespace of the daemon, brought into ours
+    /// without a byte copied.
+    pub(super) async fn adopt(&self, name: &str) -> Result<Option<Found>, ImageError> {
+        for namespace in &self.config.adopt_namespaces {
+            if *namespace == self.config.namespace {
+                continue;
+            }
+            let Ok(neighbour) = self.daemon.with_namespace(namespace) else {
+                continue;
+            };
+            let Some(target) = image::target(&neighbour, name).await? else {
+                continue;
+            };
+            let source = Neighbour(neighbour);
+            let unheard = watch::Sender::new(PullProgress::default());
+            match self.bring(&source, &target, name, &unheard).await {
+                Ok(found) => {
+                    tracing::info!(image = name, namespace, "image adopted");
+                    return Ok(Some(found));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, image = name, namespace, "image not adopted");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Brings an image in from `source`; one at a time of one digest.
+    async fn bring(
+        &self,
+        source: &dyn Source,
+        target: &Descriptor,
+        name: &str,
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<Found, ImageError> {
+        let bring = Bring {
+            daemon: &self.daemon,
+            snapshotter: &self.config.snapshotter,
+            locks: &self.locks,
+            layers_at_once: self.config.layers_max,
+            progress,
+            source,
+        };
+        let _mine = self.locks.lock(&format!("image {}", target.digest)).await;
+        let facts = bring.image(target, name).await?;
+        Ok((target.clone(), self.remember(&target.digest, facts)))
+    }
+
+    /// Pulls `reference`, or joins the pull that is under way.
+    pub(super) async fn pull(
+        self: &Arc<Self>,
+        reference: &str,
+        options: &PullOptions,
+    ) -> Result<Image, RuntimeError> {
+        let parsed = normalize(reference)?;
+        let key = flight_key(&parsed, &options.auths);
+        let seat = self.flights.board(&key, |progress| {
+            let store = Arc::clone(self);
+            let (written, auths) = (reference.to_owned(), options.auths.clone());
+            async move {
+                let pulled = store.fetch(&parsed, &auths, &progress).await;
+                pulled.map_err(|error| Failure::from(error.into_pull(&written)))
+            }
+            .boxed()
+        });
+        seat.ride(options.progress.as_ref()).await
+    }
+
+    async fn fetch(
+        &self,
+        reference: &Reference,
+        auths: &[RegistryAuth],
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<Image, ImageError> {
+        let name = reference.whole();
+        // A digest says it all: where its content is, no registry need be asked.
+        if reference.digest().is_some()
+            && let Some((target, facts)) = self.present(&name).await?
+        {
+            return Ok(image::describe(&name, &target, &facts));
+        }
+        // Never closed; were it, pulling without a slot is right.
+        let _slot = self.slots.acquire().await.ok();
+        let remote = Remote::new(&self.config.registries, reference, auths.first());
+        let target = remote.resolve().await?;
+        if let Some((present, facts)) = self.present(&name).await?
+            && present.digest == target.digest
+        {
+            return Ok(image::describe(&name, &present, &facts));
+        }
+        let (target, facts) = self.bring(&remote, &target, &name, progress).await?;
+        Ok(image::describe(&name, &target, &facts))
+    }
+
+    /// Brings in the images of an archive.
+    pub(super) async fn import(
+        &self,
+        path: &Path,
+        name: Option<&str>,
+    ) -> Result<Vec<Image>, RuntimeError> {
+        let shown = path.display().to_string();
+        let failed = |error: ImageError| error.into_pull(&shown);
+        let mut archive = Archive::open(path).await.map_err(failed)?;
+        let found = archive.images().await.map_err(failed)?;
+        if name.is_some() && found.len() != 1 {
+            return Err(failed(ImageError::invalid(format!(
+                "the archive holds {} images, a name fits one",
+                found.len()
+            ))));
+        }
+        let mut images = Vec::with_capacity(found.len());
+        for (target, written) in found {
+            let asked = name
+                .map(str::to_owned)
+                .or(written)
+                .ok_or_else(|| failed(ImageError::invalid("the image has no name".to_owned())))?;
+            let full = normalize(&asked)?.whole();
+            let unheard = watch::Sender::new(PullProgress::default());
+            let brought = self.bring(&archive, &target, &full, &unheard).await;
+            let (target, facts) = brought.map_err(failed)?;
+            images.push(image::describe(&full, &target, &facts));
+        }
+        Ok(images)
+    }
+
+    /// Every complete image.
+    pub(super) async fn list(&self) -> Result<Vec<Image>, RuntimeError> {
+        let mut images = Vec::new();
+        for (name, target) in image::list(&self.daemon).await? {
+            let facts = match self.known_facts(&target.digest) {
+                Some(known) => known,
+                None => match image::read_facts(&self.daemon, &target).await {
+                    Ok(read) => self.remember(&target.digest, read),
+                    Err(error) => {
+                        tracing::debug!(%error, image = name, "image not complete");
+                        continue;
+                    }
+                },
+            };
+            images.push(image::describe(&name, &target, &facts));
+        }
+        Ok(images)
+    }
+
+    pub(super) async fn remove(&self, reference: &str) -> Result<(), RuntimeError> {
+        let name = normalize(reference)?.whole();
+        Ok(image::forget(&self.daemon, &name).await?)
+    }
+}
+
+/// Only a hash of the credentials is kept.
+fn flight_key(reference: &Reference, auths: &[RegistryAuth]) -> String {
+    let mut hasher = DefaultHasher::new();
+    auths.hash(&mut hasher);
+    format!("{} {:016x}", reference.whole(), hasher.finish())
+}
