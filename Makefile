@@ -1,6 +1,6 @@
 # The two commands of the README: `make demo` and `make test`. Everything CI runs is a target here.
 SHELL := /bin/bash
-.PHONY: all demo test setup build lint fmt docs unit e2e bench deny clean
+.PHONY: all demo test setup build lint fmt docs unit e2e bench chaos deny clean
 
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo 'cargo nextest run --profile $(if $(CI),ci,default)' || echo 'cargo test')
 # CI builds once, without optimisation; a person who runs the demo sees the release build.
@@ -46,6 +46,12 @@ e2e:
 bench: setup
 	cargo build --locked --workspace --release
 	target/release/bench
+
+# Daemons, shims and loggers killed at seeded steps while pods come and go. The seed is printed.
+ROUNDS ?= 300
+chaos:
+	cargo build --locked --workspace
+	nice -n 10 target/debug/chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 deny:
 	cargo deny check

@@ -14,6 +14,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct PrivateContainerd {
     binary: PathBuf,
+    binaries: Option<PathBuf>,
     directory: PathBuf,
     child: Option<Child>,
 }
@@ -31,6 +32,19 @@ pub fn missing() -> Option<String> {
     (!is_root).then(|| "not root".to_owned())
 }
 
+/// Directory with the programs of another version of containerd (`OUTPOST_CONTAINERD_DIR`).
+pub fn binaries() -> Option<PathBuf> {
+    let directory = std::env::var_os("OUTPOST_CONTAINERD_DIR")?;
+    (!directory.is_empty()).then(|| PathBuf::from(directory))
+}
+
+/// containerd's own client, of the same version as the daemon.
+pub fn ctr(binaries: Option<&Path>) -> PathBuf {
+    let own = binaries.map(|directory| directory.join("ctr"));
+    own.filter(|path| path.is_file())
+        .unwrap_or_else(|| PathBuf::from("ctr"))
+}
+
 fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':')
@@ -46,10 +60,22 @@ impl PrivateContainerd {
     /// containerd is not installed, or did not open its socket in time; its log is
     /// `<directory>/containerd.log`.
     pub fn start(directory: &Path) -> io::Result<Self> {
-        let binary = find("containerd")
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "containerd"))?;
+        Self::start_from(directory, binaries())
+    }
+
+    /// As [`Self::start`], with the programs of another directory (`None`: the machine's).
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_from(directory: &Path, binaries: Option<PathBuf>) -> io::Result<Self> {
+        let binary = match &binaries {
+            Some(directory) => Some(directory.join("containerd")),
+            None => find("containerd"),
+        };
+        let binary = binary.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "containerd"))?;
         let mut daemon = Self {
             binary,
+            binaries,
             directory: directory.to_owned(),
             child: None,
         };
@@ -60,6 +86,11 @@ impl PrivateContainerd {
     /// Path of the daemon's socket.
     pub fn address(&self) -> PathBuf {
         self.directory.join("containerd.sock")
+    }
+
+    /// Directory of the programs, if they are not the machine's.
+    pub fn binaries(&self) -> Option<&Path> {
+        self.binaries.as_deref()
     }
 
     /// The daemon's process, while it runs.
@@ -90,7 +121,14 @@ impl PrivateContainerd {
             .create(true)
             .append(true)
             .open(self.directory.join("containerd.log"))?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = match &self.binaries {
+            // The shim is looked for here.
+            Some(directory) => format!("{}:{path}", directory.display()),
+            None => path,
+        };
         let child = Command::new(&self.binary)
+            .env("PATH", path)
             .arg("--config")
             .arg(&config)
             .stdin(Stdio::null())

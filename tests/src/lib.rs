@@ -2,10 +2,14 @@
 //! neighbours, a link that can be cut, kubectl, and a device on MQTT.
 
 pub mod api;
+pub mod arena;
+pub mod chaos;
 pub mod containerd;
 pub mod containers;
 pub mod device;
+pub mod grpc_proxy;
 pub mod kubectl;
+pub mod leaks;
 pub mod ledger;
 pub mod oci;
 pub mod process;

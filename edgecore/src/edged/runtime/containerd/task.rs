@@ -425,7 +425,11 @@ fn describe(record: &Record, task: Option<&Process>, cgroups: &Cgroups) -> Conta
     // The record is written tens of milliseconds before the process runs; the daemon keeps no
     // other start time, and a second write per start is not worth the difference.
     let started_at_ms = millis(record.created_at.as_ref()).unwrap_or(0);
+    let log_path = PathBuf::from(text(label::LOG_PATH));
     let state = match task.map(|process| (process, process.status())) {
+        // The logger makes the file while the task is created: without it no process ever ran, and
+        // the start that broke off is taken up, not counted as a restart.
+        None if !log_path.exists() => ContainerState::Created,
         None | Some((_, Status::Unknown)) => ContainerState::Unknown,
         Some((_, Status::Created)) => ContainerState::Created,
         Some((_, Status::Running | Status::Paused | Status::Pausing)) => {
@@ -449,7 +453,7 @@ fn describe(record: &Record, task: Option<&Process>, cgroups: &Cgroups) -> Conta
         spec_hash: text(label::SPEC_HASH),
         image: record.image.clone(),
         image_id: text(label::IMAGE_ID),
-        log_path: PathBuf::from(text(label::LOG_PATH)),
+        log_path,
         state,
     }
 }
@@ -498,7 +502,15 @@ mod tests {
     #[test]
     fn a_record_without_a_task_has_lost_its_exit_code() {
         let cgroups = Cgroups::detect();
-        let record = Record::default();
+        let mut record = Record::default();
+        assert_eq!(
+            describe(&record, None, &cgroups).state,
+            ContainerState::Created,
+            "no log: it never ran"
+        );
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let path = log.path().display().to_string();
+        record.labels.insert(label::LOG_PATH.to_owned(), path);
         assert_eq!(
             describe(&record, None, &cgroups).state,
             ContainerState::Unknown
