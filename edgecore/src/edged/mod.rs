@@ -54,6 +54,8 @@ pub struct Settings {
     pub cgroup_root: String,
     /// Most pods the node takes (capacity `pods`).
     pub pods_max: u32,
+    /// Most processes of one pod.
+    pub pod_pids_max: Option<i64>,
     /// Added to the node's own labels at registration.
     pub labels: BTreeMap<String, String>,
     /// Told instead of the address of the default route.
@@ -72,6 +74,7 @@ impl Settings {
             log_files_max: 5,
             cgroup_root: "/edgepods".to_owned(),
             pods_max: 110,
+            pod_pids_max: None,
             labels: BTreeMap::new(),
             node_ip: None,
         }
@@ -163,6 +166,7 @@ impl Edged {
                 cgroup_root: settings.cgroup_root.clone(),
                 node_hostname: machine.hostname.clone(),
                 memory_bytes: machine.memory_bytes,
+                pod_pids_max: settings.pod_pids_max,
             },
             node_name: settings.node_name.clone(),
             cpu_milli: machine.cpus.saturating_mul(1000),

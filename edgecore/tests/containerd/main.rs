@@ -7,6 +7,7 @@ mod exec;
 mod pods;
 mod pull;
 mod registry;
+mod resources;
 mod world;
 
 /// Shared with the end-to-end tests, which own these files.

@@ -5,45 +5,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use sha2::{Digest, Sha256};
 
 use super::env;
+pub use super::resources::{Qos, cgroup, qos, resources};
 use super::state::{Desired, RestartPolicy, Role, WantContainer};
-use crate::edged::quantity;
-use crate::edged::runtime::{ContainerSpec, Mount, Resources, SandboxSpec};
+use crate::edged::runtime::{ContainerSpec, Mount, SandboxSpec};
 
 /// A container that cannot be made from what the pod says; shown as `CreateContainerConfigError`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub String);
-
-/// `status.qosClass`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Qos {
-    Guaranteed,
-    Burstable,
-    BestEffort,
-}
-
-impl Qos {
-    /// As in the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Guaranteed => "Guaranteed",
-            Self::Burstable => "Burstable",
-            Self::BestEffort => "BestEffort",
-        }
-    }
-
-    const fn directory(self) -> &'static str {
-        match self {
-            Self::Guaranteed => "guaranteed",
-            Self::Burstable => "burstable",
-            Self::BestEffort => "besteffort",
-        }
-    }
-}
 
 /// When an image is fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +53,8 @@ pub struct Placement {
     pub cgroup_root: String,
     pub node_hostname: String,
     pub memory_bytes: i64,
+    /// Most processes of one pod (`podPidsLimit`).
+    pub pod_pids_max: Option<i64>,
 }
 
 /// The part of the pod that decides what happens next.
@@ -166,82 +140,6 @@ pub fn pull_policy(container: &Container) -> PullPolicy {
     }
 }
 
-/// `v1.PodQOSClass` of the pod (`pkg/apis/core/v1/helper/qos`).
-pub fn qos(pod: &Pod) -> Qos {
-    let mut any = false;
-    let mut guaranteed = true;
-    let spec = pod.spec.as_ref();
-    let containers = spec
-        .iter()
-        .flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
-    for container in containers {
-        for name in ["cpu", "memory"] {
-            let limit = amount(container, name, true).filter(|v| *v > 0);
-            let request = amount(container, name, false).filter(|v| *v > 0).or(limit);
-            any |= limit.is_some() || request.is_some();
-            guaranteed &= limit.is_some() && request == limit;
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => Qos::BestEffort,
-        (true, true) => Qos::Guaranteed,
-        (true, false) => Qos::Burstable,
-    }
-}
-
-/// Thousandths for cpu, whole units for everything else.
-fn amount(container: &Container, name: &str, limit: bool) -> Option<i64> {
-    let resources = container.resources.as_ref()?;
-    let list: Option<&BTreeMap<String, Quantity>> = if limit {
-        resources.limits.as_ref()
-    } else {
-        resources.requests.as_ref()
-    };
-    let found = list?.get(name)?;
-    if name == "cpu" {
-        quantity::milli(found)
-    } else {
-        quantity::value(found)
-    }
-}
-
-/// Cgroup values of one container (`kuberuntime_container_linux.go`, `cm/helpers_linux.go`,
-/// `qos/policy.go`).
-pub fn resources(container: &Container, qos: Qos, node_memory_bytes: i64) -> Resources {
-    let cpu_limit = amount(container, "cpu", true).filter(|v| *v > 0);
-    let cpu_request = amount(container, "cpu", false).or(cpu_limit).unwrap_or(0);
-    let memory_limit = amount(container, "memory", true).filter(|v| *v > 0);
-    let memory_request = amount(container, "memory", false)
-        .or(memory_limit)
-        .unwrap_or(0);
-    let shares = (cpu_request.saturating_mul(1024) / 1000).clamp(2, 262_144);
-    let adjust = match qos {
-        Qos::Guaranteed => -997,
-        Qos::BestEffort => 1000,
-        Qos::Burstable => {
-            let share = memory_request.saturating_mul(1000) / node_memory_bytes.max(1);
-            (1000 - share).clamp(3, 999)
-        }
-    };
-    Resources {
-        cpu_shares: u64::try_from(shares).ok(),
-        cpu_quota_us: cpu_limit.map(|milli| milli.saturating_mul(100).max(1000)),
-        memory_limit_bytes: memory_limit,
-        pids_limit: None,
-        oom_score_adj: i32::try_from(adjust).ok(),
-    }
-}
-
-/// Absolute cgroup of the pod.
-pub fn cgroup(pod: &Pod, placement: &Placement) -> String {
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    format!(
-        "{}/{}/pod{uid}",
-        placement.cgroup_root,
-        qos(pod).directory()
-    )
-}
-
 /// The pod's own host name.
 pub fn hostname(pod: &Pod, placement: &Placement) -> String {
     let spec = pod.spec.as_ref();
@@ -297,6 +195,7 @@ pub fn sandbox_spec(pod: &Pod, placement: &Placement) -> SandboxSpec {
         port_mappings,
         sysctls,
         cgroup_parent: cgroup(pod, placement),
+        resources: super::resources::of_pod(pod, placement),
         pod_uid: id.uid,
         namespace: id.namespace,
         name: id.name,

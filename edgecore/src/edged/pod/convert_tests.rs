@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::edged::pod::env::{Facts, Sources};
+use crate::edged::runtime::Resources;
 
 fn placement() -> Placement {
     Placement {
@@ -13,6 +14,7 @@ fn placement() -> Placement {
         cgroup_root: "/edgepods".to_owned(),
         node_hostname: "machine".to_owned(),
         memory_bytes: 4 << 30,
+        pod_pids_max: None,
     }
 }
 

@@ -5,6 +5,7 @@ pub mod convert;
 pub mod env;
 mod exits;
 mod image;
+pub mod resources;
 mod sources;
 pub mod state;
 pub mod status;

@@ -30,6 +30,8 @@ pub struct SandboxSpec {
     pub sysctls: BTreeMap<String, String>,
     /// Absolute cgroup of the pod, e.g. `/edgepods/burstable/pod<uid>`.
     pub cgroup_parent: String,
+    /// Limits of that cgroup, over all containers together.
+    pub resources: Resources,
 }
 
 /// A sandbox that stands.
@@ -59,6 +61,33 @@ pub struct Resources {
     pub memory_limit_bytes: Option<i64>,
     pub pids_limit: Option<i64>,
     pub oom_score_adj: Option<i32>,
+}
+
+impl Resources {
+    /// Controllers that these limits need, by name. CPU shares alone need none: every container
+    /// has some, and without the controller all are alike.
+    pub fn controllers(&self) -> Vec<&'static str> {
+        let mut needed = Vec::new();
+        if self.cpu_quota_us.is_some() {
+            needed.push("cpu");
+        }
+        if self.memory_limit_bytes.is_some() {
+            needed.push("memory");
+        }
+        if self.pids_limit.is_some() {
+            needed.push("pids");
+        }
+        needed
+    }
+}
+
+/// What all pods of the node together may use, and how their classes share it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeLimits {
+    /// e.g. `/edgepods`
+    pub cgroup_root: String,
+    pub all_pods: Resources,
+    pub burstable_cpu_shares: u64,
 }
 
 /// Everything needed to create one container of a pod.
@@ -245,6 +274,15 @@ pub trait Runtime: Send + Sync + 'static {
     async fn remove(&self, id: &str) -> Result<(), RuntimeError>;
     /// Every container that carries our labels, exited ones too.
     async fn containers(&self) -> Result<Vec<Container>, RuntimeError>;
+
+    /// Cgroup controllers that limits need and this host lacks: such limits are dropped.
+    fn missing_controllers(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+    /// Makes the cgroups above the pods' own and writes their limits.
+    async fn apply_node_limits(&self, _limits: &NodeLimits) -> Result<(), RuntimeError> {
+        Ok(())
+    }
 
     /// Rises whenever some container changed state, and after every reconnect to the daemon.
     /// Only a hint: the reader lists again.

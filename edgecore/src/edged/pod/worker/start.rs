@@ -13,7 +13,7 @@ use super::super::{convert, image, sources, state};
 use super::{RETRY_FIRST, RETRY_MAX, Worker};
 use crate::edged::events::Severity;
 use crate::edged::runtime::{
-    Container as Seen, ContainerState, Image, PullOptions, RuntimeError, Sandbox,
+    Container as Seen, ContainerState, Image, PullOptions, Resources, RuntimeError, Sandbox,
 };
 use crate::edged::volumes;
 
@@ -60,6 +60,9 @@ impl Worker {
             &pod, container, attempt, &sources, &facts, mounts, placement,
         )
         .map_err(|error| config(error.to_string()))?;
+        if attempt == 0 {
+            self.tell_ignored_limits(name, &spec.resources);
+        }
         let result = self.context.runtime.start(&spec).await;
         let id = result.map_err(|error| self.start_failure(name, error))?;
         self.event(
@@ -90,6 +93,26 @@ impl Worker {
             image: spec.image,
             log_path: spec.log_path,
         })
+    }
+
+    /// A limit that this host cannot enforce is dropped, not refused: many boards boot without
+    /// the memory controller.
+    fn tell_ignored_limits(&mut self, name: &str, limits: &Resources) {
+        let missing = self.context.runtime.missing_controllers();
+        for controller in limits.controllers() {
+            if missing.contains(&controller) {
+                let message = format!(
+                    "The {controller} limit of container {name} is not enforced: \
+                     the cgroup controller `{controller}` is missing on this node"
+                );
+                self.event(
+                    Severity::Warning,
+                    "ResourceLimitIgnored",
+                    Some(name),
+                    &message,
+                );
+            }
+        }
     }
 
     fn start_failure(&mut self, name: &str, error: RuntimeError) -> Failure {

@@ -1,10 +1,12 @@
 //! The host's cgroups, v1 (also hybrid) or v2: what they can do, a pod's own directory, and a
 //! container's counter of OOM kills. Reads and writes the tree directly; runc does the rest.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use crate::edged::runtime::{NodeLimits, Resources};
 
 /// One way in which the tree is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,14 +14,22 @@ pub(super) struct Cgroups {
     is_v2: bool,
     /// v1: one directory per mounted hierarchy. v2: the one root.
     roots: Vec<PathBuf>,
-    /// v1: where the memory controller is mounted. v2: the root.
-    memory_root: Option<PathBuf>,
-    controllers: BTreeSet<String>,
+    /// Where each usable controller is mounted; on v2 always the root.
+    controllers: BTreeMap<String, PathBuf>,
 }
 
 /// A killed container's processes leave the cgroup a moment after the task is deleted.
 const REMOVE_ATTEMPTS: u32 = 10;
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Controller, file, text, and whether it is written only where the file exists.
+type Value = (&'static str, &'static str, String, bool);
+
+/// CPU quota period, as Kubernetes uses it.
+const CPU_PERIOD_US: i64 = 100_000;
+
+/// The controllers that limits of ours need.
+pub(super) const NEEDED: [&str; 3] = ["cpu", "memory", "pids"];
 
 impl Cgroups {
     /// Looks at this host.
@@ -30,19 +40,25 @@ impl Cgroups {
         Self::from_text(&mounts, &table, unified.as_deref())
     }
 
+    /// A v2 tree at `root` with the controllers of its `cgroup.controllers`.
+    fn unified(root: &Path, controllers: &str) -> Self {
+        let names = controllers.split_whitespace();
+        Self {
+            is_v2: true,
+            roots: vec![root.to_owned()],
+            controllers: names
+                .map(|name| (name.to_owned(), root.to_owned()))
+                .collect(),
+        }
+    }
+
     /// `mountinfo` and `cgroups` as in proc(5); `unified` is the root's `cgroup.controllers` if
     /// the whole tree is v2.
     fn from_text(mountinfo: &str, table: &str, unified: Option<&str>) -> Self {
         if let Some(controllers) = unified {
-            let root = PathBuf::from("/sys/fs/cgroup");
-            return Self {
-                is_v2: true,
-                roots: vec![root.clone()],
-                memory_root: Some(root),
-                controllers: controllers.split_whitespace().map(str::to_owned).collect(),
-            };
+            return Self::unified(Path::new("/sys/fs/cgroup"), controllers);
         }
-        let enabled: BTreeSet<&str> = table
+        let enabled: Vec<&str> = table
             .lines()
             .filter(|line| !line.starts_with('#'))
             .filter_map(|line| {
@@ -54,8 +70,7 @@ impl Cgroups {
         let mut found = Self {
             is_v2: false,
             roots: Vec::new(),
-            memory_root: None,
-            controllers: BTreeSet::new(),
+            controllers: BTreeMap::new(),
         };
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else {
@@ -74,11 +89,8 @@ impl Cgroups {
                 continue;
             }
             for option in right.nth(1).unwrap_or_default().split(',') {
-                if enabled.contains(option) {
-                    found.controllers.insert(option.to_owned());
-                    if option == "memory" {
-                        found.memory_root = Some(point.clone());
-                    }
+                if enabled.contains(&option) {
+                    found.controllers.insert(option.to_owned(), point.clone());
                 }
             }
             found.roots.push(point);
@@ -91,7 +103,12 @@ impl Cgroups {
     }
 
     pub(super) fn has(&self, controller: &str) -> bool {
-        self.controllers.contains(controller)
+        self.controllers.contains_key(controller)
+    }
+
+    /// Controllers that limits need and that this host lacks.
+    pub(super) fn missing(&self) -> Vec<&'static str> {
+        NEEDED.into_iter().filter(|name| !self.has(name)).collect()
     }
 
     fn inside(root: &Path, cgroup: &str) -> Option<PathBuf> {
@@ -102,7 +119,13 @@ impl Cgroups {
         (plain && relative.components().next().is_some()).then(|| root.join(relative))
     }
 
-    /// Makes a pod's cgroup in every hierarchy. On v2 the controllers are switched on along the
+    /// A file of a controller in a cgroup, whether it exists or not.
+    fn file(&self, controller: &str, cgroup: &str, name: &str) -> Option<PathBuf> {
+        let root = self.controllers.get(controller)?;
+        Some(Self::inside(root, cgroup)?.join(name))
+    }
+
+    /// Makes a cgroup in every hierarchy. On v2 the controllers are switched on along the
     /// way down, as far as the kernel allows.
     pub(super) fn create(&self, cgroup: &str) -> io::Result<()> {
         for root in &self.roots {
@@ -111,23 +134,133 @@ impl Cgroups {
             };
             std::fs::create_dir_all(&path)?;
             if self.is_v2 {
-                let mut at = root.clone();
-                let below = path.strip_prefix(root).unwrap_or(&path);
-                for part in below.components() {
-                    for controller in &self.controllers {
-                        let switched = std::fs::write(
-                            at.join("cgroup.subtree_control"),
-                            format!("+{controller}"),
-                        );
-                        if let Err(error) = switched {
-                            tracing::debug!(%error, controller, "controller not delegated");
-                        }
-                    }
-                    at.push(part);
-                }
+                self.delegate(root, &path);
             }
         }
+        self.account_children(cgroup);
         Ok(())
+    }
+
+    fn delegate(&self, root: &Path, path: &Path) {
+        let mut at = root.to_owned();
+        let below = path.strip_prefix(root).unwrap_or(path);
+        for part in below.components() {
+            for controller in self.controllers.keys() {
+                let control = at.join("cgroup.subtree_control");
+                if let Err(error) = std::fs::write(control, format!("+{controller}")) {
+                    tracing::debug!(%error, controller, "controller not delegated");
+                }
+            }
+            at.push(part);
+        }
+    }
+
+    /// Kernels before 5.11 leave a v1 memory cgroup's children out of its limit unless asked
+    /// before the first child is made. Newer ones know no other way.
+    fn account_children(&self, cgroup: &str) {
+        if let Some(file) = self.file("memory", cgroup, "memory.use_hierarchy")
+            && !self.is_v2
+            && std::fs::read_to_string(&file).is_ok_and(|text| text.trim() == "0")
+            && let Err(error) = std::fs::write(&file, "1")
+        {
+            tracing::debug!(%error, cgroup, "limits of this memory cgroup do not bind its children");
+        }
+    }
+
+    /// Writes limits into a cgroup of ours. What has no controller is left out; what the kernel
+    /// refuses is named.
+    pub(super) fn limit(&self, cgroup: &str, limits: &Resources) -> Vec<(String, io::Error)> {
+        let values = self.values(limits);
+        let write = |(controller, name, value, optional): &Value| {
+            let file = self.file(controller, cgroup, name)?;
+            if *optional && !file.exists() {
+                return None;
+            }
+            let error = std::fs::write(file, value).err()?;
+            Some((format!("{name}={value}"), error))
+        };
+        // Memory may never be more than memory and swap together, so that raising both works in
+        // one order and lowering both in the other: what was refused is tried again at the end.
+        let again: Vec<&Value> = values
+            .iter()
+            .filter(|value| write(value).is_some())
+            .collect();
+        again.into_iter().filter_map(write).collect()
+    }
+
+    fn values(&self, limits: &Resources) -> Vec<Value> {
+        let mut values: Vec<Value> = Vec::new();
+        if let Some(bytes) = limits.memory_limit_bytes {
+            if self.is_v2 {
+                values.push(("memory", "memory.max", bytes.to_string(), false));
+                values.push(("memory", "memory.swap.max", "0".to_owned(), true));
+            } else {
+                let text = bytes.to_string();
+                values.push(("memory", "memory.limit_in_bytes", text.clone(), false));
+                values.push(("memory", "memory.memsw.limit_in_bytes", text, true));
+            }
+        }
+        if let Some(shares) = limits.cpu_shares {
+            values.push(if self.is_v2 {
+                ("cpu", "cpu.weight", weight(shares).to_string(), false)
+            } else {
+                ("cpu", "cpu.shares", shares.to_string(), false)
+            });
+        }
+        if let Some(quota) = limits.cpu_quota_us {
+            if self.is_v2 {
+                values.push(("cpu", "cpu.max", format!("{quota} {CPU_PERIOD_US}"), false));
+            } else {
+                // Absent where the kernel has no CFS bandwidth control.
+                let period = CPU_PERIOD_US.to_string();
+                values.push(("cpu", "cpu.cfs_period_us", period, true));
+                values.push(("cpu", "cpu.cfs_quota_us", quota.to_string(), true));
+            }
+        }
+        if let Some(pids) = limits.pids_limit {
+            values.push(("pids", "pids.max", pids.to_string(), false));
+        }
+        values
+    }
+
+    /// Makes the cgroup of all pods and those of the classes, with their shares of the CPU
+    /// (`cm/qos_container_manager_linux.go`: besteffort least, burstable what its pods ask for).
+    pub(super) fn arrange(&self, limits: &NodeLimits) -> io::Result<Vec<(String, io::Error)>> {
+        let root = &limits.cgroup_root;
+        self.create(root)?;
+        let mut refused = self.limit(root, &limits.all_pods);
+        for (class, shares) in [
+            ("burstable", limits.burstable_cpu_shares),
+            ("besteffort", SHARES_MIN),
+        ] {
+            let path = format!("{root}/{class}");
+            self.create(&path)?;
+            let shares = Resources {
+                cpu_shares: Some(shares),
+                ..Resources::default()
+            };
+            refused.extend(self.limit(&path, &shares));
+        }
+        Ok(refused)
+    }
+
+    /// Whether a memory limit in this cgroup can also bound swap.
+    pub(super) fn has_swap(&self, cgroup: &str) -> bool {
+        let name = if self.is_v2 {
+            "memory.swap.max"
+        } else {
+            "memory.memsw.limit_in_bytes"
+        };
+        self.file("memory", cgroup, name)
+            .is_some_and(|file| file.exists())
+    }
+
+    /// Whether the kernel can kill a container as a whole (v2 only).
+    pub(super) fn has_oom_group(&self, cgroup: &str) -> bool {
+        self.is_v2
+            && self
+                .file("memory", cgroup, "memory.oom.group")
+                .is_some_and(|file| file.exists())
     }
 
     /// Removes a pod's cgroup (runc never does). Blocks for a moment while processes leave it.
@@ -144,27 +277,27 @@ impl Cgroups {
     /// How often the kernel killed for memory inside this container's own cgroup. TaskOOM events
     /// also go to siblings under a pod limit on v1; this counter does not.
     pub(super) fn oom_kills(&self, cgroup: &str) -> u64 {
-        let Some(path) = self
-            .memory_root
-            .as_ref()
-            .and_then(|root| Self::inside(root, cgroup))
-        else {
-            return 0;
-        };
-        let file = if self.is_v2 {
+        let name = if self.is_v2 {
             "memory.events"
         } else {
             "memory.oom_control"
         };
-        std::fs::read_to_string(path.join(file))
-            .ok()
-            .and_then(|text| {
-                text.lines()
-                    .find_map(|line| line.strip_prefix("oom_kill "))
-                    .and_then(|count| count.trim().parse().ok())
-            })
+        let text = self
+            .file("memory", cgroup, name)
+            .and_then(|file| std::fs::read_to_string(file).ok())
+            .unwrap_or_default();
+        text.lines()
+            .find_map(|line| line.strip_prefix("oom_kill "))
+            .and_then(|count| count.trim().parse().ok())
             .unwrap_or(0)
     }
+}
+
+const SHARES_MIN: u64 = 2;
+
+/// CPU shares of v1 as a weight of v2 (`runc: ConvertCPUSharesToCgroupV2Value`).
+fn weight(shares: u64) -> u64 {
+    1 + (shares.clamp(SHARES_MIN, 262_144) - SHARES_MIN) * 9999 / 262_142
 }
 
 /// rmdir, children first (a container's cgroup may be left when its shim was killed).
@@ -194,57 +327,5 @@ fn remove_tree(path: &Path) -> io::Result<()> {
 const EBUSY: i32 = 16;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HYBRID: &str = "\
-30 29 0:26 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
-31 29 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
-32 29 0:28 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
-33 29 0:29 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
-";
-    const TABLE: &str = "\
-#subsys_name\thierarchy\tnum_cgroups\tenabled
-cpu\t1\t1\t1
-memory\t2\t1\t0
-cpuacct\t1\t1\t1
-";
-
-    #[test]
-    fn hybrid_counts_only_enabled_controllers() {
-        let found = Cgroups::from_text(HYBRID, TABLE, None);
-        assert!(!found.is_v2());
-        assert!(found.has("cpu"));
-        assert!(!found.has("memory"), "disabled at boot, as on many boards");
-        assert_eq!(found.roots.len(), 4, "runc makes cgroups in each");
-    }
-
-    #[test]
-    fn unified_reads_the_controllers() {
-        let found = Cgroups::from_text("", "", Some("cpu memory pids\n"));
-        assert!(found.is_v2() && found.has("memory") && found.has("pids"));
-        assert!(!found.has("io"));
-    }
-
-    #[test]
-    fn pod_directory_is_made_and_removed_and_counts() {
-        let dir = tempfile::tempdir().unwrap();
-        let cgroups = Cgroups {
-            is_v2: false,
-            roots: vec![dir.path().to_owned()],
-            memory_root: Some(dir.path().to_owned()),
-            controllers: BTreeSet::new(),
-        };
-        cgroups.create("/edgepods/pod1").unwrap();
-        let container = dir.path().join("edgepods/pod1/c");
-        std::fs::create_dir(&container).unwrap();
-        let control = container.join("memory.oom_control");
-        std::fs::write(&control, "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n").unwrap();
-        assert_eq!(cgroups.oom_kills("/edgepods/pod1/c"), 2);
-        assert_eq!(cgroups.oom_kills("/edgepods/pod1/none"), 0);
-        std::fs::remove_file(control).unwrap();
-        cgroups.remove("/edgepods/pod1").unwrap();
-        assert!(!dir.path().join("edgepods/pod1").exists());
-        assert!(cgroups.create("/edgepods/../../etc").is_err());
-    }
-}
+#[path = "cgroup_tests.rs"]
+mod tests;

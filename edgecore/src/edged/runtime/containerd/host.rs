@@ -25,6 +25,8 @@ pub(super) fn facts(cgroups: &Cgroups) -> HostFacts {
         has_memory: cgroups.has("memory"),
         has_cpu: cgroups.has("cpu"),
         has_pids: cgroups.has("pids"),
+        has_swap: false,
+        has_oom_group: false,
         oom_score_adj_min: (!may_lower).then_some(own_score),
         devices: Vec::new(),
         capability_bounds: capability_mask(&status, "CapBnd:"),

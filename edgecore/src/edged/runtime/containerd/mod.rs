@@ -46,8 +46,8 @@ use self::store::ImageStore;
 use super::cni::Cni;
 use super::sandbox::Sandboxes;
 use super::{
-    Container, ContainerSpec, ExecOutput, Image, PullOptions, Reclaim, Runtime, RuntimeError,
-    RuntimeInfo, Sandbox, SandboxSpec,
+    Container, ContainerSpec, ExecOutput, Image, NodeLimits, PullOptions, Reclaim, Runtime,
+    RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
 };
 
 /// How the runtime is reached and where it keeps its things.
@@ -270,10 +270,14 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn ensure_sandbox(&self, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {
-        if !spec.cgroup_parent.is_empty()
-            && let Err(error) = self.cgroups.create(&spec.cgroup_parent)
-        {
-            tracing::warn!(%error, pod = spec.pod_uid, "pod cgroup not made; runc will try");
+        if !spec.cgroup_parent.is_empty() {
+            if let Err(error) = self.cgroups.create(&spec.cgroup_parent) {
+                tracing::warn!(%error, pod = spec.pod_uid, "pod cgroup not made; runc will try");
+            }
+            let refused = self.cgroups.limit(&spec.cgroup_parent, &spec.resources);
+            for (limit, error) in refused {
+                tracing::warn!(%error, pod = spec.pod_uid, limit, "limit of the pod not set");
+            }
         }
         self.sandboxes.ensure(spec).await
     }
@@ -308,15 +312,13 @@ impl Runtime for ContainerdRuntime {
             })?;
         let users = self.users(spec, &facts).await?;
         let paths = self.sandboxes.paths(spec)?;
-        let dropped = spec::dropped_limits(&spec.resources, &self.host);
-        if !dropped.is_empty() {
-            tracing::warn!(container = id, limits = ?dropped, "controller missing; limits dropped");
-        }
-        let host = if spec.privileged {
+        let mut host = if spec.privileged {
             host::with_devices(&self.host)
         } else {
             self.host.clone()
         };
+        host.has_swap = self.cgroups.has_swap(&spec.cgroup_parent);
+        host.has_oom_group = self.cgroups.has_oom_group(&spec.cgroup_parent);
         let oci = spec::build(spec, &facts.config.config, &users, &paths, &host)
             .map_err(|error| create_failed(error.to_string()))?;
         let config = self
@@ -395,6 +397,26 @@ impl Runtime for ContainerdRuntime {
 
     async fn containers(&self) -> Result<Vec<Container>, RuntimeError> {
         Ok(task::list(&self.daemon, &self.cgroups).await?)
+    }
+
+    fn missing_controllers(&self) -> Vec<&'static str> {
+        self.cgroups.missing()
+    }
+
+    async fn apply_node_limits(&self, limits: &NodeLimits) -> Result<(), RuntimeError> {
+        let (cgroups, limits) = (self.cgroups.clone(), limits.clone());
+        let failed = |reason: String| RuntimeError::Other {
+            step: "node cgroups",
+            reason,
+        };
+        let refused = tokio::task::spawn_blocking(move || cgroups.arrange(&limits))
+            .await
+            .map_err(|error| failed(error.to_string()))?
+            .map_err(|error| failed(error.to_string()))?;
+        for (limit, error) in refused {
+            tracing::warn!(%error, limit, "limit of all pods not set");
+        }
+        Ok(())
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -170,6 +170,10 @@ pub(super) struct HostFacts {
     pub(super) has_memory: bool,
     pub(super) has_cpu: bool,
     pub(super) has_pids: bool,
+    /// Swap can be bounded, so a memory limit bounds both together.
+    pub(super) has_swap: bool,
+    /// The kernel can kill a container as a whole, as kubelet asks of cgroup v2.
+    pub(super) has_oom_group: bool,
     /// Set when `CAP_SYS_RESOURCE` is missing: going below would make runc die without a word.
     pub(super) oom_score_adj_min: Option<i32>,
     pub(super) devices: Vec<HostDevice>,
@@ -512,6 +516,12 @@ fn resources(asked: &Resources, privileged: bool, host: &HostFacts) -> Value {
         && let Some(limit) = asked.memory_limit_bytes
     {
         resources["memory"] = json!({ "limit": limit });
+        if host.has_swap {
+            resources["memory"]["swap"] = json!(limit);
+        }
+    }
+    if host.has_oom_group {
+        resources["unified"] = json!({ "memory.oom.group": "1" });
     }
     if host.has_cpu {
         let mut cpu = serde_json::Map::new();
@@ -532,21 +542,6 @@ fn resources(asked: &Resources, privileged: bool, host: &HostFacts) -> Value {
         resources["pids"] = json!({ "limit": limit });
     }
     resources
-}
-
-/// Limits that this host cannot enforce, by name, for a warning.
-pub(super) fn dropped_limits(asked: &Resources, host: &HostFacts) -> Vec<&'static str> {
-    let mut dropped = Vec::new();
-    if asked.memory_limit_bytes.is_some() && !host.has_memory {
-        dropped.push("memory");
-    }
-    if (asked.cpu_shares.is_some() || asked.cpu_quota_us.is_some()) && !host.has_cpu {
-        dropped.push("cpu");
-    }
-    if asked.pids_limit.is_some() && !host.has_pids {
-        dropped.push("pids");
-    }
-    dropped
 }
 
 fn id(number: i64) -> Result<u32, SpecError> {

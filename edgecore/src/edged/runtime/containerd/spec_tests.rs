@@ -222,9 +222,19 @@ fn a_host_without_rights_or_controllers_gives_less_but_runs() {
         assert!(resources.get(limit).is_none(), "{limit}");
     }
     assert_eq!(
-        dropped_limits(&container().resources, &poor),
-        ["memory", "cpu", "pids"]
+        container().resources.controllers(),
+        ["cpu", "memory", "pids"]
     );
+    let swapping = HostFacts {
+        has_swap: true,
+        has_oom_group: true,
+        ..host()
+    };
+    let spec = built(&container(), &image(), &swapping);
+    let memory = &spec["linux"]["resources"]["memory"];
+    assert_eq!(memory["swap"], memory["limit"], "no swap beyond the limit");
+    let unified = &spec["linux"]["resources"]["unified"];
+    assert_eq!(unified["memory.oom.group"], "1");
     let rich = built(&container(), &image(), &host());
     assert_eq!(rich["process"]["oomScoreAdj"], json!(-997));
 }

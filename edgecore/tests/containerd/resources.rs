@@ -1,0 +1,269 @@
+//! Limits: seen by the kernel, felt by the right container, gone with the pod.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use edgecore::edged::runtime::{
+    ContainerSpec, ContainerState, NodeLimits, Resources, Runtime, SandboxSpec,
+};
+
+use crate::world::{PATIENCE, World, note, skipped};
+
+const MIB: i64 = 1 << 20;
+
+/// A file of a cgroup, wherever its controller is mounted.
+fn file(controller: &str, cgroup: &str, v1: &str, v2: &str) -> PathBuf {
+    let root = Path::new("/sys/fs/cgroup");
+    let (root, name) = if root.join("cgroup.controllers").exists() {
+        (root.to_owned(), v2)
+    } else {
+        (root.join(controller), v1)
+    };
+    root.join(cgroup.trim_start_matches('/')).join(name)
+}
+
+fn read(controller: &str, cgroup: &str, v1: &str, v2: &str) -> String {
+    let path = file(controller, cgroup, v1, v2);
+    let text = std::fs::read_to_string(&path);
+    text.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        .trim()
+        .to_owned()
+}
+
+fn lacks(world: &World, test: &str) -> bool {
+    let missing = world.runtime.missing_controllers();
+    if !missing.is_empty() {
+        note(&format!("SKIPPED {test}: no controllers {missing:?}"));
+    }
+    !missing.is_empty()
+}
+
+/// Waits on a figure of the kernel's, which wakes nobody.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "never: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+fn own_cgroup(pod: &SandboxSpec, id: &str) -> String {
+    format!("{}/{id}", pod.cgroup_parent)
+}
+
+/// Fills memory of its own until it is killed.
+const GREEDY: &str = "a=x; while true; do a=$a$a; done";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_reach_the_kernel_and_cgroups_go_with_the_pod() {
+    let test = "limits_reach_the_kernel_and_cgroups_go_with_the_pod";
+    if skipped(test) {
+        return;
+    }
+    let world = World::new().await;
+    if lacks(&world, test) {
+        return;
+    }
+    let node = NodeLimits {
+        cgroup_root: "/edgepods-test".to_owned(),
+        burstable_cpu_shares: 700,
+        ..NodeLimits::default()
+    };
+    world.runtime.apply_node_limits(&node).await.unwrap();
+    let plain = World::pod();
+    let pod = SandboxSpec {
+        cgroup_parent: format!("/edgepods-test/burstable/pod{}", plain.pod_uid),
+        resources: Resources {
+            cpu_shares: Some(204),
+            memory_limit_bytes: Some(96 * MIB),
+            pids_limit: Some(40),
+            ..Resources::default()
+        },
+        ..plain
+    };
+    world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let spec = ContainerSpec {
+        resources: Resources {
+            cpu_shares: Some(102),
+            cpu_quota_us: Some(10_000),
+            memory_limit_bytes: Some(32 * MIB),
+            oom_score_adj: Some(900),
+            ..Resources::default()
+        },
+        ..world.container(
+            &pod,
+            "main",
+            "cat /proc/self/oom_score_adj; while true; do :; done",
+        )
+    };
+    let id = world.runtime.start(&spec).await.unwrap();
+    let own = own_cgroup(&pod, &id);
+    for (cgroup, bytes) in [(&own, 32 * MIB), (&pod.cgroup_parent, 96 * MIB)] {
+        let limit = read("memory", cgroup, "memory.limit_in_bytes", "memory.max");
+        assert_eq!(limit, bytes.to_string(), "{cgroup}");
+    }
+    assert_eq!(
+        read("pids", &pod.cgroup_parent, "pids.max", "pids.max"),
+        "40"
+    );
+    let shares = read("cpu", &pod.cgroup_parent, "cpu.shares", "cpu.weight");
+    assert!(["204", "8"].contains(&shares.as_str()), "{shares}");
+    let burstable = "/edgepods-test/burstable";
+    let shares = read("cpu", burstable, "cpu.shares", "cpu.weight");
+    assert!(["700", "27"].contains(&shares.as_str()), "{shares}");
+    until("throttled", || {
+        let text = read("cpu", &own, "cpu.stat", "cpu.stat");
+        let count = text.lines().find_map(|l| l.strip_prefix("nr_throttled "));
+        count.is_some_and(|count| count.parse::<u64>().unwrap() > 0)
+    })
+    .await;
+    until("logged", || {
+        let text = std::fs::read_to_string(&spec.log_path).unwrap_or_default();
+        text.contains(" 900\n")
+    })
+    .await;
+    world.clean(&pod).await;
+    for controller in ["memory", "cpu", "pids", "freezer"] {
+        let gone = file(controller, &pod.cgroup_parent, "", "");
+        assert!(!gone.exists(), "{}", gone.display());
+    }
+    assert!(
+        file("memory", burstable, "", "").exists(),
+        "for the next pod"
+    );
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pods_limit_kills_one_container_and_names_that_one() {
+    let test = "the_pods_limit_kills_one_container_and_names_that_one";
+    if skipped(test) {
+        return;
+    }
+    let world = World::new().await;
+    if lacks(&world, test) {
+        return;
+    }
+    let pod = SandboxSpec {
+        resources: Resources {
+            memory_limit_bytes: Some(24 * MIB),
+            ..Resources::default()
+        },
+        ..World::pod()
+    };
+    world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let modest = world.container(&pod, "modest", "sleep 1000");
+    let modest = world.runtime.start(&modest).await.unwrap();
+    let greedy = world.container(&pod, "greedy", GREEDY);
+    let greedy = world.runtime.start(&greedy).await.unwrap();
+    let (code, ended) = world.exited(&greedy).await;
+    assert_eq!(code, 137);
+    assert!(
+        matches!(
+            ended.state,
+            ContainerState::Exited {
+                oom_killed: true,
+                ..
+            }
+        ),
+        "{:?}",
+        ended.state
+    );
+    // The other one was told of the event too, runs on, and ends without that mark.
+    let running = |state: &ContainerState| matches!(state, ContainerState::Running { .. });
+    world.until(&modest, running).await;
+    world.runtime.kill(&modest).await.unwrap();
+    let (code, ended) = world.exited(&modest).await;
+    assert_eq!(code, 137);
+    assert!(
+        matches!(
+            ended.state,
+            ContainerState::Exited {
+                oom_killed: false,
+                ..
+            }
+        ),
+        "{:?}",
+        ended.state
+    );
+    world.clean(&pod).await;
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_killed_for_memory_is_not_the_containers_end() {
+    let test = "a_child_killed_for_memory_is_not_the_containers_end";
+    if skipped(test) {
+        return;
+    }
+    let world = World::new().await;
+    if lacks(&world, test) || Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        // On v2 the container is one group: the kernel kills it whole, as kubelet asks.
+        return;
+    }
+    let pod = World::pod();
+    world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let spec = ContainerSpec {
+        resources: Resources {
+            memory_limit_bytes: Some(24 * MIB),
+            ..Resources::default()
+        },
+        ..world.container(
+            &pod,
+            "main",
+            &format!("( {GREEDY} ); echo ended $?; exit 3"),
+        )
+    };
+    let id = world.runtime.start(&spec).await.unwrap();
+    let (code, ended) = world.exited(&id).await;
+    assert_eq!(code, 3);
+    assert!(
+        matches!(
+            ended.state,
+            ContainerState::Exited {
+                oom_killed: false,
+                ..
+            }
+        ),
+        "{:?}",
+        ended.state
+    );
+    world.runtime.remove(&id).await.unwrap();
+    assert!(World::log(&spec).iter().any(|line| line.1 == "ended 137"));
+    world.clean(&pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_may_not_have_more_processes_than_its_limit() {
+    let test = "a_pod_may_not_have_more_processes_than_its_limit";
+    if skipped(test) {
+        return;
+    }
+    let world = World::new().await;
+    if lacks(&world, test) {
+        return;
+    }
+    let pod = SandboxSpec {
+        resources: Resources {
+            pids_limit: Some(20),
+            ..Resources::default()
+        },
+        ..World::pod()
+    };
+    world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let script = "i=0; while [ $i -lt 40 ]; do sleep 1000 & i=$((i+1)); done; sleep 1000";
+    let spec = world.container(&pod, "main", script);
+    let id = world.runtime.start(&spec).await.unwrap();
+    let events = || read("pids", &pod.cgroup_parent, "pids.events", "pids.events");
+    let current = || read("pids", &pod.cgroup_parent, "pids.current", "pids.current");
+    until("refused a fork", || {
+        let refused = !events().contains("max 0");
+        // busybox's shell gives up when it may not fork.
+        refused || current() == "20"
+    })
+    .await;
+    assert!(current().parse::<u32>().unwrap() <= 20);
+    world.runtime.kill(&id).await.unwrap();
+    world.clean(&pod).await;
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
