@@ -242,6 +242,9 @@ fn start_edged(
         pods_max: runtime.max_pods,
         labels: config.node_labels.clone(),
         node_ip: config.node_ip.map(|ip| ip.to_string()),
+        rules: edged::pod::security::Rules {
+            unconfined_by_default: !runtime.seccomp_default,
+        },
         ..edged::Settings::new(config.node_name.clone())
     };
     let handle = Edged::start(edged::Deps {
@@ -288,6 +291,7 @@ fn containerd(runtime: &RuntimeConfig, run_dir: &Path) -> ContainerdConfig {
         cni_bin_dirs: runtime.cni_bin_dirs.clone(),
         logger_path: runtime.logger.clone(),
         cgroup_root: runtime.cgroup_root.clone(),
+        seccomp_root: runtime.seccomp_dir.clone(),
         registries: Registries {
             insecure_hosts: runtime.insecure_registries.clone(),
             ..Registries::default()

@@ -73,6 +73,7 @@ pub(super) struct Edged {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Kubelet {
+    pub allowed_unsafe_sysctls: Vec<String>,
     #[serde(rename = "clusterDNS")]
     pub cluster_dns: Vec<String>,
     pub cluster_domain: String,
@@ -80,8 +81,11 @@ pub(super) struct Kubelet {
     pub container_log_max_size: String,
     pub container_runtime_endpoint: String,
     pub max_pods: u32,
+    #[serde(rename = "podCIDR")]
+    pub pod_cidr: String,
     pub pod_logs_dir: String,
     pub resolv_conf: String,
+    pub seccomp_default: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -131,4 +135,5 @@ pub(super) struct Outpost {
     pub log_level: String,
     pub outbox_bytes_max: String,
     pub run_directory: String,
+    pub seccomp_directory: String,
 }

@@ -154,6 +154,11 @@ pub(super) const FIELDS: &[Field] = &[
         "pod volumes that survive a reboot",
     ),
     f(
+        "modules.edged.tailoredKubeletConfig.allowedUnsafeSysctls",
+        "[]",
+        "sysctls beyond the safe ones that pods may set; a trailing `*` allows a prefix",
+    ),
+    f(
         "modules.edged.tailoredKubeletConfig.clusterDNS",
         "[]",
         "DNS servers for pods with ClusterFirst; empty uses resolvConf",
@@ -180,6 +185,11 @@ pub(super) const FIELDS: &[Field] = &[
     ),
     f("modules.edged.tailoredKubeletConfig.maxPods", "110", ""),
     f(
+        "modules.edged.tailoredKubeletConfig.podCIDR",
+        "\"\"",
+        "addresses of the built-in pod network, e.g. 10.42.7.0/24; empty takes a free 10.88.x.0/24",
+    ),
+    f(
         "modules.edged.tailoredKubeletConfig.podLogsDir",
         "\"/var/log/pods\"",
         "",
@@ -187,7 +197,12 @@ pub(super) const FIELDS: &[Field] = &[
     f(
         "modules.edged.tailoredKubeletConfig.resolvConf",
         "\"/etc/resolv.conf\"",
-        "",
+        "resolvers of the node, which pods inherit",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.seccompDefault",
+        "true",
+        "containers that say nothing of seccomp get RuntimeDefault; false: Unconfined",
     ),
     f(
         "modules.eventBus.enable",
@@ -284,6 +299,11 @@ pub(super) const FIELDS: &[Field] = &[
         "the socket that `edgecore status` asks; network pins; volumes that must not touch the disk",
     ),
     f(
+        "outpost.seccompDirectory",
+        "\"/var/lib/edgecore/seccomp\"",
+        "where seccomp profiles of type Localhost lie",
+    ),
+    f(
         "outpost.snapshotter",
         "\"overlayfs\"",
         "containerd's snapshotter",
@@ -339,7 +359,7 @@ const IGNORED_KUBELET: &str = "staticPodPath syncFrequency fileCheckFrequency ad
     imageGCHighThresholdPercent imageGCLowThresholdPercent volumeStatsAggPeriod kubeletCgroups \
     systemCgroups cgroupRoot cgroupsPerQOS cgroupDriver cpuManagerPolicy cpuManagerPolicyOptions \
     cpuManagerReconcilePeriod memoryManagerPolicy topologyManagerPolicy topologyManagerScope \
-    topologyManagerPolicyOptions qosReserved runtimeRequestTimeout hairpinMode podCIDR podPidsLimit \
+    topologyManagerPolicyOptions qosReserved runtimeRequestTimeout hairpinMode podPidsLimit \
     cpuCFSQuota cpuCFSQuotaPeriod nodeStatusMaxImages maxOpenFiles contentType serializeImagePulls \
     maxParallelImagePulls evictionHard evictionSoft evictionSoftGracePeriod \
     evictionPressureTransitionPeriod evictionMaxPodGracePeriod evictionMinimumReclaim podsPerCore \
@@ -347,10 +367,10 @@ const IGNORED_KUBELET: &str = "staticPodPath syncFrequency fileCheckFrequency ad
     iptablesDropBit featureGates failSwapOn memorySwap containerLogMaxWorkers \
     containerLogMonitorInterval configMapAndSecretChangeDetectionStrategy systemReserved \
     kubeReserved reservedSystemCPUs showHiddenMetricsForVersion systemReservedCgroup \
-    kubeReservedCgroup enforceNodeAllocatable allowedUnsafeSysctls volumePluginDir \
+    kubeReservedCgroup enforceNodeAllocatable volumePluginDir \
     kernelMemcgNotification logging enableSystemLogHandler enableSystemLogQuery shutdownGracePeriod \
     shutdownGracePeriodCriticalPods shutdownGracePeriodByPodPriority reservedMemory \
-    enableProfilingHandler enableDebugFlagsHandler seccompDefault memoryThrottlingFactor \
+    enableProfilingHandler enableDebugFlagsHandler memoryThrottlingFactor \
     registerWithTaints registerNode localStorageCapacityIsolation imageServiceEndpoint";
 
 /// What a path in the file is.

@@ -104,6 +104,13 @@ pub struct RuntimeConfig {
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
     pub resolv_conf: PathBuf,
+    /// Containers that say nothing of seccomp are filtered.
+    pub seccomp_default: bool,
+    pub seccomp_dir: PathBuf,
+    /// Names, or prefixes with a trailing `*`.
+    pub unsafe_sysctls: Vec<String>,
+    /// Addresses of the built-in pod network.
+    pub pod_cidr: Option<String>,
     pub report_events: bool,
 }
 
@@ -203,6 +210,28 @@ fn address(path: &'static str, value: &str) -> Result<IpAddr, ConfigError> {
     value
         .parse()
         .map_err(|_| wrong(path, format!("`{value}` is not an IP address")))
+}
+
+/// `address/prefix`, big enough for a gateway and a pod.
+fn pod_cidr(text: &str) -> Result<Option<String>, ConfigError> {
+    const PATH: &str = "modules.edged.tailoredKubeletConfig.podCIDR";
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let bad = || {
+        wrong(
+            PATH,
+            format!("must be a network such as 10.42.7.0/24, is `{text}`"),
+        )
+    };
+    let (ip, prefix) = text.split_once('/').ok_or_else(bad)?;
+    let ip = address(PATH, ip)?;
+    let prefix: u8 = prefix.parse().map_err(|_| bad())?;
+    let most = if ip.is_ipv4() { 30 } else { 126 };
+    if !(8..=most).contains(&prefix) {
+        return Err(bad());
+    }
+    Ok(Some(text.to_owned()))
 }
 
 /// Checks a node name as Kubernetes does (RFC 1123 subdomain).
@@ -425,6 +454,10 @@ fn runtime(raw: &Raw) -> Result<Option<RuntimeConfig>, ConfigError> {
             .collect::<Result<_, _>>()?,
         cluster_domain: kubelet.cluster_domain.clone(),
         resolv_conf: PathBuf::from(&kubelet.resolv_conf),
+        seccomp_default: kubelet.seccomp_default,
+        seccomp_dir: absolute("outpost.seccompDirectory", &raw.outpost.seccomp_directory)?,
+        unsafe_sysctls: kubelet.allowed_unsafe_sysctls.clone(),
+        pod_cidr: pod_cidr(&kubelet.pod_cidr)?,
         report_events: edged.report_event,
     }))
 }

@@ -60,6 +60,8 @@ pub struct Settings {
     pub labels: BTreeMap<String, String>,
     /// Told instead of the address of the default route.
     pub node_ip: Option<String>,
+    /// What the operator decided for all pods.
+    pub rules: pod::security::Rules,
 }
 
 impl Settings {
@@ -77,6 +79,7 @@ impl Settings {
             pod_pids_max: None,
             labels: BTreeMap::new(),
             node_ip: None,
+            rules: pod::security::Rules::default(),
         }
     }
 }
@@ -167,6 +170,7 @@ impl Edged {
                 node_hostname: machine.hostname.clone(),
                 memory_bytes: machine.memory_bytes,
                 pod_pids_max: settings.pod_pids_max,
+                rules: settings.rules.clone(),
             },
             node_name: settings.node_name.clone(),
             cpu_milli: machine.cpus.saturating_mul(1000),

@@ -8,6 +8,7 @@ mod pods;
 mod pull;
 mod registry;
 mod resources;
+mod security;
 mod world;
 
 /// Shared with the end-to-end tests, which own these files.

@@ -55,6 +55,7 @@ impl World {
             cni_conf_dir: directory.path().join("no-cni-here"),
             logger_path: PathBuf::from(env!("CARGO_BIN_EXE_edged-logger")),
             cgroup_root: "/edgepods-test".to_owned(),
+            seccomp_root: directory.path().join("seccomp"),
             ..ContainerdConfig::default()
         };
         let runtime = ContainerdRuntime::connect(config.clone()).unwrap();

@@ -1,6 +1,6 @@
 //! A Kubernetes pod as the runtime and the state machine see it. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::env;
 pub use super::resources::{Qos, cgroup, qos, resources};
+use super::security;
 use super::state::{Desired, RestartPolicy, Role, WantContainer};
 use crate::edged::runtime::{ContainerSpec, Mount, SandboxSpec};
 
@@ -55,6 +56,7 @@ pub struct Placement {
     pub memory_bytes: i64,
     /// Most processes of one pod (`podPidsLimit`).
     pub pod_pids_max: Option<i64>,
+    pub rules: security::Rules,
 }
 
 /// The part of the pod that decides what happens next.
@@ -212,7 +214,7 @@ pub fn log_directory(id: &PodId, placement: &Placement) -> PathBuf {
 /// Everything needed to create one container.
 ///
 /// # Errors
-/// See [`env::resolve`].
+/// See [`env::resolve`] and [`security::of`].
 pub fn container_spec(
     pod: &Pod,
     container: &Container,
@@ -233,17 +235,6 @@ pub fn container_spec(
             .map(|text| env::expand(text, &values))
             .collect()
     };
-    let pod_security = spec.security_context.clone().unwrap_or_default();
-    let security = container.security_context.clone().unwrap_or_default();
-    let privileged = security.privileged == Some(true);
-    let capabilities = security.capabilities.clone().unwrap_or_default();
-    let groups: BTreeSet<i64> = pod_security
-        .supplemental_groups
-        .iter()
-        .flatten()
-        .chain(&pod_security.fs_group)
-        .copied()
-        .collect();
     let log_path = log_directory(&id, placement)
         .join(&container.name)
         .join(format!("{attempt}.log"));
@@ -264,62 +255,14 @@ pub fn container_spec(
         host_ipc: spec.host_ipc == Some(true),
         tty: container.tty == Some(true),
         stdin: container.stdin == Some(true),
-        privileged,
-        read_only_rootfs: security.read_only_root_filesystem == Some(true),
-        no_new_privileges: security.allow_privilege_escalation == Some(false) && !privileged,
-        add_capabilities: capabilities.add.unwrap_or_default(),
-        drop_capabilities: capabilities.drop.unwrap_or_default(),
-        run_as_user: security.run_as_user.or(pod_security.run_as_user),
-        run_as_group: security.run_as_group.or(pod_security.run_as_group),
-        supplemental_groups: groups.into_iter().collect(),
         log_path,
         log_bytes_max: placement.log_bytes_max,
         log_files_max: placement.log_files_max,
         pod_uid: id.uid,
         pod_namespace: id.namespace,
         pod_name: id.name,
+        ..security::of(pod, container, &placement.rules)?
     })
-}
-
-/// Refuses to run as root what asked not to (`kuberuntime/security_context.go: verifyRunAsNonRoot`).
-///
-/// # Errors
-/// With kubelet's texts.
-pub fn verify_non_root(
-    pod: &Pod,
-    container: &Container,
-    image_user: &str,
-) -> Result<(), ConfigError> {
-    let pod_security = pod.spec.as_ref().and_then(|s| s.security_context.clone());
-    let pod_security = pod_security.unwrap_or_default();
-    let security = container.security_context.clone().unwrap_or_default();
-    if security.run_as_non_root.or(pod_security.run_as_non_root) != Some(true) {
-        return Ok(());
-    }
-    match security.run_as_user.or(pod_security.run_as_user) {
-        Some(0) => {
-            return Err(ConfigError(
-                "container's runAsUser breaks non-root policy".to_owned(),
-            ));
-        }
-        Some(_) => return Ok(()),
-        None => {}
-    }
-    let user = image_user.split(':').next().unwrap_or_default();
-    match user.parse::<i64>() {
-        Ok(0) => {}
-        Ok(_) => return Ok(()),
-        Err(_) if user.is_empty() => {}
-        Err(_) => {
-            return Err(ConfigError(format!(
-                "container has runAsNonRoot and image has non-numeric user ({user}), \
-                 cannot verify user is non-root"
-            )));
-        }
-    }
-    Err(ConfigError(
-        "container has runAsNonRoot and image will run as root".to_owned(),
-    ))
 }
 
 #[cfg(test)]

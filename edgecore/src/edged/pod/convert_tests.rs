@@ -15,6 +15,7 @@ fn placement() -> Placement {
         node_hostname: "machine".to_owned(),
         memory_bytes: 4 << 30,
         pod_pids_max: None,
+        rules: security::Rules::default(),
     }
 }
 
@@ -178,47 +179,6 @@ fn pull_policies_default_by_tag() {
             ..Container::default()
         };
         assert_eq!(pull_policy(&container), want, "{image} {policy:?}");
-    }
-}
-
-#[test]
-fn non_root_is_verified() {
-    for (name, context, user, want) in [
-        ("not asked", json!({}), "", true),
-        ("image is root", json!({"runAsNonRoot": true}), "", false),
-        ("image is 0", json!({"runAsNonRoot": true}), "0:0", false),
-        (
-            "image is a number",
-            json!({"runAsNonRoot": true}),
-            "65532:65532",
-            true,
-        ),
-        (
-            "image is a name",
-            json!({"runAsNonRoot": true}),
-            "nobody",
-            false,
-        ),
-        (
-            "pod says a number",
-            json!({"runAsNonRoot": true, "runAsUser": 5}),
-            "",
-            true,
-        ),
-        (
-            "pod says 0",
-            json!({"runAsNonRoot": true, "runAsUser": 0}),
-            "7",
-            false,
-        ),
-    ] {
-        let pod = pod(&json!({"containers": [{"name": "c", "securityContext": context}]}));
-        let container = &pod.spec.as_ref().unwrap().containers[0];
-        assert_eq!(
-            verify_non_root(&pod, container, user).is_ok(),
-            want,
-            "{name}"
-        );
     }
 }
 

@@ -6,6 +6,7 @@ pub mod env;
 mod exits;
 mod image;
 pub mod resources;
+pub mod security;
 mod sources;
 pub mod state;
 pub mod status;

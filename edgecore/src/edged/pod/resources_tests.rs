@@ -20,6 +20,7 @@ fn placement() -> Placement {
         node_hostname: "machine".to_owned(),
         memory_bytes: 4 << 30,
         pod_pids_max: Some(50),
+        rules: crate::edged::pod::security::Rules::default(),
     }
 }
 

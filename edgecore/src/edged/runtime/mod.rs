@@ -6,6 +6,7 @@ pub mod containerd;
 pub mod fake;
 mod image;
 pub mod sandbox;
+mod security;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 pub use self::image::{Image, OnProgress, PullOptions, PullProgress, Reclaim, RegistryAuth};
+pub use self::security::{AppArmorChoice, GroupsPolicy, SeccompChoice};
 
 /// One pod's shared namespaces and network, before any container exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,6 +127,11 @@ pub struct ContainerSpec {
     pub run_as_user: Option<i64>,
     pub run_as_group: Option<i64>,
     pub supplemental_groups: Vec<i64>,
+    pub groups_policy: GroupsPolicy,
+    pub seccomp: SeccompChoice,
+    pub apparmor: AppArmorChoice,
+    /// `procMount: Unmasked`.
+    pub unmasked_proc: bool,
     /// Absolute path of the CRI-format log file, `…/<container>/<attempt>.log`.
     pub log_path: PathBuf,
     pub log_bytes_max: u64,

@@ -9,7 +9,7 @@ use tracing::{debug, info};
 
 use super::super::env::{self, Facts, References, Sources};
 use super::super::status::Trouble;
-use super::super::{convert, image, sources, state};
+use super::super::{convert, image, security, sources, state};
 use super::{RETRY_FIRST, RETRY_MAX, Worker};
 use crate::edged::events::Severity;
 use crate::edged::runtime::{
@@ -41,7 +41,7 @@ impl Worker {
             return Err(config("the pod has no such container".to_owned()));
         };
         let image = self.image(container).await?;
-        convert::verify_non_root(&pod, container, &image.user)
+        security::verify_non_root(&pod, container, &image.user)
             .map_err(|error| config(error.to_string()))?;
         let sandbox = self.sandbox().await?;
         let refs = References::of(&pod);

@@ -30,7 +30,37 @@ pub(super) fn facts(cgroups: &Cgroups) -> HostFacts {
         oom_score_adj_min: (!may_lower).then_some(own_score),
         devices: Vec::new(),
         capability_bounds: capability_mask(&status, "CapBnd:"),
+        arch: std::env::consts::ARCH,
+        kernel: kernel_version(&rustix::system::uname().release().to_string_lossy()),
+        has_seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
+        apparmor_profiles: apparmor_profiles(),
     }
+}
+
+/// `6.1.0-18-amd64` is 6.1; what cannot be read is old.
+fn kernel_version(release: &str) -> (u32, u32) {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || parts.next().and_then(|part| part.parse().ok()).unwrap_or(0);
+    (next(), next())
+}
+
+/// Names of the loaded profiles, where `AppArmor` is on.
+fn apparmor_profiles() -> Option<Vec<String>> {
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").ok()?;
+    if !enabled.starts_with('Y') {
+        return None;
+    }
+    let loaded =
+        std::fs::read_to_string("/sys/kernel/security/apparmor/profiles").unwrap_or_default();
+    Some(profile_names(&loaded))
+}
+
+/// Each line is `name (mode)`; names may have spaces.
+fn profile_names(loaded: &str) -> Vec<String> {
+    loaded
+        .lines()
+        .filter_map(|line| Some(line.rsplit_once(" (")?.0.to_owned()))
+        .collect()
 }
 
 fn capability_mask(status: &str, key: &str) -> Option<u64> {
@@ -79,6 +109,23 @@ fn collect(directory: &Path, devices: &mut Vec<HostDevice>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_and_profiles_are_read() {
+        for (release, version) in [
+            ("6.1.0-18-amd64", (6, 1)),
+            ("5.10", (5, 10)),
+            ("4.19.113+", (4, 19)),
+            ("x", (0, 0)),
+        ] {
+            assert_eq!(kernel_version(release), version, "{release}");
+        }
+        let loaded = "/usr/bin/man (enforce)\ndocker-default (enforce)\na b (complain)\n";
+        assert_eq!(
+            profile_names(loaded),
+            ["/usr/bin/man", "docker-default", "a b"]
+        );
+    }
 
     #[test]
     fn masks_are_read_from_proc_status() {

@@ -76,6 +76,8 @@ pub struct ContainerdConfig {
     pub layers_max: usize,
     /// What pods get as `/etc/resolv.conf` unless they mount their own.
     pub resolv_conf: PathBuf,
+    /// Where `Localhost` seccomp profiles lie.
+    pub seccomp_root: PathBuf,
 }
 
 impl Default for ContainerdConfig {
@@ -94,6 +96,7 @@ impl Default for ContainerdConfig {
             pulls_max: 2,
             layers_max: 3,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            seccomp_root: PathBuf::from("/var/lib/edgecore/seccomp"),
         }
     }
 }
@@ -173,14 +176,7 @@ impl ContainerdRuntime {
         self.images.import(path, name).await
     }
 
-    async fn users(
-        &self,
-        container: &ContainerSpec,
-        facts: &ImageFacts,
-    ) -> Result<UserDatabase, RuntimeError> {
-        if !spec::needs_users(container, &facts.config.config) {
-            return Ok(UserDatabase::default());
-        }
+    async fn users(&self, facts: &ImageFacts) -> Result<UserDatabase, RuntimeError> {
         facts
             .users
             .get_or_try_init(|| {
@@ -310,7 +306,7 @@ impl Runtime for ContainerdRuntime {
             .ok_or_else(|| RuntimeError::ImageNotPresent {
                 reference: spec.image.clone(),
             })?;
-        let users = self.users(spec, &facts).await?;
+        let users = self.users(&facts).await?;
         let paths = self.sandboxes.paths(spec)?;
         let mut host = if spec.privileged {
             host::with_devices(&self.host)
@@ -319,8 +315,15 @@ impl Runtime for ContainerdRuntime {
         };
         host.has_swap = self.cgroups.has_swap(&spec.cgroup_parent);
         host.has_oom_group = self.cgroups.has_oom_group(&spec.cgroup_parent);
-        let oci = spec::build(spec, &facts.config.config, &users, &paths, &host)
-            .map_err(|error| create_failed(error.to_string()))?;
+        let oci = spec::build(
+            spec,
+            &facts.config.config,
+            &users,
+            &paths,
+            &host,
+            &self.config.seccomp_root,
+        )
+        .map_err(|error| create_failed(error.to_string()))?;
         let config = self
             .write_logger_config(&id, spec)
             .map_err(|error| create_failed(format!("log directory: {error}")))?;
