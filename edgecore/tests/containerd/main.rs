@@ -9,6 +9,7 @@ mod pull;
 mod registry;
 mod resources;
 mod security;
+mod volumes;
 mod world;
 
 /// Shared with the end-to-end tests, which own these files.

@@ -26,6 +26,8 @@ pub struct Facts {
     pub pod_ips: Vec<String>,
     pub cpu_milli: i64,
     pub memory_bytes: i64,
+    /// Size of the file system that holds the pods' files.
+    pub storage_bytes: i64,
 }
 
 /// Names of the ConfigMaps and Secrets that containers and volumes need.
@@ -163,6 +165,45 @@ pub fn resolve(
     Ok(env.into_pairs())
 }
 
+/// What is told of keys that cannot be names of variables (`makeEnvironmentVariables`); they are
+/// left out.
+pub fn skipped(pod: &Pod, container: &Container, sources: &Sources) -> Vec<String> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let mut told = Vec::new();
+    for from in container.env_from.iter().flatten() {
+        let prefix = from.prefix.as_deref().unwrap_or_default();
+        let mut tell = |kind: &str, name: &str, keys: Vec<&String>| {
+            let names = keys.into_iter().map(|key| format!("{prefix}{key}"));
+            let bad: Vec<String> = names.filter(|name| !is_variable_name(name)).collect();
+            if !bad.is_empty() {
+                told.push(format!(
+                    "Keys [{}] from the EnvFrom {kind} {namespace}/{name} were skipped since they \
+                     are considered invalid environment variable names.",
+                    bad.join(", ")
+                ));
+            }
+        };
+        if let Some(reference) = &from.config_map_ref
+            && let Some(Some(map)) = sources.configmaps.get(&reference.name)
+        {
+            let keys = map.data.iter().flatten().map(|(key, _)| key);
+            tell("configMap", &reference.name, keys.collect());
+        }
+        if let Some(reference) = &from.secret_ref
+            && let Some(Some(secret)) = sources.secrets.get(&reference.name)
+        {
+            let keys = secret.data.iter().flatten().map(|(key, _)| key);
+            tell("secret", &reference.name, keys.collect());
+        }
+    }
+    told
+}
+
+/// Printable ASCII without `=` (`IsRelaxedEnvVarName`, the rule since Kubernetes 1.32).
+fn is_variable_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'=')
+}
+
 #[derive(Default)]
 struct Environment {
     order: Vec<String>,
@@ -179,8 +220,7 @@ impl Environment {
     /// Keys that cannot be variable names are left out, as kubelet does.
     fn set_from(&mut self, prefix: &str, key: &str, value: String) {
         let name = format!("{prefix}{key}");
-        let printable = name.bytes().all(|b| (0x20..0x7f).contains(&b) && b != b'=');
-        if !name.is_empty() && printable {
+        if is_variable_name(&name) {
             self.set(&name, value);
         }
     }
@@ -310,9 +350,41 @@ fn lines(map: Option<&BTreeMap<String, String>>) -> String {
     let lines: Vec<String> = map
         .into_iter()
         .flatten()
-        .map(|(key, value)| format!("{key}={value:?}"))
+        .map(|(key, value)| format!("{key}={}", go_quote(value)))
         .collect();
     lines.join("\n")
+}
+
+/// Go's `%q` (`strconv.Quote`), which is how the lines of labels and annotations are written.
+fn go_quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\u{7}' => out.push_str("\\a"),
+            '\u{8}' => out.push_str("\\b"),
+            '\u{c}' => out.push_str("\\f"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\u{b}' => out.push_str("\\v"),
+            c if u32::from(c) < 0x80 && c.is_control() => {
+                out.push_str(&format!("\\x{:02x}", u32::from(c)));
+            }
+            // What Rust escapes beyond ASCII Go does too: it cannot be seen.
+            c if !c.is_ascii() && c.escape_debug().len() > 1 => {
+                out.push_str(&match u32::from(c) {
+                    code @ 0..=0xffff => format!("\\u{code:04x}"),
+                    code => format!("\\U{code:08x}"),
+                });
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
 }
 
 /// The value of a `resourceFieldRef`; what is not limited is the node's capacity.
@@ -346,6 +418,10 @@ pub fn resource(
         .filter(|d| quantity::milli(d).is_some_and(|m| m != 0))
         .unwrap_or(&one);
     let bad = || ConfigError(format!("bad quantity in resource {}", selector.resource));
+    let is_known = matches!(name, "cpu" | "memory" | "ephemeral-storage");
+    if !is_known && !name.starts_with("hugepages-") {
+        return Err(unsupported());
+    }
     let amount = if name == "cpu" {
         let amount = match (found, list) {
             (Some(found), _) => quantity::milli(found).ok_or_else(bad)?,
@@ -358,6 +434,7 @@ pub fn resource(
         let amount = match (found, list, name) {
             (Some(found), _, _) => quantity::value(found).ok_or_else(bad)?,
             (None, "limits", "memory") => facts.memory_bytes,
+            (None, "limits", "ephemeral-storage") => facts.storage_bytes,
             (None, _, _) => 0,
         };
         let divisor = quantity::value(divisor).ok_or_else(bad)?.max(1);
@@ -369,6 +446,23 @@ pub fn resource(
 /// Replaces `$(NAME)` by its value; an unknown name stays as written, `$$` is a plain `$`
 /// (`third_party/forked/golang/expansion`).
 pub fn expand(text: &str, values: &BTreeMap<String, String>) -> String {
+    expand_with(text, values).0
+}
+
+/// As [`expand`], for places where every name must be known (`ExpandContainerVolumeMounts`).
+///
+/// # Errors
+/// The first name that is not.
+pub fn expand_known(text: &str, values: &BTreeMap<String, String>) -> Result<String, String> {
+    match expand_with(text, values) {
+        (out, None) => Ok(out),
+        (_, Some(missing)) => Err(missing),
+    }
+}
+
+/// The text, and the first name that has no value.
+fn expand_with(text: &str, values: &BTreeMap<String, String>) -> (String, Option<String>) {
+    let mut missing = None;
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -380,7 +474,10 @@ pub fn expand(text: &str, values: &BTreeMap<String, String>) -> String {
         } else if let Some((name, after)) = tail.strip_prefix('(').and_then(|t| t.split_once(')')) {
             match values.get(name) {
                 Some(value) => out.push_str(value),
-                None => out.push_str(&format!("$({name})")),
+                None => {
+                    missing.get_or_insert_with(|| name.to_owned());
+                    out.push_str(&format!("$({name})"));
+                }
             }
             rest = after;
         } else {
@@ -389,7 +486,7 @@ pub fn expand(text: &str, values: &BTreeMap<String, String>) -> String {
         }
     }
     out.push_str(rest);
-    out
+    (out, missing)
 }
 
 #[cfg(test)]
@@ -498,6 +595,43 @@ mod tests {
             .insert("s".to_owned(), Some(Secret::default()));
         let error = resolve(&pod, container, &empty, &facts).unwrap_err();
         assert_eq!(error.to_string(), "couldn't find key pw in Secret ns/s");
+    }
+
+    #[test]
+    fn quoting_is_go_s() {
+        for (text, want) in [
+            ("x", r#""x""#),
+            ("a\"b\\c", r#""a\"b\\c""#),
+            ("l1\nl2\t", r#""l1\nl2\t""#),
+            ("it's", r#""it's""#),
+            ("\u{1}\u{7f}", r#""\x01\x7f""#),
+            ("ü\u{feff}", r#""ü\ufeff""#),
+        ] {
+            assert_eq!(go_quote(text), want);
+        }
+    }
+
+    #[test]
+    fn keys_that_are_no_names_are_told() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"namespace": "ns"}})).unwrap();
+        let container: Container = serde_json::from_value(json!({"name": "c", "envFrom": [
+            {"prefix": "A=", "configMapRef": {"name": "m"}},
+            {"secretRef": {"name": "s"}},
+            {"secretRef": {"name": "absent", "optional": true}},
+        ]}))
+        .unwrap();
+        let map: ConfigMap = serde_json::from_value(json!({"data": {"x": "1", "y": "2"}})).unwrap();
+        let secret: Secret = serde_json::from_value(json!({"data": {"1ok": ""}})).unwrap();
+        let sources = Sources {
+            configmaps: [("m".to_owned(), Some(map))].into(),
+            secrets: [("s".to_owned(), Some(secret))].into(),
+            ..Sources::default()
+        };
+        let want = "Keys [A=x, A=y] from the EnvFrom configMap ns/m were skipped since they are \
+                    considered invalid environment variable names.";
+        assert_eq!(skipped(&pod, &container, &sources), [want]);
+        let env = resolve(&pod, &container, &sources, &Facts::default()).unwrap();
+        assert_eq!(env, [("1ok".to_owned(), String::new())]);
     }
 
     #[test]

@@ -16,7 +16,6 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::convert::{self, PodId};
-use super::env::References;
 use super::exits::{self, PodRecord};
 use super::state::{
     self, Action, Desired, Key, Memory, Observed, Phase, RestartPolicy, SeenContainer, SeenState,
@@ -30,7 +29,7 @@ use crate::edged::events::{Recorder, Severity};
 use crate::edged::runtime::{
     Container as Seen, ContainerState, Image, Runtime, RuntimeError, Sandbox,
 };
-use crate::edged::volumes::Dirs;
+use crate::edged::volumes::{self, Dirs};
 use start::Failure;
 
 /// First and longest delay before something that failed for a passing reason is tried again.
@@ -102,7 +101,8 @@ pub(crate) struct Worker {
     pod: Arc<Pod>,
     want: Desired,
     removed: bool,
-    volume_refs: References,
+    /// Some volume's content follows the API.
+    has_live_volumes: bool,
     host_ip: String,
     generation: u64,
     resend: u64,
@@ -148,8 +148,9 @@ impl Worker {
         let recorder = Recorder::new(context.sink.clone(), context.node_name.clone(), id.clone());
         Self {
             want: convert::desired(&first.pod, first.removed),
-            volume_refs: References::of_volumes(&first.pod),
+            has_live_volumes: volumes::has_live_content(&first.pod),
             removed: first.removed,
+            volumes_stale: sandbox.is_some() && volumes::has_live_content(&first.pod),
             pod: first.pod,
             host_ip: first.host_ip,
             generation: first.generation,
@@ -162,7 +163,6 @@ impl Worker {
             phase: Phase::Syncing,
             memory: Memory::default(),
             acted_at: 0,
-            volumes_stale: sandbox.is_some(),
             sandbox,
             troubles: BTreeMap::new(),
             flips: BTreeMap::new(),
@@ -226,7 +226,7 @@ impl Worker {
         if !Arc::ptr_eq(&input.pod, &self.pod) || input.removed != self.removed {
             self.want = convert::desired(&input.pod, input.removed);
             self.want.verdict = self.record.verdict.as_ref().map(|v| v.grace);
-            self.volume_refs = References::of_volumes(&input.pod);
+            self.has_live_volumes = volumes::has_live_content(&input.pod);
             self.pod = input.pod;
             self.removed = input.removed;
         }
@@ -237,7 +237,7 @@ impl Worker {
         self.sentence = input.verdict;
         if input.generation != self.generation {
             self.generation = input.generation;
-            self.volumes_stale = !self.volume_refs.is_empty() && self.sandbox.is_some();
+            self.volumes_stale = self.has_live_volumes && self.sandbox.is_some();
             for name in std::mem::take(&mut self.on_change) {
                 self.memory.release(&Key::Start(name));
             }
@@ -501,7 +501,9 @@ impl Worker {
                     "Failed" => format!("Error: {}", trouble.message),
                     _ => trouble.message.clone(),
                 };
-                self.event(Severity::Warning, event, Some(name), &message);
+                // Volumes are the pod's, not the container's.
+                let about = (event != "FailedMount").then_some(name);
+                self.event(Severity::Warning, event, about, &message);
                 self.set_trouble(name, trouble);
                 if on_change {
                     self.on_change.insert(name.to_owned());

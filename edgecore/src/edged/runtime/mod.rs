@@ -50,6 +50,8 @@ pub struct Mount {
     pub source: PathBuf,
     pub target: PathBuf,
     pub read_only: bool,
+    /// Mounts below the source are read-only too.
+    pub recursive_read_only: bool,
     /// e.g. `rslave`, empty for private.
     pub propagation: String,
 }

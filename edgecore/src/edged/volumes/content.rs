@@ -1,127 +1,170 @@
-//! Volumes made of files: what is in them, and how it is swapped in one step.
+//! What is in the volumes that are made of files.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::{Component, PathBuf};
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, VolumeProjection,
+};
 
-use super::{VolumeError, io_error, make_dir, own_by_group};
+use super::atomic::{File, Payload};
 use crate::edged::pod::convert::{self, ConfigError};
 use crate::edged::pod::env::{self, Facts, Sources};
 
-/// Files of one volume: path inside it, content and mode.
-pub(super) type Payload = BTreeMap<PathBuf, (Vec<u8>, u32)>;
-
+/// Why the content cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Problem {
+    /// Something is not there (yet).
     Missing(String),
+    /// The pod asks for what cannot be.
     Bad(String),
 }
 
+impl Problem {
+    fn text(&self) -> &str {
+        match self {
+            Self::Missing(text) | Self::Bad(text) => text,
+        }
+    }
+
+    /// All of them in one, as Go's aggregated errors are printed.
+    fn join(problems: Vec<Self>) -> Option<Self> {
+        match problems.as_slice() {
+            [] | [_] => problems.into_iter().next(),
+            _ => {
+                let texts: Vec<&str> = problems.iter().map(Self::text).collect();
+                let text = format!("[{}]", texts.join(", "));
+                let all_bad = problems.iter().all(|p| matches!(p, Self::Bad(_)));
+                Some(if all_bad {
+                    Self::Bad(text)
+                } else {
+                    Self::Missing(text)
+                })
+            }
+        }
+    }
+}
+
+/// The object that files are picked from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    ConfigMap,
+    Secret,
+}
+
+/// Which keys of which object become which files.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish<'p> {
+    pub(super) source: Source,
+    pub(super) name: &'p str,
+    pub(super) items: Option<&'p [KeyToPath]>,
+    pub(super) mode: u32,
+    pub(super) is_optional: bool,
+}
+
+/// `defaultMode` and `mode`.
 pub(super) fn mode_of(mode: Option<i32>) -> u32 {
     mode.and_then(|m| u32::try_from(m).ok())
         .map_or(0o644, |m| m & 0o777)
 }
 
-/// A path inside a volume, refused if it could leave it.
+/// A path inside a volume, refused if it could leave it or hide what swaps the content.
 fn inside(path: &str) -> Result<PathBuf, Problem> {
-    let path = PathBuf::from(path);
-    let plain = path.components().all(|c| matches!(c, Component::Normal(_)));
-    if path.as_os_str().is_empty() || !plain || path.starts_with("..data") {
-        return Err(Problem::Bad(format!(
-            "`{}` is not a path inside the volume",
-            path.display()
-        )));
+    let bad = |why: &str| Problem::Bad(format!("invalid path {path}: {why}"));
+    let parsed = PathBuf::from(path);
+    if parsed.as_os_str().is_empty() || parsed.is_absolute() {
+        return Err(bad("must be a relative path"));
     }
-    Ok(path)
-}
-
-/// Picks `items` (or everything) out of an object's keys.
-fn pick(
-    kind: &str,
-    name: &str,
-    data: &BTreeMap<String, Vec<u8>>,
-    items: Option<&[KeyToPath]>,
-    mode: u32,
-    optional: bool,
-) -> Result<Payload, Problem> {
-    let mut payload = Payload::new();
-    let Some(items) = items else {
-        for (key, content) in data {
-            payload.insert(inside(key)?, (content.clone(), mode));
-        }
-        return Ok(payload);
-    };
-    for item in items {
-        let mode = item.mode.map_or(mode, |m| mode_of(Some(m)));
-        match data.get(&item.key) {
-            Some(content) => {
-                payload.insert(inside(&item.path)?, (content.clone(), mode));
+    let mut plain = PathBuf::new();
+    for component in parsed.components() {
+        match component {
+            Component::Normal(part) if plain.as_os_str().is_empty() => {
+                if part.as_encoded_bytes().starts_with(b"..") {
+                    return Err(bad("must not start with '..'"));
+                }
+                plain.push(part);
             }
-            None if optional => {}
-            None => {
-                let key = &item.key;
-                return Err(Problem::Missing(format!(
-                    "{kind} \"{name}\" references non-existent key: {key}"
-                )));
+            Component::Normal(part) => plain.push(part),
+            Component::CurDir => {}
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
+                return Err(bad("must not contain '..'"));
             }
         }
     }
-    Ok(payload)
+    if plain.as_os_str().is_empty() {
+        return Err(bad("must name a file"));
+    }
+    Ok(plain)
 }
 
-pub(super) fn configmap_files(
-    sources: &Sources,
-    name: &str,
-    items: Option<&[KeyToPath]>,
-    mode: u32,
-    optional: bool,
-) -> Result<Payload, Problem> {
-    let Some(map) = sources.configmaps.get(name).and_then(Option::as_ref) else {
-        if optional {
-            return Ok(Payload::new());
+impl Wish<'_> {
+    /// Picks the items, or everything.
+    pub(super) fn files(&self, sources: &Sources) -> Result<Payload, Problem> {
+        let Some(data) = self.data(sources) else {
+            let kind = match self.source {
+                Source::ConfigMap => "configmap",
+                Source::Secret => "secret",
+            };
+            return if self.is_optional {
+                Ok(Payload::new())
+            } else {
+                Err(Problem::Missing(format!(
+                    "{kind} \"{}\" not found",
+                    self.name
+                )))
+            };
+        };
+        let file = |content: Vec<u8>, mode| File {
+            content,
+            mode,
+            user: None,
+        };
+        let mut payload = Payload::new();
+        let Some(items) = self.items.filter(|items| !items.is_empty()) else {
+            for (key, content) in data {
+                payload.insert(inside(&key)?, file(content, self.mode));
+            }
+            return Ok(payload);
+        };
+        for item in items {
+            let mode = item.mode.map_or(self.mode, |m| mode_of(Some(m)));
+            match data.get(&item.key) {
+                Some(content) => {
+                    payload.insert(inside(&item.path)?, file(content.clone(), mode));
+                }
+                None if self.is_optional => {}
+                None => {
+                    // Word for word (`configmap.go`, `secret.go`: MakePayload).
+                    let key = &item.key;
+                    return Err(Problem::Missing(match self.source {
+                        Source::ConfigMap => {
+                            format!("configmap references non-existent config key: {key}")
+                        }
+                        Source::Secret => format!("references non-existent secret key: {key}"),
+                    }));
+                }
+            }
         }
-        return Err(Problem::Missing(format!("configmap \"{name}\" not found")));
-    };
-    let text = map
-        .data
-        .iter()
-        .flatten()
-        .map(|(k, v)| (k.clone(), v.clone().into_bytes()));
-    let binary = map
-        .binary_data
-        .iter()
-        .flatten()
-        .map(|(k, v)| (k.clone(), v.0.clone()));
-    pick(
-        "configmap",
-        name,
-        &text.chain(binary).collect(),
-        items,
-        mode,
-        optional,
-    )
-}
+        Ok(payload)
+    }
 
-pub(super) fn secret_files(
-    sources: &Sources,
-    name: &str,
-    items: Option<&[KeyToPath]>,
-    mode: u32,
-    optional: bool,
-) -> Result<Payload, Problem> {
-    let Some(secret) = sources.secrets.get(name).and_then(Option::as_ref) else {
-        if optional {
-            return Ok(Payload::new());
+    fn data(&self, sources: &Sources) -> Option<BTreeMap<String, Vec<u8>>> {
+        match self.source {
+            Source::ConfigMap => {
+                let map = sources.configmaps.get(self.name)?.as_ref()?;
+                let text = map.data.iter().flatten();
+                let text = text.map(|(k, v)| (k.clone(), v.clone().into_bytes()));
+                let binary = map.binary_data.iter().flatten();
+                let binary = binary.map(|(k, v)| (k.clone(), v.0.clone()));
+                Some(text.chain(binary).collect())
+            }
+            Source::Secret => {
+                let secret = sources.secrets.get(self.name)?.as_ref()?;
+                let data = secret.data.iter().flatten();
+                Some(data.map(|(k, v)| (k.clone(), v.0.clone())).collect())
+            }
         }
-        return Err(Problem::Missing(format!("secret \"{name}\" not found")));
-    };
-    let data = secret
-        .data
-        .iter()
-        .flatten()
-        .map(|(k, v)| (k.clone(), v.0.clone()));
-    pick("secret", name, &data.collect(), items, mode, optional)
+    }
 }
 
 pub(super) fn downward_files(
@@ -131,26 +174,47 @@ pub(super) fn downward_files(
     facts: &Facts,
 ) -> Result<Payload, Problem> {
     let mut payload = Payload::new();
+    let mut problems = Vec::new();
     for item in items.into_iter().flatten() {
-        let content = if let Some(field) = &item.field_ref {
-            env::field(pod, field, facts)
-        } else if let Some(selector) = &item.resource_field_ref {
-            let name = selector.container_name.as_deref().unwrap_or_default();
-            let container = convert::container(pod, name)
-                .ok_or_else(|| Problem::Bad(format!("container \"{name}\" not found")))?;
-            env::resource(container, selector, facts)
-        } else {
-            Err(ConfigError(
-                "neither fieldRef nor resourceFieldRef".to_owned(),
-            ))
-        };
-        let content = content.map_err(|error| Problem::Bad(error.to_string()))?;
-        let mode = item.mode.map_or(mode, |m| mode_of(Some(m)));
-        payload.insert(inside(&item.path)?, (content.into_bytes(), mode));
+        match downward_file(pod, item, mode, facts) {
+            Ok((path, file)) => {
+                payload.insert(path, file);
+            }
+            Err(problem) => problems.push(problem),
+        }
     }
-    Ok(payload)
+    Problem::join(problems).map_or(Ok(payload), Err)
 }
 
+fn downward_file(
+    pod: &Pod,
+    item: &DownwardAPIVolumeFile,
+    mode: u32,
+    facts: &Facts,
+) -> Result<(PathBuf, File), Problem> {
+    let content = if let Some(field) = &item.field_ref {
+        env::field(pod, field, facts)
+    } else if let Some(selector) = &item.resource_field_ref {
+        let name = selector.container_name.as_deref().unwrap_or_default();
+        let container = convert::container(pod, name)
+            .ok_or_else(|| Problem::Bad(format!("container {name} not found")))?;
+        env::resource(container, selector, facts)
+    } else {
+        Err(ConfigError(
+            "neither fieldRef nor resourceFieldRef".to_owned(),
+        ))
+    };
+    let content = content.map_err(|error| Problem::Bad(error.to_string()))?;
+    let file = File {
+        content: content.into_bytes(),
+        mode: item.mode.map_or(mode, |m| mode_of(Some(m))),
+        user: None,
+    };
+    Ok((inside(&item.path)?, file))
+}
+
+/// All sources in one directory; a later one wins over an earlier one. Everything that is wrong is
+/// told at once.
 pub(super) fn projected_files(
     pod: &Pod,
     source: &ProjectedVolumeSource,
@@ -159,116 +223,89 @@ pub(super) fn projected_files(
 ) -> Result<Payload, Problem> {
     let mode = mode_of(source.default_mode);
     let mut payload = Payload::new();
+    let mut problems = Vec::new();
     for part in source.sources.iter().flatten() {
-        if let Some(map) = &part.config_map {
-            let optional = map.optional == Some(true);
-            payload.extend(configmap_files(
-                sources,
-                &map.name,
-                map.items.as_deref(),
-                mode,
-                optional,
-            )?);
-        } else if let Some(secret) = &part.secret {
-            let optional = secret.optional == Some(true);
-            payload.extend(secret_files(
-                sources,
-                &secret.name,
-                secret.items.as_deref(),
-                mode,
-                optional,
-            )?);
-        } else if let Some(downward) = &part.downward_api {
-            payload.extend(downward_files(pod, downward.items.as_deref(), mode, facts)?);
-        } else {
-            return Err(Problem::Bad(
-                "this projected source is not supported on this node".to_owned(),
-            ));
+        match projected_part(pod, part, mode, sources, facts) {
+            Ok(files) => payload.extend(files),
+            Err(problem) => problems.push(problem),
         }
     }
-    Ok(payload)
+    Problem::join(problems).map_or(Ok(payload), Err)
 }
 
-/// Replaces the content of a volume in one step, or leaves it if it is the same.
-pub(super) fn write_atomically(
-    name: &str,
-    dir: &Path,
-    payload: &Payload,
-    group: Option<u32>,
-) -> Result<(), VolumeError> {
-    let link = dir.join("..data");
-    if link.exists() && is_same(&link, payload, group) {
-        return Ok(());
-    }
-    if !dir.exists() {
-        make_dir(name, dir, 0o755)?;
-    }
-    let fresh_name = format!("..{:016x}", rand::random::<u64>());
-    let fresh = dir.join(&fresh_name);
-    make_dir(name, &fresh, 0o755)?;
-    for (path, (content, mode)) in payload {
-        let file = fresh.join(path);
-        if let Some(parent) = file.parent() {
-            std::fs::create_dir_all(parent).map_err(io_error(name, "create", parent))?;
-        }
-        std::fs::write(&file, content)
-            .and_then(|()| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(*mode)))
-            .and_then(|()| own_by_group(&file, group, false))
-            .map_err(io_error(name, "write", &file))?;
-    }
-    let swap = dir.join("..data_tmp");
-    let _ = std::fs::remove_file(&swap);
-    symlink(&fresh_name, &swap)
-        .and_then(|()| std::fs::rename(&swap, &link))
-        .map_err(io_error(name, "swap", &link))?;
-    // First what is new becomes visible, then what is gone disappears (kubelet's order).
-    let tops: BTreeSet<&std::ffi::OsStr> = payload
-        .keys()
-        .filter_map(|path| Some(path.components().next()?.as_os_str()))
-        .collect();
-    for top in &tops {
-        let visible = dir.join(top);
-        if std::fs::symlink_metadata(&visible).is_err() {
-            symlink(Path::new("..data").join(top), &visible)
-                .map_err(io_error(name, "link", &visible))?;
-        }
-    }
-    let entries = std::fs::read_dir(dir).map_err(io_error(name, "list", dir))?;
-    for entry in entries.flatten() {
-        let file = entry.file_name();
-        if file == "..data" || file == fresh_name.as_str() || tops.contains(file.as_os_str()) {
-            continue;
-        }
-        let path = entry.path();
-        let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
-        let removed = if is_dir {
-            std::fs::remove_dir_all(&path)
-        } else {
-            std::fs::remove_file(&path)
+fn projected_part(
+    pod: &Pod,
+    part: &VolumeProjection,
+    mode: u32,
+    sources: &Sources,
+    facts: &Facts,
+) -> Result<Payload, Problem> {
+    if let Some(map) = &part.config_map {
+        let wish = Wish {
+            source: Source::ConfigMap,
+            name: &map.name,
+            items: map.items.as_deref(),
+            mode,
+            is_optional: map.optional == Some(true),
         };
-        removed.map_err(io_error(name, "remove", &path))?;
+        return wish.files(sources);
     }
-    Ok(())
+    if let Some(secret) = &part.secret {
+        let wish = Wish {
+            source: Source::Secret,
+            name: &secret.name,
+            items: secret.items.as_deref(),
+            mode,
+            is_optional: secret.optional == Some(true),
+        };
+        return wish.files(sources);
+    }
+    if let Some(downward) = &part.downward_api {
+        return downward_files(pod, downward.items.as_deref(), mode, facts);
+    }
+    let kind = if part.cluster_trust_bundle.is_some() {
+        "clusterTrustBundle"
+    } else if part.service_account_token.is_some() {
+        "serviceAccountToken"
+    } else {
+        "unknown"
+    };
+    Err(Problem::Bad(format!(
+        "projected source {kind} is not supported on this node"
+    )))
 }
 
-/// Whether exactly this payload is there. A file torn by a power cut is not the same.
-fn is_same(link: &Path, payload: &Payload, group: Option<u32>) -> bool {
-    let mut found = 0;
-    let mut stack = vec![link.to_owned()];
-    while let Some(dir) = stack.pop() {
-        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => stack.push(entry.path()),
-                Ok(_) => found += 1,
-                Err(_) => return false,
-            }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_inside() {
+        for (path, want) in [
+            ("a", Some("a")),
+            ("a/b.conf", Some("a/b.conf")),
+            ("./a", Some("a")),
+            ("a/..b", Some("a/..b")),
+            ("..a", None),
+            ("..data", None),
+            ("../a", None),
+            ("a/../../b", None),
+            ("/a", None),
+            ("", None),
+            (".", None),
+        ] {
+            assert_eq!(inside(path).ok(), want.map(PathBuf::from), "`{path}`");
         }
     }
-    found == payload.len()
-        && payload.iter().all(|(path, (content, mode))| {
-            let file = link.join(path);
-            let mode = if group.is_some() { mode | 0o040 } else { *mode };
-            std::fs::metadata(&file).is_ok_and(|m| m.permissions().mode() & 0o777 == mode)
-                && std::fs::read(&file).is_ok_and(|bytes| bytes == *content)
-        })
+
+    #[test]
+    fn problems_are_told_together() {
+        let missing = |t: &str| Problem::Missing(t.to_owned());
+        let bad = |t: &str| Problem::Bad(t.to_owned());
+        assert_eq!(Problem::join(vec![]), None);
+        assert_eq!(Problem::join(vec![bad("x")]), Some(bad("x")));
+        let both = Problem::join(vec![bad("x"), missing("y")]);
+        assert_eq!(both, Some(missing("[x, y]")));
+        assert_eq!(Problem::join(vec![bad("x"), bad("y")]), Some(bad("[x, y]")));
+    }
 }

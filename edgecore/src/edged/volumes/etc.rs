@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Dirs, VolumeError, io_error, is_plain_name, make_dir, unsupported};
+use super::local::make_dir;
+use super::{Dirs, VolumeError, io_error, is_plain_name, unsupported};
 
 /// Writes the pod's `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`.
 pub fn write_etc(

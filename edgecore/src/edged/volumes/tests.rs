@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Secret};
 use serde_json::{Value, json};
 
 use super::*;
@@ -49,7 +49,7 @@ impl Place {
     fn prepare(&self, volume: Value) -> Result<PathBuf, VolumeError> {
         let pod = pod(volume);
         let prepared = prepare(&pod, &self.sources, &Facts::default(), &self.dirs)?;
-        Ok(prepared.paths["v"].clone())
+        Ok(prepared.volumes["v"].path.clone())
     }
 }
 
@@ -57,7 +57,8 @@ fn pod(mut volume: Value) -> Pod {
     volume["name"] = json!("v");
     serde_json::from_value(json!({
         "metadata": {"name": "p", "namespace": "ns", "uid": "u-1", "labels": {"app": "x"}},
-        "spec": {"containers": [], "volumes": [volume]},
+        "spec": {"containers": [{"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+                 "volumes": [volume]},
     }))
     .unwrap()
 }
@@ -159,7 +160,7 @@ fn items_modes_and_optional() {
     assert!(
         error
             .to_string()
-            .ends_with("references non-existent key: zz"),
+            .ends_with("configmap references non-existent config key: zz"),
         "{error}"
     );
 }
@@ -180,7 +181,10 @@ fn paths_may_not_leave_the_volume() {
     let error = place
         .prepare(json!({"hostPath": {"path": "/a/../etc"}}))
         .unwrap_err();
-    assert!(matches!(error, VolumeError::Unsupported { .. }));
+    assert!(
+        error.to_string().ends_with("must not contain '..'"),
+        "{error}"
+    );
     assert!(place.dirs.remove_pod("..").is_ok());
     assert!(place.dir.path().exists());
 }
@@ -198,11 +202,6 @@ fn projected_and_downward_files() {
     assert_eq!(read(&dir, "a"), "1");
     assert_eq!(read(&dir, "labels"), "app=\"x\"");
     assert!(dir.join("pw").exists());
-    let token = json!({"projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}});
-    assert!(matches!(
-        place.prepare(token),
-        Err(VolumeError::Unsupported { .. })
-    ));
 }
 
 #[test]
@@ -210,21 +209,43 @@ fn host_paths_are_checked_by_type() {
     let place = Place::new();
     let base = place.dir.path();
     std::fs::write(base.join("file"), "").unwrap();
-    for (path, kind, fits) in [
-        ("file", "File", true),
-        ("file", "Directory", false),
-        ("file", "", true),
-        (".", "Directory", true),
-        (".", "Socket", false),
-        ("made/deep", "DirectoryOrCreate", true),
-        ("made/file", "FileOrCreate", true),
-        ("plain", "", true),
-        ("absent", "Directory", false),
-        ("absent", "File", false),
+    let _socket = std::os::unix::net::UnixListener::bind(base.join("socket")).unwrap();
+    let at = |path: &str| base.join(path).display().to_string();
+    let is_not = |path: &str, what: &str| {
+        let path = at(path);
+        Some(format!("hostPath type check failed: {path} is not {what}"))
+    };
+    for (path, kind, refusal) in [
+        ("file", "File", None),
+        ("file", "Directory", is_not("file", "a directory")),
+        ("file", "DirectoryOrCreate", is_not("file", "a directory")),
+        ("file", "", None),
+        (".", "Directory", None),
+        (".", "File", is_not(".", "a file")),
+        (".", "FileOrCreate", is_not(".", "a file")),
+        (".", "Socket", is_not(".", "a socket file")),
+        ("socket", "Socket", None),
+        ("socket", "File", is_not("socket", "a file")),
+        ("made/deep", "DirectoryOrCreate", None),
+        ("made/file", "FileOrCreate", None),
+        ("plain", "", None),
+        ("absent", "Directory", is_not("absent", "a directory")),
+        ("absent", "File", is_not("absent", "a file")),
+        ("file", "CharDevice", is_not("file", "a character device")),
+        ("file", "BlockDevice", is_not("file", "a block device")),
+        (
+            "file",
+            "Odd",
+            Some("Odd is an invalid volume type".to_owned()),
+        ),
     ] {
-        let source = json!({"hostPath": {"path": base.join(path), "type": kind}});
-        assert_eq!(place.prepare(source).is_ok(), fits, "{path} as {kind}");
+        let source = json!({"hostPath": {"path": at(path), "type": kind}});
+        let found = place.prepare(source).err().map(|error| error.to_string());
+        let want = refusal.map(|r| format!("MountVolume.SetUp failed for volume \"v\" : {r}"));
+        assert_eq!(found, want, "{path} as {kind}");
     }
+    let device = json!({"hostPath": {"path": "/dev/null", "type": "CharDevice"}});
+    assert!(place.prepare(device).is_ok());
     assert!(base.join("plain").is_dir() && base.join("made/file").is_file());
 }
 
@@ -262,10 +283,29 @@ fn what_lies_beside_is_not_touched() {
 #[test]
 fn unknown_types_are_refused() {
     let place = Place::new();
-    let error = place
-        .prepare(json!({"nfs": {"server": "x", "path": "/"}}))
-        .unwrap_err();
-    assert!(matches!(error, VolumeError::Unsupported { .. }), "{error}");
+    for (volume, what) in [
+        (
+            json!({"nfs": {"server": "x", "path": "/"}}),
+            "volume type nfs",
+        ),
+        (json!({"image": {"reference": "x"}}), "volume type image"),
+        (json!({"csi": {"driver": "x"}}), "volume type csi"),
+        (
+            json!({"projected": {"sources": [{"clusterTrustBundle": {"path": "x"}}]}}),
+            "projected source clusterTrustBundle",
+        ),
+        (
+            json!({"emptyDir": {"medium": "HugePages"}}),
+            "emptyDir medium HugePages",
+        ),
+    ] {
+        let error = place.prepare(volume).unwrap_err();
+        let want = format!(
+            "MountVolume.SetUp failed for volume \"v\" : {what} is not supported on this node"
+        );
+        assert!(matches!(error, VolumeError::Unsupported { .. }));
+        assert_eq!(error.to_string(), want);
+    }
 }
 
 #[test]
@@ -274,17 +314,26 @@ fn mounts_are_sorted_and_sub_paths_stay_inside() {
     let root = dir.path().canonicalize().unwrap().join("v");
     std::fs::create_dir(&root).unwrap();
     symlink("/etc", root.join("out")).unwrap();
+    let ready = |read_only| Ready {
+        path: root.clone(),
+        read_only,
+    };
     let prepared = Prepared {
-        paths: [("v".to_owned(), root.clone())].into(),
+        volumes: [
+            ("v".to_owned(), ready(false)),
+            ("ro".to_owned(), ready(true)),
+        ]
+        .into(),
+        subpaths: dir.path().join("binds"),
         files: vec![
             ("/etc/hosts".into(), "/run/hosts".into()),
             ("/etc/hostname".into(), "/run/hostname".into()),
         ],
     };
     let container: Container = serde_json::from_value(json!({"name": "c", "volumeMounts": [
-        {"name": "v", "mountPath": "/data/sub", "subPath": "x/y", "readOnly": true},
-        {"name": "v", "mountPath": "/data", "mountPropagation": "HostToContainer"},
-        {"name": "v", "mountPath": "/etc/hosts", "subPathExpr": "$(N)"}
+        {"name": "ro", "mountPath": "/data/sub/ro"},
+        {"name": "v", "mountPath": "/data", "mountPropagation": "HostToContainer", "readOnly": true},
+        {"name": "v", "mountPath": "/etc/hosts"}
     ]}))
     .unwrap();
     let env: BTreeMap<String, String> = [("N".to_owned(), "n".to_owned())].into();
@@ -292,14 +341,16 @@ fn mounts_are_sorted_and_sub_paths_stay_inside() {
     let targets: Vec<&str> = mounts.iter().map(|m| m.target.to_str().unwrap()).collect();
     assert_eq!(
         targets,
-        ["/data", "/data/sub", "/etc/hosts", "/etc/hostname"]
+        ["/data", "/etc/hosts", "/etc/hostname", "/data/sub/ro"]
     );
     assert_eq!(mounts[0].propagation, "rslave");
+    let read_only: Vec<bool> = mounts.iter().map(|m| m.read_only).collect();
     assert_eq!(
-        (mounts[1].source.clone(), mounts[1].read_only),
-        (root.join("x/y"), true)
+        read_only,
+        [true, false, false, true],
+        "content is never the pod's to change"
     );
-    assert_eq!(mounts[2].source, root.join("n"), "the pod's own mount wins");
+    assert_eq!(mounts[1].source, root, "the pod's own mount wins");
     for bad in ["../x", "/etc", "out/passwd"] {
         let mount = json!([{"name": "v", "mountPath": "/m", "subPath": bad}]);
         let container =
@@ -311,6 +362,199 @@ fn mounts_are_sorted_and_sub_paths_stay_inside() {
     )
     .unwrap();
     assert!(super::mounts(&container, &prepared, &env).is_err());
+}
+
+/// Needs the right to mount; said where it is missing.
+fn can_mount() -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let able = local::memory_dir("v", dir.path(), None, None).is_ok();
+    mountinfo::unmount_all(dir.path()).unwrap();
+    if !able {
+        eprintln!("SKIPPED: this user may not mount");
+    }
+    able
+}
+
+#[test]
+fn sub_paths_are_bound_and_go_without_the_data_behind_them() {
+    if !can_mount() {
+        return;
+    }
+    let mut place = Place::new();
+    let kept = place.dir.path().join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    std::fs::write(kept.join("data"), "mine").unwrap();
+    let mounted = |place: &Place, volume: &Value, sub_path: &str| {
+        let mut pod = pod(volume.clone());
+        let container = &mut pod.spec.as_mut().unwrap().containers[0];
+        container.volume_mounts.as_mut().unwrap()[0].sub_path = Some(sub_path.to_owned());
+        let prepared = prepare(&pod, &place.sources, &Facts::default(), &place.dirs).unwrap();
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        let mounts = mounts(container, &prepared, &BTreeMap::new());
+        mounts.map(|mounts| mounts[0].source.clone())
+    };
+    let volume = json!({"configMap": {"name": "cm"}});
+    let bound = mounted(&place, &volume, "a").unwrap();
+    assert!(bound.starts_with(&place.dirs.run));
+    assert_eq!(std::fs::read_to_string(&bound).unwrap(), "1");
+    place.configmap(&[("a", "one")]);
+    // A new start sees the new file, at the same place, and no bind stays below it.
+    for _ in 0..3 {
+        assert_eq!(mounted(&place, &volume, "a").unwrap(), bound);
+    }
+    assert_eq!(std::fs::read_to_string(&bound).unwrap(), "one");
+    let binds = |place: &Place| {
+        let all = mountinfo::read().unwrap();
+        let run = place.dirs.run.canonicalize().unwrap();
+        all.iter().filter(|m| m.path.starts_with(&run)).count()
+    };
+    assert_eq!(binds(&place), 1);
+
+    let host = json!({"hostPath": {"path": kept}});
+    let made = mounted(&place, &host, "new/dir").unwrap();
+    assert_eq!(made, bound, "a file gives way to a directory");
+    std::fs::write(made.join("x"), "").unwrap();
+    assert!(kept.join("new/dir/x").exists());
+    let bare = place.dirs.clone();
+    drop(mounted(&place, &host, "data").unwrap());
+    bare.remove_pod("u-1").unwrap();
+    assert_eq!(binds(&place), 0);
+    assert!(!place.dirs.run.join("u-1").exists());
+    assert_eq!(read(&kept, "data"), "mine", "only the bind goes");
+    assert!(kept.join("new/dir/x").exists());
+
+    symlink("/etc", kept.join("out")).unwrap();
+    for bad in ["out", "out/passwd"] {
+        let error = mounted(&place, &host, bad).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "failed to prepare subPath for volumeMount \"v\" of container \"c\": it leads out of \
+             the volume"
+        );
+    }
+    place.dirs.remove_pod("u-1").unwrap();
+}
+
+#[test]
+fn memory_volumes_are_mounted_once_with_their_size_and_group() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let volume = json!({"emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}});
+    let mut pod = pod(volume);
+    let spec = pod.spec.as_mut().unwrap();
+    spec.security_context = serde_json::from_value(json!({"fsGroup": 4000})).unwrap();
+    let facts = Facts {
+        memory_bytes: 1 << 30,
+        ..Facts::default()
+    };
+    let make = || prepare(&pod, &place.sources, &facts, &place.dirs).unwrap();
+    let dir = make().volumes["v"].path.clone();
+    make();
+    let root = dir.canonicalize().unwrap();
+    let mounted = mountinfo::read().unwrap();
+    assert_eq!(mounted.iter().filter(|m| m.path == root).count(), 1);
+    let fs = rustix::fs::statvfs(&dir).unwrap();
+    assert_eq!(fs.f_blocks * fs.f_frsize, 1 << 20);
+    let meta = std::fs::metadata(&dir).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.gid()), (0o2777, 4000));
+    std::fs::write(dir.join("x"), vec![1; 64 << 10]).unwrap();
+    let used = place.dirs.usage("u-1", "v").unwrap();
+    assert_eq!(used.bytes, 64 << 10);
+    assert_eq!(place.dirs.disk_usage("u-1"), Usage::default());
+    place.dirs.remove_pod("u-1").unwrap();
+    assert!(!dir.exists());
+}
+
+#[test]
+fn a_memory_volume_is_as_large_as_the_least_limit() {
+    for (own, limits, node, want) in [
+        (Some("1Mi"), vec!["4Mi"], 1 << 30, 1 << 20),
+        (Some("1Gi"), vec!["4Mi", "4Mi"], 1 << 30, 8 << 20),
+        (None, vec!["4Mi"], 1 << 30, 4 << 20),
+        (None, vec![], 1 << 30, 1 << 30),
+        (Some("8Gi"), vec![], 1 << 30, 1 << 30),
+    ] {
+        let containers: Vec<Value> = limits
+            .iter()
+            .map(|limit| json!({"name": "c", "resources": {"limits": {"memory": limit}}}))
+            .collect();
+        let pod = json!({"spec": {"containers": containers}});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let source = serde_json::from_value(json!({"sizeLimit": own})).unwrap();
+        assert_eq!(
+            local::memory_size(&pod, &source, node),
+            Some(want),
+            "{own:?} {limits:?}"
+        );
+    }
+}
+
+#[test]
+fn a_group_gets_what_is_its_own_and_the_pod_keeps_its_modes() {
+    let place = Place::new();
+    let mut pod = pod(json!({"emptyDir": {}}));
+    let spec = pod.spec.as_mut().unwrap();
+    spec.security_context = serde_json::from_value(json!({"fsGroup": 4000})).unwrap();
+    let make = || {
+        let prepared = prepare(&pod, &place.sources, &Facts::default(), &place.dirs).unwrap();
+        prepared.volumes["v"].path.clone()
+    };
+    // As after a death while it was made.
+    std::fs::create_dir_all(
+        place
+            .dirs
+            .disk
+            .join("u-1/volumes/kubernetes.io~empty-dir/..new-v"),
+    )
+    .unwrap();
+    let dir = make();
+    let meta = std::fs::metadata(&dir).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.gid()), (0o2777, 4000));
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).unwrap();
+    make();
+    assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o7777, 0o700);
+    assert_eq!(std::fs::read_dir(dir.parent().unwrap()).unwrap().count(), 1);
+
+    let tree = place.dir.path().join("tree");
+    std::fs::create_dir_all(tree.join("d")).unwrap();
+    std::fs::write(tree.join("d/f"), "").unwrap();
+    std::fs::set_permissions(tree.join("d/f"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    symlink("/etc/passwd", tree.join("l")).unwrap();
+    let always = ownership::ChangePolicy::Always;
+    let on_mismatch = ownership::ChangePolicy::parse(Some("OnRootMismatch"));
+    ownership::give_to_group(&tree, 4000, always).unwrap();
+    let state = |path: &str| {
+        let meta = std::fs::symlink_metadata(tree.join(path)).unwrap();
+        (meta.mode() & 0o7777, meta.gid())
+    };
+    assert_eq!(state("d/f"), (0o660, 4000));
+    assert_eq!((state("d"), state("")), ((0o2775, 4000), (0o2775, 4000)));
+    assert_eq!(state("l").1, 4000);
+    assert_eq!(
+        std::fs::metadata("/etc/passwd").unwrap().gid(),
+        0,
+        "links are not followed"
+    );
+    std::fs::set_permissions(tree.join("d/f"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    ownership::give_to_group(&tree, 4000, on_mismatch).unwrap();
+    assert_eq!(
+        state("d/f").0,
+        0o600,
+        "the root is right: nothing is walked"
+    );
+    ownership::give_to_group(&tree, 4001, on_mismatch).unwrap();
+    assert_eq!(state("d/f"), (0o660, 4001));
+}
+
+#[test]
+fn volumes_that_nobody_mounts_are_not_made() {
+    let place = Place::new();
+    let mut pod = pod(json!({"configMap": {"name": "no"}}));
+    pod.spec.as_mut().unwrap().containers[0].volume_mounts = None;
+    let prepared = prepare(&pod, &place.sources, &Facts::default(), &place.dirs).unwrap();
+    assert!(prepared.volumes.is_empty() && !place.dirs.disk.join("u-1").exists());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::super::{convert, image, security, sources, state};
 use super::{RETRY_FIRST, RETRY_MAX, Worker};
 use crate::edged::events::Severity;
 use crate::edged::runtime::{
-    Container as Seen, ContainerState, Image, PullOptions, Resources, RuntimeError, Sandbox,
+    Container as Seen, ContainerState, Image, Mount, PullOptions, Resources, RuntimeError, Sandbox,
 };
 use crate::edged::volumes;
 
@@ -53,8 +53,11 @@ impl Worker {
         let env = env::resolve(&pod, container, &sources, &facts)
             .map_err(|error| config(error.to_string()))?;
         let env: BTreeMap<String, String> = env.into_iter().collect();
-        let mounts = volumes::mounts(container, &prepared, &env)
-            .map_err(|error| config(error.to_string()))?;
+        let mounts = mounts(container.clone(), prepared, env).await?;
+        for message in env::skipped(&pod, container, &sources) {
+            let reason = "InvalidEnvironmentVariableNames";
+            self.event(Severity::Warning, reason, Some(name), &message);
+        }
         let placement = &self.context.placement;
         let spec = convert::container_spec(
             &pod, container, attempt, &sources, &facts, mounts, placement,
@@ -287,6 +290,7 @@ impl Worker {
             pod_ips,
             cpu_milli: self.context.cpu_milli,
             memory_bytes: self.context.placement.memory_bytes,
+            storage_bytes: self.context.dirs.capacity_bytes(),
         }
     }
 
@@ -301,7 +305,7 @@ impl Worker {
         let work = move || {
             let mut prepared = volumes::prepare(&pod, &sources, &facts, &dirs)?;
             prepared.files = volumes::write_etc(&pod, &hostname, &facts.pod_ips, &dirs)?;
-            Ok(prepared)
+            Ok::<_, volumes::VolumeError>(prepared)
         };
         let result = tokio::task::spawn_blocking(work).await;
         let error = match result {
@@ -311,19 +315,14 @@ impl Worker {
         };
         let source = std::error::Error::source(&error).map(|s| format!(": {s}"));
         let message = format!("{error}{}", source.unwrap_or_default());
-        Err(match error {
-            volumes::VolumeError::Unsupported { .. } => config(message),
-            volumes::VolumeError::NotReady { .. } | volumes::VolumeError::Io { .. } => {
-                Failure::Waiting {
-                    trouble: Trouble {
-                        reason: "ContainerCreating",
-                        message,
-                    },
-                    event: "FailedMount",
-                    on_change: true,
-                    delay: (RETRY_FIRST, RETRY_MAX),
-                }
-            }
+        Err(Failure::Waiting {
+            trouble: Trouble {
+                reason: "ContainerCreating",
+                message,
+            },
+            event: "FailedMount",
+            on_change: true,
+            delay: (RETRY_FIRST, RETRY_MAX),
         })
     }
 
@@ -333,7 +332,7 @@ impl Worker {
         let Some(sandbox) = self.sandbox.clone() else {
             return;
         };
-        if self.phase != state::Phase::Syncing || self.want.delete || self.volume_refs.is_empty() {
+        if self.phase != state::Phase::Syncing || self.want.delete {
             return;
         }
         let refs = References::of(&self.pod);
@@ -345,6 +344,19 @@ impl Worker {
         if let Err(Failure::Waiting { trouble, event, .. }) = self.prepare(&sources, &facts).await {
             self.event(Severity::Warning, event, None, &trouble.message);
         }
+    }
+}
+
+/// Looks into volumes and binds what is inside them: not for an asynchronous thread.
+async fn mounts(
+    container: k8s_openapi::api::core::v1::Container,
+    prepared: volumes::Prepared,
+    env: BTreeMap<String, String>,
+) -> Result<Vec<Mount>, Failure> {
+    let work = move || volumes::mounts(&container, &prepared, &env);
+    match tokio::task::spawn_blocking(work).await {
+        Ok(made) => made.map_err(|error| config(error.to_string())),
+        Err(_) => Err(config("binding volumes was interrupted".to_owned())),
     }
 }
 

@@ -141,12 +141,16 @@ pub(super) fn build(
     let capabilities = capabilities::granted(container, host)?;
     let seccomp = seccomp_of(container, &capabilities, host, seccomp_root)?;
     let process = process::process(container, image, &identity, &capabilities, paths, host)?;
+    let mut linux = linux::linux(container, paths, host, seccomp);
+    if let Some(propagation) = mounts::rootfs_propagation(&container.mounts) {
+        linux["rootfsPropagation"] = json!(propagation);
+    }
     let spec = json!({
         "ociVersion": "1.0.2",
         "process": process,
         "root": { "path": "rootfs", "readonly": container.read_only_rootfs },
         "mounts": mounts::mounts(container, paths)?,
-        "linux": linux::linux(container, paths, host, seccomp),
+        "linux": linux,
         "annotations": { GROUP_ANNOTATION: container.pod_uid },
     });
     // The typed form is the check that the document is well formed.

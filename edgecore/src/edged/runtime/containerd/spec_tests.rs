@@ -15,6 +15,7 @@ fn container() -> ContainerSpec {
             source: "/var/lib/edgecore/pods/x/volumes/data".into(),
             target: "/data".into(),
             read_only: true,
+            recursive_read_only: false,
             propagation: "rslave".to_owned(),
         }],
         resources: Resources {

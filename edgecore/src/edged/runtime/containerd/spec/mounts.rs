@@ -70,7 +70,11 @@ pub(super) fn mounts(container: &ContainerSpec, paths: &PodPaths) -> Result<Vec<
             "" => "rprivate",
             other => other,
         };
-        let mode = if bind.read_only { "ro" } else { "rw" };
+        let mode = match (bind.read_only, bind.recursive_read_only) {
+            (true, true) => "rro",
+            (true, false) => "ro",
+            (false, _) => "rw",
+        };
         mounts.retain(|mount| mount["destination"] != json!(bind.target));
         mounts.push(json!({
             "destination": bind.target,
@@ -80,4 +84,17 @@ pub(super) fn mounts(container: &ContainerSpec, paths: &PodPaths) -> Result<Vec<
         }));
     }
     Ok(mounts)
+}
+
+/// What the container's root must be for mounts to travel through the binds below it
+/// (containerd `pkg/cri/opts/spec_linux_opts.go`).
+pub(super) fn rootfs_propagation(mounts: &[Mount]) -> Option<&'static str> {
+    let any = |wanted: &str| mounts.iter().any(|mount| mount.propagation == wanted);
+    if any("rshared") {
+        Some("rshared")
+    } else if any("rslave") {
+        Some("rslave")
+    } else {
+        None
+    }
 }
