@@ -1,6 +1,6 @@
 # The two commands of the README: `make demo` and `make test`. Everything CI runs is a target here.
 SHELL := /bin/bash
-.PHONY: all demo test setup build lint fmt docs unit e2e bench chaos deny clean
+.PHONY: all demo test setup build lint fmt docs unit e2e bench chaos matrix deny clean
 
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo 'cargo nextest run --profile $(if $(CI),ci,default)' || echo 'cargo test')
 # CI builds once, without optimisation; a person who runs the demo sees the release build.
@@ -52,6 +52,16 @@ ROUNDS ?= 300
 chaos:
 	cargo build --locked --workspace
 	nice -n 10 target/debug/chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+# The same on other versions of containerd: the pod tests, the calls that fail, and chaos on each that can be had.
+matrix:
+	cargo build --locked --workspace
+	set -e; IFS=:; for dir in $${OUTPOST_CONTAINERD_DIRS:-$$(scripts/containerd-matrix.sh)}; do \
+	  echo "== $$("$$dir/containerd" --version)"; export OUTPOST_CONTAINERD_DIR="$$dir"; unset IFS; \
+	  $(NEXTEST) --locked -p edgecore --test containerd --test edged; \
+	  $(NEXTEST) --locked -p outpost-tests --test calls --test chaos --test pods; \
+	  nice -n 10 target/debug/chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)); IFS=:; \
+	done
 
 deny:
 	cargo deny check

@@ -15,6 +15,7 @@ use crate::grpc_proxy::GrpcProxy;
 use crate::leaks::{Inventory, Scope};
 use crate::oci;
 use crate::process::tail;
+use crate::scenario::Settings;
 use crate::wait;
 use crate::world::{NODE, Place, World, bins, free_port};
 
@@ -42,6 +43,15 @@ pub struct Arena {
 impl Arena {
     /// Hub, node and containerd from `binaries` (of the machine: `None`).
     pub async fn start(name: &str, binaries: Option<PathBuf>) -> Result<Self> {
+        Self::start_with(name, binaries, Vec::new()).await
+    }
+
+    /// As [`Self::start`], with further keys in the node's configuration.
+    pub async fn start_with(
+        name: &str,
+        binaries: Option<PathBuf>,
+        settings: Settings,
+    ) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix(&format!("outpost-{name}-"))
             .tempdir()?;
@@ -64,6 +74,7 @@ impl Arena {
             ),
             ("outpost.cgroupRoot", format!("/{unique}")),
         ];
+        world.more.extend(settings);
         let token = world.token()?;
         world.join(&token).await?;
         world.edge_up()?;
@@ -115,7 +126,7 @@ impl Arena {
 
     /// What is there now is what may be there; the pods made so far must be gone.
     pub async fn settle(&mut self) -> Result<()> {
-        self.no_pods().await?;
+        self.nothing_runs().await?;
         self.before = Some(self.scope().take());
         Ok(())
     }
@@ -125,7 +136,8 @@ impl Arena {
         self.before = Some(self.scope().take());
     }
 
-    async fn no_pods(&mut self) -> Result<()> {
+    /// Waits until no process, mount, container or task of a pod is left.
+    pub async fn nothing_runs(&self) -> Result<()> {
         wait::until("no pod's process or mount", CLEAN_WITHIN, async || {
             let now = self.scope().take();
             let left = now.since(&Inventory::default());

@@ -218,7 +218,7 @@ impl Shape {
 }
 
 /// Features that are driven once the node has them.
-const SIDECARS: bool = false;
+const SIDECARS: bool = true;
 const SHARED_PROCESSES: bool = false;
 
 impl fmt::Display for Shape {

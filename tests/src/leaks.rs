@@ -267,6 +267,14 @@ fn names(dir: &Path) -> Vec<String> {
 fn list_files(dir: &Path, into: &mut Vec<String>) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
+        // A bundle that containerd was killed while deleting: it renames them so, skips them when it
+        // starts and never looks again. They are on tmpfs, and not ours.
+        let is_bundle = path
+            .to_string_lossy()
+            .contains("io.containerd.runtime.v2.task");
+        if is_bundle && entry.file_name().as_encoded_bytes().starts_with(b".") {
+            continue;
+        }
         into.push(path.display().to_string());
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             list_files(&path, into);

@@ -7,6 +7,7 @@ pub mod chaos;
 pub mod containerd;
 pub mod containers;
 pub mod device;
+pub mod expect;
 pub mod grpc_proxy;
 pub mod kubectl;
 pub mod leaks;

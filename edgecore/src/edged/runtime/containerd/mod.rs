@@ -19,6 +19,7 @@ mod flight;
 mod host;
 mod image;
 mod import;
+mod marks;
 mod pull;
 mod reference;
 mod snapshot;
@@ -38,6 +39,7 @@ use self::cgroup::Cgroups;
 use self::channel::{CALL, Daemon};
 use self::exec::Execs;
 use self::image::{ImageError, ImageFacts, image_id};
+use self::marks::Marks;
 pub use self::pull::Registries;
 use self::reference::normalize;
 pub(crate) use self::spec::PodPaths;
@@ -279,6 +281,7 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn remove_sandbox(&self, pod_uid: &str) -> Result<(), RuntimeError> {
+        Marks::new(&self.config.state_dir).forget_pod(pod_uid);
         let cgroup_parent = self.sandboxes.remove(pod_uid).await?;
         if let Some(parent) = cgroup_parent.filter(|parent| !parent.is_empty()) {
             let cgroups = self.cgroups.clone();
@@ -343,6 +346,7 @@ impl Runtime for ContainerdRuntime {
             stop_signal: &facts.config.config.stop_signal,
             runc_root: &runc_root,
             log_address: &log_address,
+            marks: &Marks::new(&self.config.state_dir),
         };
         if !task::create_record(&self.daemon, &launch).await? {
             if self.is_started(&id).await? {
@@ -388,18 +392,13 @@ impl Runtime for ContainerdRuntime {
 
     async fn remove(&self, id: &str) -> Result<(), RuntimeError> {
         task::delete(&self.daemon, &self.config.snapshotter, id).await?;
-        let config = self.config.state_dir.join("log").join(format!("{id}.json"));
-        match std::fs::remove_file(config) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::debug!(%error, id, "logger configuration left behind");
-            }
-            _ => {}
-        }
+        Marks::new(&self.config.state_dir).forget(id);
         Ok(())
     }
 
     async fn containers(&self) -> Result<Vec<Container>, RuntimeError> {
-        Ok(task::list(&self.daemon, &self.cgroups).await?)
+        let marks = Marks::new(&self.config.state_dir);
+        Ok(task::list(&self.daemon, &self.cgroups, &marks).await?)
     }
 
     fn missing_controllers(&self) -> Vec<&'static str> {
