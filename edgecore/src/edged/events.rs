@@ -12,6 +12,9 @@ use crate::clock::UnixMillis;
 
 /// Distinct events remembered per pod; beyond it the oldest counts start anew.
 const REMEMBERED_MAX: usize = 64;
+/// Events told of one pod without pause, and how long one more takes.
+const BURST: i64 = 25;
+const REFILL_MS: i64 = 300_000;
 
 /// Whether somebody should look at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +30,33 @@ pub(super) struct Recorder {
     pod: PodId,
     counts: BTreeMap<(String, String, String), Counted>,
     next: u64,
+    room: Room,
+}
+
+/// How much may be told of one pod: a burst, then one event every few minutes
+/// (`client-go/tools/record: EventSourceObjectSpamFilter`).
+struct Room {
+    left: i64,
+    since_ms: UnixMillis,
+}
+
+impl Room {
+    fn take(&mut self, now_ms: UnixMillis) -> bool {
+        let passed = now_ms.saturating_sub(self.since_ms) / REFILL_MS;
+        if passed != 0 {
+            // A clock that went back gives nothing, and takes nothing.
+            self.left = self.left.saturating_add(passed.max(0)).min(BURST);
+            self.since_ms = if passed > 0 {
+                self.since_ms
+                    .saturating_add(passed.saturating_mul(REFILL_MS))
+            } else {
+                now_ms
+            };
+        }
+        let may = self.left > 0;
+        self.left -= i64::from(may);
+        may
+    }
 }
 
 struct Counted {
@@ -44,21 +74,26 @@ impl Recorder {
             pod,
             counts: BTreeMap::new(),
             next: 0,
+            room: Room {
+                left: BURST,
+                since_ms: 0,
+            },
         }
     }
 
-    /// Tells an event about the pod, or about one of its containers.
+    /// Tells an event about the pod, or about the part of it at `path`. Beyond the burst an event
+    /// is still counted, and told with its count when there is room again.
     pub(super) fn record(
         &mut self,
         severity: Severity,
         reason: &str,
-        container: Option<&str>,
+        path: Option<&str>,
         message: &str,
         now_ms: UnixMillis,
     ) {
         let key = (
             reason.to_owned(),
-            container.unwrap_or_default().to_owned(),
+            path.unwrap_or_default().to_owned(),
             message.to_owned(),
         );
         if self.counts.len() >= REMEMBERED_MAX && !self.counts.contains_key(&key) {
@@ -78,12 +113,14 @@ impl Recorder {
         });
         counted.count = counted.count.saturating_add(1);
         counted.order = order;
+        if !self.room.take(now_ms) {
+            return;
+        }
         let mut involved = json!({
             "apiVersion": "v1", "kind": "Pod",
             "namespace": pod.namespace, "name": pod.name, "uid": pod.uid,
         });
-        if let (Some(container), Some(map)) = (container, involved.as_object_mut()) {
-            let path = format!("spec.containers{{{container}}}");
+        if let (Some(path), Some(map)) = (path, involved.as_object_mut()) {
             map.insert("fieldPath".to_owned(), json!(path));
         }
         self.sink.event(json!({

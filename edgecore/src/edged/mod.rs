@@ -27,7 +27,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::PodStatus;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -37,6 +37,9 @@ use pod::worker::Context;
 use runtime::Runtime;
 
 pub use deps::{DesiredError, DesiredState, StatusSink};
+
+/// Commands of probes at the same time on one node: each starts a process of the runtime's own.
+const PROBE_EXECS_MAX: usize = 4;
 
 /// What is fixed for this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,6 +181,7 @@ impl Edged {
                 disk: settings.disk_dir.clone(),
                 run: settings.run_dir.clone(),
             },
+            execs: Arc::new(Semaphore::new(PROBE_EXECS_MAX)),
             ticks: AtomicU64::new(1),
             poke: Notify::new(),
             board: Mutex::new(BTreeMap::new()),

@@ -7,10 +7,9 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use sha2::{Digest, Sha256};
 
-use super::env;
 pub use super::resources::{Qos, cgroup, qos, resources};
-use super::security;
 use super::state::{Desired, RestartPolicy, Role, WantContainer};
+use super::{env, hooks, security};
 use crate::edged::runtime::{ContainerSpec, Mount, SandboxSpec};
 
 /// A container that cannot be made from what the pod says; shown as `CreateContainerConfigError`.
@@ -77,6 +76,8 @@ pub fn desired(pod: &Pod, removed: bool) -> Desired {
     let inits = spec.iter().flat_map(|s| s.init_containers.iter().flatten());
     let inits = inits.map(|container| WantContainer {
         name: container.name.clone(),
+        attempts: attempts(pod, &container.name),
+        post_start: hooks::post_start(container).is_some(),
         hash: spec_hash(container),
         role: match container.restart_policy.as_deref() {
             Some("Always") => Role::Sidecar,
@@ -86,6 +87,8 @@ pub fn desired(pod: &Pod, removed: bool) -> Desired {
     let mains = spec.iter().flat_map(|s| &s.containers);
     let mains = mains.map(|container| WantContainer {
         name: container.name.clone(),
+        attempts: attempts(pod, &container.name),
+        post_start: hooks::post_start(container).is_some(),
         hash: spec_hash(container),
         role: Role::Main,
     });
@@ -97,6 +100,19 @@ pub fn desired(pod: &Pod, removed: bool) -> Desired {
         verdict: None,
         containers: inits.chain(mains).collect(),
     }
+}
+
+/// How often the API knows this container to have been started.
+fn attempts(pod: &Pod, name: &str) -> u32 {
+    let status = pod.status.iter();
+    let mut all = status.flat_map(|s| {
+        let inits = s.init_container_statuses.iter().flatten();
+        inits.chain(s.container_statuses.iter().flatten())
+    });
+    let known = all.find(|status| status.name == name);
+    let known = known.filter(|s| s.restart_count > 0 || s.container_id.is_some());
+    let restarts = known.and_then(|status| u32::try_from(status.restart_count).ok());
+    restarts.map_or(0, |restarts| restarts.saturating_add(1))
 }
 
 /// Finds a container of the pod by name.

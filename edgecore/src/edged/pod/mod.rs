@@ -4,7 +4,10 @@
 pub mod convert;
 pub mod env;
 mod exits;
+mod hooks;
 mod image;
+mod last_words;
+mod probe;
 pub mod resources;
 pub mod security;
 mod sources;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
+
 use super::env::{References, Sources, Wanted};
 use crate::edged::deps::{DesiredError, DesiredState};
 
@@ -25,20 +27,24 @@ pub(super) async fn fetch(
         name: name.to_owned(),
         reason: format!("no answer within {} s", FETCH_MAX.as_secs()),
     };
-    let mut sources = Sources::default();
-    for name in &refs.configmaps {
+    // All at once: what is not on the node is asked of the hub, and none waits for another.
+    let configmaps = refs.configmaps.iter().map(|name| async move {
         let found = tokio::time::timeout(FETCH_MAX, desired.configmap(namespace, name)).await;
         let found = found.unwrap_or_else(|_| Err(late("configmap", name)));
         let found = or_absent(found, refs, Wanted::ConfigMap, name)?;
-        sources.configmaps.insert(name.clone(), found);
-    }
-    for name in &refs.secrets {
+        Ok::<_, DesiredError>((name.clone(), found))
+    });
+    let secrets = refs.secrets.iter().map(|name| async move {
         let found = tokio::time::timeout(FETCH_MAX, desired.secret(namespace, name)).await;
         let found = found.unwrap_or_else(|_| Err(late("secret", name)));
         let found = or_absent(found, refs, Wanted::Secret, name)?;
-        sources.secrets.insert(name.clone(), found);
-    }
-    Ok(sources)
+        Ok::<_, DesiredError>((name.clone(), found))
+    });
+    let (configmaps, secrets) = tokio::try_join!(try_join_all(configmaps), try_join_all(secrets))?;
+    Ok(Sources {
+        configmaps: configmaps.into_iter().collect(),
+        secrets: secrets.into_iter().collect(),
+    })
 }
 
 fn or_absent<T>(

@@ -1,3 +1,6 @@
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -18,6 +21,8 @@ fn wanted(name: &str, role: Role) -> WantContainer {
         name: name.to_owned(),
         hash: "h".to_owned(),
         role,
+        attempts: 0,
+        post_start: false,
     }
 }
 
@@ -28,6 +33,7 @@ fn seen(name: &str, attempt: u32, state: SeenState) -> SeenContainer {
         hash: "h".to_owned(),
         attempt,
         state,
+        health: Health::default(),
     }
 }
 
@@ -44,11 +50,36 @@ fn start(name: &str, attempt: u32) -> Action {
     }
 }
 
-fn stop(name: &str, attempt: u32) -> Action {
+/// Without the time at which its grace ends.
+fn stop(name: &str, attempt: u32, why: Why) -> Action {
     Action::Stop {
         id: format!("{name}{attempt}"),
         name: name.to_owned(),
+        why,
+        deadline: *NO_TIME,
     }
+}
+
+fn signal(name: &str, attempt: u32) -> Action {
+    Action::Signal {
+        id: format!("{name}{attempt}"),
+        name: name.to_owned(),
+    }
+}
+
+static NO_TIME: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+fn timeless(actions: Vec<Action>) -> Vec<Action> {
+    let each = actions.into_iter().map(|action| match action {
+        Action::Stop { id, name, why, .. } => Action::Stop {
+            id,
+            name,
+            why,
+            deadline: *NO_TIME,
+        },
+        other => other,
+    });
+    each.collect()
 }
 
 fn remove(name: &str, attempt: u32) -> Action {
@@ -109,7 +140,7 @@ fn one_container() {
             "other image: stop",
             Always,
             vec![changed],
-            vec![stop("c", 0)],
+            vec![stop("c", 0, Why::Changed)],
         ),
         (
             "other image, over: start",
@@ -121,7 +152,7 @@ fn one_container() {
             "not of this pod: stop",
             Always,
             vec![seen("c", 0, RUNNING), seen("x", 0, RUNNING)],
-            vec![stop("x", 0)],
+            vec![stop("x", 0, Why::Changed)],
         ),
         (
             "old records go, the last state stays",
@@ -144,7 +175,7 @@ fn one_container() {
             now,
         );
         assert_eq!(
-            (step.phase, step.actions),
+            (step.phase, timeless(step.actions)),
             (Phase::Syncing, expected),
             "{name}"
         );
@@ -214,8 +245,8 @@ fn init_containers_and_sidecars_gate_the_others() {
         Instant::now(),
     );
     assert_eq!(
-        step.actions,
-        [stop("s", 0)],
+        timeless(step.actions),
+        [stop("s", 0, Why::PodEnds)],
         "sidecars end with the main containers"
     );
 }
@@ -234,7 +265,7 @@ fn termination() {
     forced.grace = Duration::ZERO;
     let two = saw(&[seen("c", 0, RUNNING), seen("d", 0, RUNNING)]);
     let mut signalled = Memory::default();
-    signalled.signalled("c0", end);
+    signalled.signalled("c0", t0);
     let kill = Action::Kill {
         id: "c0".to_owned(),
         name: "c".to_owned(),
@@ -244,6 +275,22 @@ fn termination() {
     let mut killed = signalled.clone();
     killed.killed("c0", end);
     let fresh = Memory::default();
+    let mut asked = Memory::default();
+    asked.stopping("c0", false, t0);
+    let mut hooked = Memory::default();
+    hooked.stopping("c0", true, t0);
+    let mut judged = keep.clone();
+    judged.verdict = Some(Duration::from_secs(9));
+    let ending = Phase::Ending {
+        since: t0,
+        deadline: t0 + Duration::from_secs(9),
+    };
+    let mut hanged = keep.clone();
+    hanged.verdict = Some(Duration::ZERO);
+    let ended = Phase::Ending {
+        since: t0,
+        deadline: t0,
+    };
     let forced_phase = Phase::Terminating {
         since: t0,
         deadline: t0,
@@ -257,7 +304,7 @@ fn termination() {
             &fresh,
             t0,
             stopping,
-            vec![stop("c", 0), stop("d", 0)],
+            vec![stop("c", 0, Why::PodEnds), stop("d", 0, Why::PodEnds)],
         ),
         (
             "undelete is ignored",
@@ -267,7 +314,7 @@ fn termination() {
             &signalled,
             t0,
             stopping,
-            vec![stop("d", 0)],
+            vec![stop("d", 0, Why::PodEnds)],
         ),
         (
             "signalled: wait",
@@ -310,14 +357,97 @@ fn termination() {
             vec![kill.clone()],
         ),
         (
-            "forced: at once",
+            "asked: the signal",
+            stopping,
+            &gone,
+            &one,
+            &asked,
+            t0,
+            stopping,
+            vec![signal("c", 0)],
+        ),
+        (
+            "its preStop hook: wait",
+            stopping,
+            &gone,
+            &one,
+            &hooked,
+            t0,
+            stopping,
+            vec![],
+        ),
+        (
+            "a preStop hook has no more than the grace",
+            stopping,
+            &gone,
+            &one,
+            &hooked,
+            end,
+            stopping,
+            vec![signal("c", 0)],
+        ),
+        (
+            "forced: after the least grace",
+            stopping,
+            &forced,
+            &one,
+            &signalled,
+            t0 + GRACE_MIN,
+            forced_phase,
+            vec![kill.clone()],
+        ),
+        (
+            "forced: not before",
             stopping,
             &forced,
             &one,
             &signalled,
             t0,
             forced_phase,
+            vec![],
+        ),
+        (
+            "a verdict",
+            Phase::Syncing,
+            &judged,
+            &one,
+            &fresh,
+            t0,
+            ending,
+            vec![stop("c", 0, Why::PodEnds)],
+        ),
+        (
+            "a verdict keeps what ended",
+            ending,
+            &judged,
+            &over,
+            &fresh,
+            end,
+            ending,
+            vec![],
+        ),
+        (
+            "a verdict without grace",
+            Phase::Syncing,
+            &hanged,
+            &one,
+            &fresh,
+            t0,
+            ended,
             vec![kill],
+        ),
+        (
+            "deleted after a verdict: no new grace",
+            ending,
+            &gone,
+            &over,
+            &fresh,
+            t0 + GRACE_MIN,
+            Phase::Terminating {
+                since: t0 + GRACE_MIN,
+                deadline: t0 + Duration::from_secs(9),
+            },
+            vec![remove("c", 0), remove("c", 1)],
         ),
         (
             "all ended: remove",
@@ -351,8 +481,155 @@ fn termination() {
         ),
     ] {
         let step = step(phase, want, saw, memory, now);
-        assert_eq!((step.phase, step.actions), (expected, actions), "{name}");
+        let got = (step.phase, timeless(step.actions));
+        assert_eq!(got, (expected, actions), "{name}");
     }
+}
+
+#[test]
+fn what_is_wrong_with_a_container_ends_it() {
+    let now = Instant::now();
+    let want = want(false, RestartPolicy::Always);
+    for (cause, grace, secs) in [
+        (Cause::Liveness, None, 30),
+        (Cause::Startup, Some(5), 5),
+        (Cause::PostStart, None, 30),
+    ] {
+        let mut sick = seen("c", 3, RUNNING);
+        sick.health.fault = Some(Fault {
+            cause,
+            grace: grace.map(Duration::from_secs),
+        });
+        let saw = saw(&[sick]);
+        let mut memory = Memory::default();
+        let first = step(Phase::Syncing, &want, &saw, &memory, now);
+        let deadline = now + Duration::from_secs(secs);
+        let expected = Action::Stop {
+            id: "c3".to_owned(),
+            name: "c".to_owned(),
+            why: Why::Fault(cause),
+            deadline,
+        };
+        assert_eq!(first.actions, [expected], "{cause:?}");
+        memory.stopping("c3", false, now);
+        let later = now + Duration::from_secs(1);
+        let second = step(Phase::Syncing, &want, &saw, &memory, later);
+        assert_eq!(second.actions, [signal("c", 3)]);
+        memory.signalled("c3", later);
+        let third = step(Phase::Syncing, &want, &saw, &memory, later);
+        assert_eq!((third.actions, third.wake), (vec![], Some(deadline)));
+    }
+}
+
+#[test]
+fn hooks_and_startup_probes_hold_back_what_comes_after() {
+    let mut want = want(false, RestartPolicy::Always);
+    let hooked = WantContainer {
+        post_start: true,
+        ..wanted("c", Role::Main)
+    };
+    want.containers = vec![wanted("s", Role::Sidecar), hooked, wanted("d", Role::Main)];
+    let young = |name| {
+        let mut seen = seen(name, 0, RUNNING);
+        seen.health.started = false;
+        seen
+    };
+    let hooking = |name| {
+        let mut seen = young(name);
+        seen.health.hooked = false;
+        seen
+    };
+    let up = |name| seen(name, 0, RUNNING);
+    for (name, saw_list, expected) in [
+        ("a sidecar that starts up", vec![young("s")], vec![]),
+        ("up", vec![up("s")], vec![start("c", 0)]),
+        (
+            "postStart of the one before",
+            vec![up("s"), hooking("c")],
+            vec![],
+        ),
+        (
+            "a startup probe holds back nobody beside it",
+            vec![up("s"), young("c")],
+            vec![start("d", 0)],
+        ),
+        (
+            "a sidecar that starts up again",
+            vec![young("s"), up("c")],
+            vec![start("d", 0)],
+        ),
+    ] {
+        let memory = Memory::default();
+        let step = step(
+            Phase::Syncing,
+            &want,
+            &saw(&saw_list),
+            &memory,
+            Instant::now(),
+        );
+        assert_eq!(step.actions, expected, "{name}");
+    }
+}
+
+#[test]
+fn sidecars_end_last_and_in_reverse() {
+    let mut want = want(true, RestartPolicy::Always);
+    want.containers = vec![
+        wanted("s", Role::Sidecar),
+        wanted("t", Role::Sidecar),
+        wanted("c", Role::Main),
+    ];
+    let t0 = Instant::now();
+    let phase = Phase::Terminating {
+        since: t0,
+        deadline: t0 + Duration::from_secs(30),
+    };
+    let mut memory = Memory::default();
+    for id in ["s0", "t0", "c0"] {
+        memory.stopping(id, false, t0);
+    }
+    let up = |name| seen(name, 0, RUNNING);
+    let plan = |list: &[SeenContainer], now| step(phase, &want, &saw(list), &memory, now).actions;
+    let all = [up("s"), up("t"), up("c")];
+    assert_eq!(plan(&all, t0), [signal("c", 0)]);
+    assert_eq!(plan(&all[..2], t0), [signal("t", 0)]);
+    assert_eq!(plan(&all[..1], t0), [signal("s", 0)]);
+    let late = t0 + Duration::from_secs(30);
+    let every = [signal("s", 0), signal("t", 0), signal("c", 0)];
+    assert_eq!(plan(&all, late), every, "nobody waits beyond the grace");
+}
+
+#[test]
+fn a_failed_init_container_ends_a_pod_that_may_not_restart() {
+    let mut want = want(false, RestartPolicy::Never);
+    want.containers = vec![
+        wanted("s", Role::Sidecar),
+        wanted("i", Role::Init),
+        wanted("c", Role::Main),
+    ];
+    let saw = saw(&[seen("s", 0, RUNNING), seen("i", 0, FAILED)]);
+    assert!(is_over(&want, &saw));
+    let memory = Memory::default();
+    let step = step(Phase::Syncing, &want, &saw, &memory, Instant::now());
+    assert_eq!(timeless(step.actions), [stop("s", 0, Why::PodEnds)]);
+}
+
+#[test]
+fn counting_goes_on_from_what_the_api_knows() {
+    let mut want = want(false, RestartPolicy::Always);
+    want.containers = vec![WantContainer {
+        attempts: 4,
+        ..wanted("c", Role::Main)
+    }];
+    let memory = Memory::default();
+    let step = step(
+        Phase::Syncing,
+        &want,
+        &Observed::default(),
+        &memory,
+        Instant::now(),
+    );
+    assert_eq!(step.actions, [start("c", 4)]);
 }
 
 #[test]
@@ -474,7 +751,8 @@ proptest! {
                     Action::Start { name, .. } => {
                         memory.hold(Key::Start(name), now + Duration::from_secs(1));
                     }
-                    Action::Stop { id, .. } => memory.signalled(&id, now + want.grace),
+                    Action::Stop { id, .. } => memory.stopping(&id, works, now),
+                    Action::Signal { id, .. } => memory.signalled(&id, now),
                     Action::Kill { id, .. } => memory.killed(&id, now),
                     Action::Remove { .. } => {}
                     Action::Cleanup if works => phase = Phase::Terminated,
@@ -510,8 +788,9 @@ proptest! {
             for action in step.actions {
                 match action {
                     Action::Start { .. } => prop_assert!(false, "started while deleted"),
-                    Action::Stop { id, .. } => {
-                        memory.signalled(&id, now + want.grace);
+                    Action::Stop { id, .. } => memory.stopping(&id, deaf, now),
+                    Action::Signal { id, .. } => {
+                        memory.signalled(&id, now);
                         containers.iter_mut().filter(|c| !deaf && c.id == id).for_each(|c| c.state = OK);
                     }
                     Action::Kill { id, .. } => {
@@ -527,5 +806,242 @@ proptest! {
             }
         }
         prop_assert!(false, "did not end");
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Happening {
+    Exit(usize, bool),
+    Sick(usize),
+    StartedUp(usize),
+    Wait(u64),
+    Delete(u64),
+    Verdict(u64),
+    Reboot,
+    HookOver(usize),
+}
+
+fn any_happening() -> impl Strategy<Value = Happening> {
+    prop_oneof![
+        6 => (0_usize..4, any::<bool>()).prop_map(|(at, ok)| Happening::Exit(at, ok)),
+        2 => (0_usize..4).prop_map(Happening::Sick),
+        3 => (0_usize..4).prop_map(Happening::StartedUp),
+        3 => (0_usize..4).prop_map(Happening::HookOver),
+        8 => (0_u64..400).prop_map(Happening::Wait),
+        1 => (0_u64..40).prop_map(Happening::Delete),
+        1 => (0_u64..40).prop_map(Happening::Verdict),
+        1 => Just(Happening::Reboot),
+    ]
+}
+
+/// A runtime that obeys, and the rules that hold whatever happens.
+struct Toy {
+    want: Desired,
+    phase: Phase,
+    memory: Memory,
+    containers: Vec<SeenContainer>,
+    now: Instant,
+    delays: BTreeMap<String, Duration>,
+    /// Containers heed the stop signal.
+    polite: bool,
+}
+
+impl Toy {
+    /// Lets the worker act until it waits; how long it wants to wait.
+    fn settle(&mut self) -> Result<Option<Instant>, TestCaseError> {
+        for _ in 0..100 {
+            let saw = saw(&self.containers);
+            self.memory.observe(&saw, self.now);
+            let before = self.phase;
+            let step = step(self.phase, &self.want, &saw, &self.memory, self.now);
+            self.phase = step.phase;
+            if before != Phase::Syncing {
+                prop_assert!(self.phase != Phase::Syncing);
+            }
+            prop_assert!(step.wake.is_none_or(|at| at > self.now));
+            if step.actions.is_empty() || self.phase == Phase::Terminated {
+                return Ok(step.wake);
+            }
+            for action in step.actions {
+                self.perform(before, action)?;
+            }
+        }
+        prop_assert!(false, "never comes to rest: {:?}", self.containers);
+        Ok(None)
+    }
+
+    fn perform(&mut self, before: Phase, action: Action) -> Result<(), TestCaseError> {
+        match action {
+            Action::Start { name, attempt } => {
+                prop_assert_eq!(before, Phase::Syncing, "started while ending");
+                self.check_start(&name, attempt)?;
+                let mut new = seen(&name, attempt, RUNNING);
+                new.health.hooked = attempt % 2 == 0;
+                new.health.started = false;
+                self.containers.push(new);
+                self.memory.started(&name, attempt, self.now);
+            }
+            Action::Stop { id, .. } => self.memory.stopping(&id, self.polite, self.now),
+            Action::Signal { id, .. } => {
+                self.memory.signalled(&id, self.now);
+                if self.polite {
+                    self.end(&id, true);
+                }
+            }
+            Action::Kill { id, .. } => {
+                self.memory.killed(&id, self.now);
+                self.end(&id, false);
+            }
+            Action::Remove { id } => {
+                let gone = self.containers.iter().find(|c| c.id == id);
+                prop_assert!(gone.is_some_and(|c| !c.runs()), "removed while it runs");
+                self.containers.retain(|c| c.id != id);
+            }
+            Action::Cleanup => {
+                prop_assert!(self.containers.is_empty());
+                self.phase = Phase::Terminated;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_start(&mut self, name: &str, attempt: u32) -> Result<(), TestCaseError> {
+        let mine = self.containers.iter().filter(|c| c.name == name);
+        for other in mine {
+            prop_assert!(!other.runs(), "two attempts of {name} at once");
+            prop_assert!(other.attempt < attempt, "attempt counted back");
+        }
+        let place = self.want.containers.iter().position(|c| c.name == name);
+        let main_runs = self
+            .containers
+            .iter()
+            .any(|c| c.name.starts_with('c') && c.runs());
+        for earlier in self.want.containers.iter().take(place.unwrap_or(0)) {
+            let newest = current_of(&self.containers, &earlier.name);
+            let fine = match earlier.role {
+                Role::Init => newest.is_some_and(|c| c.state == OK) || main_runs,
+                Role::Sidecar => newest.is_some_and(|c| c.runs() && c.health.started) || main_runs,
+                Role::Main => true,
+            };
+            prop_assert!(fine, "{name} started before {}", earlier.name);
+        }
+        // Each delay is no shorter than the one before it, or has begun anew.
+        let delay = self.memory.last_delay(name);
+        let before = self
+            .delays
+            .insert(name.to_owned(), delay)
+            .unwrap_or_default();
+        prop_assert!(delay >= before || delay <= BACKOFF_FIRST);
+        prop_assert!(delay <= BACKOFF_MAX);
+        Ok(())
+    }
+
+    fn end(&mut self, id: &str, ok: bool) {
+        let mut mine = self.containers.iter_mut();
+        if let Some(container) = mine.find(|c| c.id == id && c.runs()) {
+            container.state = SeenState::Exited { ok };
+        }
+    }
+
+    fn happen(&mut self, happening: &Happening) {
+        let running = |list: &mut Vec<SeenContainer>, at: usize| {
+            let mut running = list.iter_mut().filter(|c| c.runs());
+            running.nth(at).map(|c| c.id.clone())
+        };
+        match *happening {
+            Happening::Exit(at, ok) => {
+                if let Some(id) = running(&mut self.containers, at) {
+                    self.end(&id, ok);
+                }
+            }
+            Happening::Sick(at) | Happening::StartedUp(at) => {
+                let sick = matches!(happening, Happening::Sick(_));
+                let id = running(&mut self.containers, at);
+                for c in self
+                    .containers
+                    .iter_mut()
+                    .filter(|c| Some(&c.id) == id.as_ref())
+                {
+                    c.health.hooked = true;
+                    c.health.started |= !sick;
+                    c.health.fault = sick.then_some(Fault {
+                        cause: Cause::Liveness,
+                        grace: None,
+                    });
+                }
+            }
+            Happening::HookOver(at) => {
+                if let Some(id) = running(&mut self.containers, at) {
+                    self.memory.hook_over(&id);
+                }
+            }
+            Happening::Wait(secs) => self.now += Duration::from_secs(secs),
+            Happening::Delete(grace) => {
+                self.want.delete = true;
+                self.want.grace = self.want.grace.min(Duration::from_secs(grace));
+            }
+            Happening::Verdict(grace) => {
+                self.want.verdict.get_or_insert(Duration::from_secs(grace));
+            }
+            Happening::Reboot => {
+                for container in &mut self.containers {
+                    container.state = SeenState::Exited { ok: false };
+                }
+            }
+        }
+    }
+}
+
+fn current_of<'a>(list: &'a [SeenContainer], name: &str) -> Option<&'a SeenContainer> {
+    let mine = list.iter().filter(|c| c.name == name);
+    mine.max_by_key(|c| c.attempt)
+}
+
+proptest! {
+    /// Whatever exits, fails, waits, is deleted or judged: nothing starts once the pod ends, order
+    /// is kept, one attempt of a container runs at a time, back-off only grows until it begins
+    /// anew, and a deleted pod comes to its end.
+    #[test]
+    fn a_pod_keeps_its_rules(
+        happenings in prop::collection::vec(any_happening(), 1..60),
+        policy in 0_u8..3,
+        polite in any::<bool>(),
+    ) {
+        let restart = match policy {
+            0 => RestartPolicy::Always,
+            1 => RestartPolicy::OnFailure,
+            _ => RestartPolicy::Never,
+        };
+        let mut desired = want(false, restart);
+        desired.containers = vec![
+            wanted("i", Role::Init),
+            wanted("s", Role::Sidecar),
+            wanted("j", Role::Init),
+            wanted("c", Role::Main),
+            wanted("c2", Role::Main),
+        ];
+        let mut toy = Toy {
+            want: desired,
+            phase: Phase::Syncing,
+            memory: Memory::default(),
+            containers: Vec::new(),
+            now: Instant::now(),
+            delays: BTreeMap::new(),
+            polite,
+        };
+        toy.settle()?;
+        for happening in &happenings {
+            toy.happen(happening);
+            toy.settle()?;
+        }
+        toy.want.delete = true;
+        for _ in 0..20 {
+            match toy.settle()? {
+                _ if toy.phase == Phase::Terminated => return Ok(()),
+                Some(at) => toy.now = at,
+                None => prop_assert!(false, "waits for nothing"),
+            }
+        }
+        prop_assert!(false, "never ends");
     }
 }

@@ -12,6 +12,9 @@ struct Scene {
     ips: Option<Vec<String>>,
     previous: Option<PodStatus>,
     verdict: Option<Verdict>,
+    health: BTreeMap<String, Health>,
+    last_words: BTreeMap<String, String>,
+    unstarted: BTreeMap<String, Seen>,
     now_ms: i64,
     now: Instant,
 }
@@ -30,6 +33,9 @@ impl Scene {
             ips: Some(vec!["10.0.0.2".to_owned()]),
             previous: None,
             verdict: None,
+            health: BTreeMap::new(),
+            last_words: BTreeMap::new(),
+            unstarted: BTreeMap::new(),
             now_ms: AT_MS,
             now: Instant::now(),
         }
@@ -54,8 +60,12 @@ impl Scene {
 
     fn build(&self) -> PodStatus {
         let want = convert::desired(&self.pod, false);
+        let health = |id: &str| self.health.get(id).copied().unwrap_or_default();
         build(&View {
             pod: &self.pod,
+            health: &health,
+            last_words: &self.last_words,
+            unstarted: &self.unstarted,
             want: &want,
             seen: &self.seen,
             memory: &self.memory,
@@ -194,6 +204,7 @@ fn a_back_off_shows_what_ended_and_how_long_it_waits() {
         hash: String::new(),
         attempt: 0,
         state: super::super::state::SeenState::Exited { ok: false },
+        health: Health::default(),
     };
     for attempt in 0..2 {
         scene.memory.started("c", attempt, scene.now);
@@ -249,7 +260,7 @@ fn troubles_and_init_containers_are_waited_for() {
     let status = scene.saw("i", 0, exited(0, false)).json();
     assert_eq!(
         status["containerStatuses"][0]["state"]["waiting"]["reason"],
-        "ContainerCreating"
+        "PodInitializing"
     );
     assert_eq!(status["initContainerStatuses"][0]["ready"], true);
     assert_eq!(status["conditions"][1]["status"], "True");
@@ -273,4 +284,165 @@ fn times_stay_while_nothing_changes() {
     assert_eq!(conditions[2].status, "False");
     assert_eq!(conditions[2].last_transition_time, Some(time(scene.now_ms)));
     assert_eq!(conditions[1].last_transition_time, Some(time(AT_MS)));
+}
+
+#[test]
+fn hooks_and_probes_are_shown() {
+    let health = |hooked, started, ready| Health {
+        hooked,
+        started,
+        ready,
+        fault: None,
+    };
+    for (name, health, shown, started, ready) in [
+        (
+            "postStart under way",
+            health(false, false, false),
+            "waiting",
+            false,
+            false,
+        ),
+        (
+            "starts up",
+            health(true, false, false),
+            "running",
+            false,
+            false,
+        ),
+        (
+            "not ready",
+            health(true, true, false),
+            "running",
+            true,
+            false,
+        ),
+        ("ready", health(true, true, true), "running", true, true),
+    ] {
+        let mut scene = Scene::new("Always").saw("c", 0, running());
+        scene.health.insert("c0".to_owned(), health);
+        let status = scene.json();
+        let container = &status["containerStatuses"][0];
+        assert!(container["state"][shown].is_object(), "{name}: {container}");
+        assert_eq!(container["started"], started, "{name}");
+        assert_eq!(container["ready"], ready, "{name}");
+        let holds = if ready { "True" } else { "False" };
+        assert_eq!(status["conditions"][3]["type"], "ContainersReady");
+        assert_eq!(status["conditions"][3]["status"], holds, "{name}");
+    }
+}
+
+#[test]
+fn readiness_gates_are_asked_for_the_pod_alone() {
+    let mut scene = Scene::new("Always").saw("c", 0, running());
+    let gates = json!([{"conditionType": "x.dev/a"}, {"conditionType": "x.dev/b"}]);
+    let spec = scene.pod.spec.as_mut().unwrap();
+    spec.readiness_gates = Some(serde_json::from_value(gates).unwrap());
+    let foreign = json!({"conditions": [{"type": "x.dev/b", "status": "False"}]});
+    scene.pod.status = Some(serde_json::from_value(foreign).unwrap());
+    let status = scene.json();
+    let ready = &status["conditions"][2];
+    assert_eq!(
+        (&ready["type"], &ready["status"]),
+        (&json!("Ready"), &json!("False"))
+    );
+    assert_eq!(ready["reason"], "ReadinessGatesNotReady");
+    assert_eq!(
+        ready["message"],
+        "corresponding condition of pod readiness gate \"x.dev/a\" does not exist., \
+         the status of pod readiness gate \"x.dev/b\" is not \"True\", but False"
+    );
+    assert_eq!(
+        status["conditions"][3]["status"], "True",
+        "containers are ready"
+    );
+    let met = json!({"conditions": [
+        {"type": "x.dev/a", "status": "True"}, {"type": "x.dev/b", "status": "True"}]});
+    scene.pod.status = Some(serde_json::from_value(met).unwrap());
+    assert_eq!(scene.json()["conditions"][2]["status"], "True");
+}
+
+#[test]
+fn sidecars_count_for_readiness_and_for_initialization() {
+    let mut scene = Scene::new("Always").saw("s", 0, running());
+    let sidecar = json!([{"name": "s", "restartPolicy": "Always"}]);
+    let spec = scene.pod.spec.as_mut().unwrap();
+    spec.init_containers = Some(serde_json::from_value(sidecar).unwrap());
+    let young = Health {
+        started: false,
+        ready: false,
+        ..Health::default()
+    };
+    scene.health.insert("s0".to_owned(), young);
+    let status = scene.json();
+    assert_eq!(status["phase"], "Pending");
+    let initialized = &status["conditions"][1];
+    assert_eq!(initialized["reason"], "ContainersNotInitialized");
+    assert_eq!(
+        initialized["message"],
+        "containers with incomplete status: [s]"
+    );
+    assert_eq!(
+        status["conditions"][3]["message"],
+        "containers with unready status: [s c]"
+    );
+    let status = scene.saw("c", 0, running()).json();
+    assert_eq!(
+        status["conditions"][1]["status"], "True",
+        "a main container has run"
+    );
+    assert_eq!(
+        status["conditions"][3]["message"],
+        "containers with unready status: [s]"
+    );
+}
+
+#[test]
+fn last_words_and_failed_starts_are_told() {
+    let mut scene = Scene::new("Never").saw("c", 0, exited(1, false));
+    scene
+        .last_words
+        .insert("c0".to_owned(), "out of paper".to_owned());
+    let end = scene.json()["containerStatuses"][0]["state"]["terminated"].clone();
+    assert_eq!(end["message"], "out of paper");
+    assert_eq!(end["reason"], "Error");
+
+    let mut scene = Scene::new("Always").saw("c", 0, exited(128, false));
+    let ghost = scene.seen[0].clone();
+    scene.unstarted.insert("c0".to_owned(), ghost);
+    let trouble = Trouble {
+        reason: "RunContainerError",
+        message: "no such file".to_owned(),
+    };
+    scene.troubles.insert("c".to_owned(), trouble);
+    let container = scene.json()["containerStatuses"][0].clone();
+    assert_eq!(container["state"]["waiting"]["reason"], "RunContainerError");
+    let last = &container["lastState"]["terminated"];
+    assert_eq!(
+        (&last["reason"], &last["exitCode"]),
+        (&json!("StartError"), &json!(128))
+    );
+    assert_eq!(last["containerID"], Value::Null);
+}
+
+#[test]
+fn a_pod_that_was_ended_fails_when_nothing_runs_any_more() {
+    let mut scene = Scene::new("Always").saw("c", 0, running());
+    scene.verdict = Some(Verdict {
+        reason: "Evicted".to_owned(),
+        message: "no room".to_owned(),
+        grace: std::time::Duration::ZERO,
+    });
+    let status = scene.json();
+    assert_eq!(
+        (&status["phase"], &status["reason"]),
+        (&json!("Running"), &Value::Null)
+    );
+    scene.seen.clear();
+    let status = scene.saw("c", 0, exited(0, false)).json();
+    assert_eq!(
+        (&status["phase"], &status["reason"]),
+        (&json!("Failed"), &json!("Evicted"))
+    );
+    assert_eq!(status["message"], "no room");
+    assert_eq!(status["conditions"][2]["reason"], "PodFailed");
 }

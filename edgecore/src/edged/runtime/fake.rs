@@ -31,6 +31,7 @@ struct State {
     start_errors: BTreeMap<String, VecDeque<RuntimeError>>,
     exits_at_once: BTreeMap<String, i32>,
     deaf: BTreeSet<String>,
+    execs: BTreeMap<String, (i32, String, Duration)>,
     containers: Vec<Container>,
     specs: Vec<ContainerSpec>,
     sandboxes: BTreeMap<String, Sandbox>,
@@ -123,6 +124,13 @@ impl FakeRuntime {
     /// Containers of this name do not heed the stop signal.
     pub fn make_deaf(&self, name: &str) {
         self.state().deaf.insert(name.to_owned());
+    }
+
+    /// What a command in a container comes to, by its words, and how long it takes; one that is not
+    /// named succeeds at once.
+    pub fn on_exec(&self, command: &str, exit_code: i32, output: &str, takes: Duration) {
+        let script = (exit_code, output.to_owned(), takes);
+        self.state().execs.insert(command.to_owned(), script);
     }
 
     /// The daemon goes away or comes back.
@@ -368,11 +376,37 @@ impl Runtime for FakeRuntime {
         &self,
         id: &str,
         command: &[String],
-        _timeout: Duration,
+        timeout: Duration,
     ) -> Result<ExecOutput, RuntimeError> {
-        let mut state = self.up()?;
-        state.calls.push(format!("exec {id} {}", command.join(" ")));
-        Ok(ExecOutput::default())
+        let words = command.join(" ");
+        let is_running = |state: &State| {
+            let mut mine = state.containers.iter().filter(|c| c.id == id);
+            mine.any(|c| matches!(c.state, ContainerState::Running { .. }))
+        };
+        let gone = || RuntimeError::NotFound { id: id.to_owned() };
+        let script = {
+            let mut state = self.up()?;
+            state.calls.push(format!("exec {id} {words}"));
+            if !is_running(&state) {
+                return Err(gone());
+            }
+            state.execs.get(&words).cloned().unwrap_or_default()
+        };
+        let (exit_code, output, takes) = script;
+        tokio::time::sleep(takes.min(timeout)).await;
+        if !is_running(&*self.up()?) {
+            return Err(gone());
+        }
+        if takes > timeout {
+            return Err(RuntimeError::Timeout {
+                step: "exec",
+                limit: timeout,
+            });
+        }
+        Ok(ExecOutput {
+            exit_code,
+            output: output.into_bytes(),
+        })
     }
 
     async fn remove(&self, id: &str) -> Result<(), RuntimeError> {

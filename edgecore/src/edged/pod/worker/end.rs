@@ -1,16 +1,19 @@
-//! Why a pod that is wanted ends nevertheless: a verdict of this node, or its own deadline. Kept on
-//! disk before it is obeyed.
+//! Ending: why a pod that is wanted ends nevertheless (a verdict of this node, or its own deadline;
+//! kept on disk before it is obeyed), and what is done to end a container and a pod.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::super::convert;
 use super::super::exits::{self, PodRecord};
-use super::super::state::{self, Observed, Phase};
+use super::super::state::{self, Cause, Key, Observed, Phase, RestartPolicy, Why};
 use super::super::verdict::Verdict;
-use super::Worker;
+use super::{RETRY_FIRST, RETRY_MAX, Worker};
 use crate::edged::events::Severity;
+use crate::edged::runtime::RuntimeError;
 
 /// `status.reason` of a pod that was active longer than `spec.activeDeadlineSeconds`
 /// (`kubelet/active_deadline.go`).
@@ -87,4 +90,115 @@ impl Worker {
                 "record of the pod not written down; a restart would forget it");
         }
     }
+
+    /// Tells that a container is ended and begins with its preStop hook.
+    pub(super) fn stop(&mut self, id: &str, name: &str, why: Why, deadline: Instant) {
+        let now = Instant::now();
+        let again = self.want.restart != RestartPolicy::Never;
+        let will = if again { ", will be restarted" } else { "" };
+        let message = match why {
+            Why::PodEnds => format!("Stopping container {name}"),
+            Why::Changed if convert::container(&self.pod, name).is_some() => {
+                format!("Container {name} definition changed, will be restarted")
+            }
+            Why::Changed => format!("Stopping container {name}"),
+            Why::Fault(Cause::Liveness) => format!("Container {name} failed liveness probe{will}"),
+            Why::Fault(Cause::Startup) => format!("Container {name} failed startup probe{will}"),
+            Why::Fault(Cause::PostStart) => "FailedPostStartHook".to_owned(),
+        };
+        self.event(Severity::Normal, "Killing", Some(name), &message);
+        let limit = deadline.saturating_duration_since(now);
+        let hook = self.begin_pre_stop(id, name, limit);
+        self.memory.stopping(id, hook, now);
+    }
+
+    pub(super) async fn signal(&mut self, id: &str) {
+        match self.context.runtime.signal_stop(id).await {
+            Ok(()) | Err(RuntimeError::NotFound { .. }) => {
+                self.memory.signalled(id, Instant::now());
+            }
+            Err(error) => self.retry_later(Key::Container(id.to_owned()), &error),
+        }
+        self.note_action();
+    }
+
+    pub(super) async fn kill(&mut self, id: &str, name: &str) {
+        info!(pod = %self.id.name, namespace = %self.id.namespace, container = name, "grace is over; killing");
+        match self.context.runtime.kill(id).await {
+            Ok(()) | Err(RuntimeError::NotFound { .. }) => self.memory.killed(id, Instant::now()),
+            Err(error) => self.retry_later(Key::Container(id.to_owned()), &error),
+        }
+        self.note_action();
+    }
+
+    pub(super) async fn remove(&mut self, id: &str) {
+        if self.unstarted.remove(id).is_some() {
+            self.seen.retain(|seen| seen.id != id);
+            return;
+        }
+        match self.context.runtime.remove(id).await {
+            Ok(()) | Err(RuntimeError::NotFound { .. }) => {
+                if self.phase == Phase::Syncing
+                    && let Some(gone) = self.seen.iter().find(|seen| seen.id == id)
+                {
+                    let words = self.message_file(&gone.name, gone.attempt);
+                    remove_files(gone.log_path.clone(), words).await;
+                }
+                self.seen.retain(|seen| seen.id != id);
+                self.delays.remove(&Key::Container(id.to_owned()));
+            }
+            Err(error) => self.retry_later(Key::Container(id.to_owned()), &error),
+        }
+        self.note_action();
+    }
+
+    pub(super) async fn clean_up(&mut self) {
+        if let Err(error) = self.context.runtime.remove_sandbox(&self.id.uid).await
+            && !matches!(error, RuntimeError::NotFound { .. })
+        {
+            return self.retry_later(Key::Cleanup, &error);
+        }
+        self.sandbox = None;
+        let (dirs, uid) = (self.context.dirs.clone(), self.id.uid.clone());
+        let logs = convert::log_directory(&self.id, &self.context.placement);
+        let removed = tokio::task::spawn_blocking(move || {
+            let _ = std::fs::remove_dir_all(logs);
+            dirs.remove_pod(&uid)
+        })
+        .await;
+        if let Ok(Err(error)) = removed {
+            warn!(pod = %self.id.name, namespace = %self.id.namespace, error = %error, "files of the pod not removed; trying again");
+            let delay = self.next_delay(&Key::Cleanup, RETRY_FIRST, RETRY_MAX);
+            return self.memory.hold(Key::Cleanup, Instant::now() + delay);
+        }
+        self.phase = Phase::Terminated;
+        self.board().remove(&self.id.uid);
+        info!(pod = %self.id.name, namespace = %self.id.namespace, uid = %self.id.uid, "pod is gone");
+        self.context.pod_gone(&self.id);
+    }
+}
+
+/// Removes what an attempt left that nobody can ask for any more: its last words and its log, rotated
+/// parts included.
+async fn remove_files(path: PathBuf, words: Option<PathBuf>) {
+    let work = move || {
+        if let Some(words) = words {
+            let _ = std::fs::remove_file(words);
+        }
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+            return;
+        };
+        let name = name.to_string_lossy().into_owned();
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let other = entry.file_name().to_string_lossy().into_owned();
+            let rotated = other
+                .strip_prefix(&name)
+                .is_some_and(|rest| rest.starts_with('.'));
+            if other == name || rotated {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    };
+    // A log that stays goes with its pod.
+    let _ = tokio::task::spawn_blocking(work).await;
 }

@@ -9,13 +9,16 @@ use tracing::{debug, info};
 
 use super::super::env::{self, Facts, References, Sources};
 use super::super::status::Trouble;
-use super::super::{convert, image, security, sources, state};
+use super::super::{convert, image, last_words, security, sources, state};
 use super::{RETRY_FIRST, RETRY_MAX, Worker};
 use crate::edged::events::Severity;
 use crate::edged::runtime::{
     Container as Seen, ContainerState, Image, Mount, PullOptions, Resources, RuntimeError, Sandbox,
 };
 use crate::edged::volumes;
+
+/// Exit code of a container of which no process came to be (containerd: `StartError`).
+const EXIT_CODE_UNSTARTED: i32 = 128;
 
 /// How far a start got.
 pub(super) enum Failure {
@@ -32,6 +35,11 @@ pub(super) enum Failure {
     /// An image pull is under way.
     Pulling,
     PullFailed(RuntimeError),
+    /// The container was made, but no process came of it.
+    Unstarted {
+        container: Box<Seen>,
+        message: String,
+    },
 }
 
 impl Worker {
@@ -53,7 +61,8 @@ impl Worker {
         let env = env::resolve(&pod, container, &sources, &facts)
             .map_err(|error| config(error.to_string()))?;
         let env: BTreeMap<String, String> = env.into_iter().collect();
-        let mounts = mounts(container.clone(), prepared, env).await?;
+        let mut mounts = mounts(container.clone(), prepared, env).await?;
+        mounts.extend(self.mount_for_last_words(container, attempt).await);
         for message in env::skipped(&pod, container, &sources) {
             let reason = "InvalidEnvironmentVariableNames";
             self.event(Severity::Warning, reason, Some(name), &message);
@@ -67,26 +76,11 @@ impl Worker {
             self.tell_ignored_limits(name, &spec.resources);
         }
         let result = self.context.runtime.start(&spec).await;
-        let id = result.map_err(|error| self.start_failure(name, error))?;
-        self.event(
-            Severity::Normal,
-            "Created",
-            Some(name),
-            &format!("Created container: {name}"),
-        );
-        self.event(
-            Severity::Normal,
-            "Started",
-            Some(name),
-            &format!("Started container {name}"),
-        );
-        info!(pod = %self.id.name, namespace = %self.id.namespace, container = name, attempt, "container started");
-        Ok(Seen {
+        let image_id = image_id(&spec.image, &image.digest);
+        let seen = |id: String, state: ContainerState| Seen {
             id,
-            image_id: image_id(&spec.image, &image.digest),
-            state: ContainerState::Running {
-                started_at_ms: (self.context.now_ms)(),
-            },
+            image_id,
+            state,
             pod_uid: spec.pod_uid,
             pod_namespace: spec.pod_namespace,
             pod_name: spec.pod_name,
@@ -95,7 +89,56 @@ impl Worker {
             spec_hash: spec.spec_hash,
             image: spec.image,
             log_path: spec.log_path,
-        })
+        };
+        let now_ms = (self.context.now_ms)();
+        let id = match result {
+            Ok(id) => id,
+            Err(RuntimeError::Start { reason }) => {
+                self.sandbox = None;
+                let id = format!("{}/{name}/{attempt}", self.id.uid);
+                let state = ContainerState::Exited {
+                    exit_code: EXIT_CODE_UNSTARTED,
+                    oom_killed: false,
+                    started_at_ms: 0,
+                    finished_at_ms: now_ms,
+                };
+                return Err(Failure::Unstarted {
+                    container: Box::new(seen(id, state)),
+                    message: reason,
+                });
+            }
+            Err(error) => return Err(self.start_failure(name, error)),
+        };
+        for (reason, message) in [
+            ("Created", format!("Created container: {name}")),
+            ("Started", format!("Started container {name}")),
+        ] {
+            self.event(Severity::Normal, reason, Some(name), &message);
+        }
+        info!(pod = %self.id.name, namespace = %self.id.namespace, container = name, attempt, "container started");
+        let state = ContainerState::Running {
+            started_at_ms: now_ms,
+        };
+        Ok(seen(id, state))
+    }
+
+    /// A file of this node for the container to write its last words to.
+    async fn mount_for_last_words(
+        &self,
+        container: &k8s_openapi::api::core::v1::Container,
+        attempt: u32,
+    ) -> Option<Mount> {
+        let source = self.message_file(&container.name, attempt)?;
+        let target = last_words::target(container)?;
+        let made = tokio::task::spawn_blocking(move || last_words::make(source, target)).await;
+        match made.ok()? {
+            Ok(mount) => Some(mount),
+            Err(error) => {
+                debug!(pod = %self.id.name, namespace = %self.id.namespace, error = %error,
+                    "no file for the termination message; the container runs without");
+                None
+            }
+        }
     }
 
     /// A limit that this host cannot enforce is dropped, not refused: many boards boot without

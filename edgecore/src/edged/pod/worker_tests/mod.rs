@@ -1,7 +1,10 @@
 //! Edged as a whole on a scripted runtime and tokio's paused clock.
 
+mod hooks;
 mod life;
 mod needs;
+mod probes;
+mod sidecars;
 mod verdicts;
 
 use std::collections::BTreeMap;
@@ -231,6 +234,46 @@ impl World {
         for _ in 0..200 {
             tokio::task::yield_now().await;
         }
+    }
+}
+
+impl World {
+    /// Until the only container is restarted so often, ready or not.
+    async fn until_restarted(&self, pod: &str, restarts: u64) {
+        self.until("restarted", |news| {
+            let status = news.statuses.get(pod);
+            status.is_some_and(|s| {
+                let container = &s["containerStatuses"][0];
+                container["restartCount"] == restarts && container["state"]["running"].is_object()
+            })
+        })
+        .await;
+    }
+
+    async fn until_ready(&self, pod: &str, ready: bool) {
+        let wanted = if ready { "True" } else { "False" };
+        self.until("readiness", |news| {
+            let conditions = news.statuses.get(pod).map(|s| &s["conditions"]);
+            conditions.is_some_and(|c| c[2]["type"] == "Ready" && c[2]["status"] == wanted)
+        })
+        .await;
+    }
+
+    /// Messages of the events with this reason.
+    fn messages(&self, reason: &str) -> Vec<String> {
+        let news = self.sink.0.borrow();
+        let mine = news.events.iter().filter(|e| e["reason"] == reason);
+        mine.map(|e| e["message"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    /// When something was first called, by this word.
+    fn position(&self, call: &str) -> usize {
+        let calls = self.runtime.calls();
+        calls
+            .iter()
+            .position(|made| made.starts_with(call))
+            .unwrap_or_else(|| panic!("never called {call}: {calls:?}"))
     }
 }
 

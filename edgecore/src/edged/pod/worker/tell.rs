@@ -1,0 +1,99 @@
+//! What is told about the pod: events and the status.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::super::state::Phase;
+use super::super::status::{self, View};
+use super::Worker;
+use crate::edged::PodSummary;
+use crate::edged::events::Severity;
+
+impl Worker {
+    pub(super) fn event(
+        &mut self,
+        severity: Severity,
+        reason: &str,
+        container: Option<&str>,
+        message: &str,
+    ) {
+        let now_ms = (self.context.now_ms)();
+        if self.removed {
+            return;
+        }
+        let path = container.map(|name| {
+            let spec = self.pod.spec.as_ref();
+            let mut inits = spec.iter().flat_map(|s| s.init_containers.iter().flatten());
+            let list = if inits.any(|init| init.name == name) {
+                "initContainers"
+            } else {
+                "containers"
+            };
+            format!("spec.{list}{{{name}}}")
+        });
+        self.recorder
+            .record(severity, reason, path.as_deref(), message, now_ms);
+    }
+
+    pub(super) fn board(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, PodSummary>> {
+        self.context
+            .board
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the status if it is another one. A pod the API already knows as finished, or no
+    /// longer knows, has nothing to tell.
+    pub(super) fn publish(&mut self, now: Instant) {
+        if self.removed {
+            return;
+        }
+        if self.want.finished && !self.want.delete {
+            if let Some(status) = &self.pod.status {
+                let summary = PodSummary::of(&self.id, status, false);
+                self.board().insert(self.id.uid.clone(), summary);
+            }
+            return;
+        }
+        let health = |id: &str| self.probes.health(id);
+        let view = View {
+            pod: &self.pod,
+            want: &self.want,
+            seen: &self.seen,
+            memory: &self.memory,
+            troubles: &self.troubles,
+            health: &health,
+            last_words: &self.last_words,
+            unstarted: &self.unstarted,
+            pod_ips: self.sandbox.as_ref().map(|s| s.ips.as_slice()),
+            host_ip: &self.host_ip,
+            previous: self.told.as_ref(),
+            verdict: self.record.verdict.as_ref(),
+            started_ms: self.record.started_at_ms,
+            now,
+            now_ms: (self.context.now_ms)(),
+        };
+        let status = status::build(&view);
+        if self.told.as_ref() == Some(&status) {
+            return;
+        }
+        let terminating = matches!(self.phase, Phase::Terminating { .. } | Phase::Terminated);
+        let summary = PodSummary::of(&self.id, &status, terminating);
+        self.board().insert(self.id.uid.clone(), summary);
+        match serde_json::to_value(&status) {
+            Ok(value) => {
+                let id = &self.id;
+                self.context
+                    .sink
+                    .pod_status(&id.namespace, &id.name, &id.uid, value);
+                self.told = Some(status);
+            }
+            Err(error) => {
+                warn!(pod = %self.id.name, error = %error, "status cannot be written as JSON");
+            }
+        }
+    }
+}
