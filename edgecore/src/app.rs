@@ -240,6 +240,10 @@ fn start_edged(
         log_files_max: runtime.log_files_max,
         cgroup_root: runtime.cgroup_root.clone(),
         pods_max: runtime.max_pods,
+        pod_pids_max: runtime.resources.pod_pids_max,
+        reserved: runtime.resources.reserved,
+        enforce_allocatable: runtime.resources.enforce,
+        eviction: runtime.resources.eviction.clone(),
         labels: config.node_labels.clone(),
         node_ip: config.node_ip.map(|ip| ip.to_string()),
         rules: edged::pod::security::Rules {

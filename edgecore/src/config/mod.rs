@@ -8,11 +8,13 @@
 
 mod layers;
 mod raw;
+mod resources;
 mod schema;
 mod valid;
 
 use std::path::Path;
 
+pub use resources::NodeResources;
 pub(crate) use valid::is_node_name;
 pub use valid::{
     BusConfig, BusMode, Config, HubConfig, LogConfig, LogFormat, RuntimeConfig, TlsFiles, host_name,
@@ -42,7 +44,10 @@ pub enum ConfigError {
     #[error("configuration is ill-typed: {0}")]
     Type(String),
     #[error("`{path}`: {reason}")]
-    Value { path: &'static str, reason: String },
+    Value {
+        path: std::borrow::Cow<'static, str>,
+        reason: String,
+    },
 }
 
 fn did_you_mean(suggestion: Option<&str>) -> String {

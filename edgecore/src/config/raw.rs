@@ -80,12 +80,22 @@ pub(super) struct Kubelet {
     pub container_log_max_files: u32,
     pub container_log_max_size: String,
     pub container_runtime_endpoint: String,
+    pub enforce_node_allocatable: Vec<String>,
+    pub eviction_hard: BTreeMap<String, String>,
+    pub eviction_max_pod_grace_period: u32,
+    pub eviction_minimum_reclaim: BTreeMap<String, String>,
+    pub eviction_pressure_transition_period: String,
+    pub eviction_soft: BTreeMap<String, String>,
+    pub eviction_soft_grace_period: BTreeMap<String, String>,
+    pub kube_reserved: BTreeMap<String, String>,
     pub max_pods: u32,
     #[serde(rename = "podCIDR")]
     pub pod_cidr: String,
     pub pod_logs_dir: String,
+    pub pod_pids_limit: i64,
     pub resolv_conf: String,
     pub seccomp_default: bool,
+    pub system_reserved: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Deserialize)]

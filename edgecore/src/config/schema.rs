@@ -183,6 +183,46 @@ pub(super) const FIELDS: &[Field] = &[
         "\"unix:///run/containerd/containerd.sock\"",
         "containerd's socket",
     ),
+    f(
+        "modules.edged.tailoredKubeletConfig.enforceNodeAllocatable",
+        "[\"pods\"]",
+        "pods together get no more than what is not reserved; [\"none\"] only counts it",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.evictionHard",
+        "{\"memory.available\": \"100Mi\", \"nodefs.available\": \"10%\", \"nodefs.inodesFree\": \"5%\", \"imagefs.available\": \"15%\", \"pid.available\": \"5%\"}",
+        "below this much pods are ended, one after the other; 0% switches one off",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.evictionMaxPodGracePeriod",
+        "0",
+        "seconds a pod gets at most when a soft threshold ends it",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.evictionMinimumReclaim",
+        "{}",
+        "what must be free beyond the threshold before the shortage is over",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.evictionPressureTransitionPeriod",
+        "\"5m0s\"",
+        "a pressure condition stays this long after the shortage",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.evictionSoft",
+        "{}",
+        "as evictionHard, after evictionSoftGracePeriod",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.evictionSoftGracePeriod",
+        "{}",
+        "",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.kubeReserved",
+        "{}",
+        "kept back from pods: cpu, memory, ephemeral-storage, pid",
+    ),
     f("modules.edged.tailoredKubeletConfig.maxPods", "110", ""),
     f(
         "modules.edged.tailoredKubeletConfig.podCIDR",
@@ -195,6 +235,11 @@ pub(super) const FIELDS: &[Field] = &[
         "",
     ),
     f(
+        "modules.edged.tailoredKubeletConfig.podPidsLimit",
+        "-1",
+        "most processes of one pod; -1 for no limit",
+    ),
+    f(
         "modules.edged.tailoredKubeletConfig.resolvConf",
         "\"/etc/resolv.conf\"",
         "resolvers of the node, which pods inherit",
@@ -203,6 +248,11 @@ pub(super) const FIELDS: &[Field] = &[
         "modules.edged.tailoredKubeletConfig.seccompDefault",
         "true",
         "containers that say nothing of seccomp get RuntimeDefault; false: Unconfined",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.systemReserved",
+        "{}",
+        "as kubeReserved; both together are kept back",
     ),
     f(
         "modules.eventBus.enable",
@@ -359,15 +409,15 @@ const IGNORED_KUBELET: &str = "staticPodPath syncFrequency fileCheckFrequency ad
     imageGCHighThresholdPercent imageGCLowThresholdPercent volumeStatsAggPeriod kubeletCgroups \
     systemCgroups cgroupRoot cgroupsPerQOS cgroupDriver cpuManagerPolicy cpuManagerPolicyOptions \
     cpuManagerReconcilePeriod memoryManagerPolicy topologyManagerPolicy topologyManagerScope \
-    topologyManagerPolicyOptions qosReserved runtimeRequestTimeout hairpinMode podPidsLimit \
+    topologyManagerPolicyOptions qosReserved runtimeRequestTimeout hairpinMode \
     cpuCFSQuota cpuCFSQuotaPeriod nodeStatusMaxImages maxOpenFiles contentType serializeImagePulls \
-    maxParallelImagePulls evictionHard evictionSoft evictionSoftGracePeriod \
-    evictionPressureTransitionPeriod evictionMaxPodGracePeriod evictionMinimumReclaim podsPerCore \
+    maxParallelImagePulls \
+    podsPerCore \
     enableControllerAttachDetach protectKernelDefaults makeIPTablesUtilChains iptablesMasqueradeBit \
     iptablesDropBit featureGates failSwapOn memorySwap containerLogMaxWorkers \
-    containerLogMonitorInterval configMapAndSecretChangeDetectionStrategy systemReserved \
-    kubeReserved reservedSystemCPUs showHiddenMetricsForVersion systemReservedCgroup \
-    kubeReservedCgroup enforceNodeAllocatable volumePluginDir \
+    containerLogMonitorInterval configMapAndSecretChangeDetectionStrategy \
+    reservedSystemCPUs showHiddenMetricsForVersion systemReservedCgroup \
+    kubeReservedCgroup volumePluginDir \
     kernelMemcgNotification logging enableSystemLogHandler enableSystemLogQuery shutdownGracePeriod \
     shutdownGracePeriodCriticalPods shutdownGracePeriodByPodPriority reservedMemory \
     enableProfilingHandler enableDebugFlagsHandler memoryThrottlingFactor \

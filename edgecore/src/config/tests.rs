@@ -56,7 +56,10 @@ modules:
     let hub = config.hub.unwrap();
     assert_eq!(hub.server, "cloud.example:10000");
     assert_eq!(hub.heartbeat.as_secs(), 20);
-    assert_eq!(config.runtime.unwrap().max_pods, 20);
+    let runtime = config.runtime.unwrap();
+    assert_eq!(runtime.max_pods, 20);
+    let defaults = crate::edged::eviction::threshold::Config::default();
+    assert_eq!(runtime.resources.eviction, defaults);
     assert_eq!(
         config.ignored,
         [
@@ -68,7 +71,6 @@ modules:
             "modules.edgeHub.websocket.readDeadline",
             "modules.edged.podSandboxImage",
             "modules.edged.tailoredKubeletConfig.cgroupDriver",
-            "modules.edged.tailoredKubeletConfig.evictionHard",
             "modules.metaManager.metaServer",
             "modules.edgeHub.heartbeat",
         ]
@@ -159,4 +161,62 @@ fn the_file_written_by_join_is_read_back() {
     assert_eq!((hub.heartbeat.as_secs(), hub.server.as_str()), (7, "h:1"));
     assert_eq!(config.node_name, "n1");
     assert!(file_with(&[("nope".into(), "1".into())]).is_err());
+}
+
+#[test]
+fn amounts_are_kubelets() {
+    let kubelet = |text: &str| {
+        with_file(&format!(
+            "apiVersion: edgecore.config.kubeedge.io/v1alpha2\nkind: EdgeCore\n\
+             modules: {{edged: {{tailoredKubeletConfig: {{{text}}}}}}}\n"
+        ))
+    };
+    let config = kubelet(
+        "kubeReserved: {cpu: 100m, memory: 64Mi}, systemReserved: {cpu: 1, ephemeral-storage: 1Gi, pid: '1000'}, \
+         podPidsLimit: 50, enforceNodeAllocatable: [none], evictionHard: {nodefs.available: 0%}, \
+         evictionPressureTransitionPeriod: 30s",
+    )
+    .unwrap();
+    let found = config.runtime.unwrap().resources;
+    assert_eq!(
+        (
+            found.reserved.cpu_milli,
+            found.reserved.memory_bytes,
+            found.reserved.pids
+        ),
+        (1100, 64 << 20, 1000)
+    );
+    assert_eq!((found.pod_pids_max, found.enforce), (Some(50), false));
+    assert_eq!(found.eviction.transition.as_secs(), 30);
+    let signals: Vec<&str> = found
+        .eviction
+        .thresholds
+        .iter()
+        .map(|t| t.signal.as_str())
+        .collect();
+    let others = [
+        "memory.available",
+        "nodefs.inodesFree",
+        "imagefs.available",
+        "pid.available",
+    ];
+    assert_eq!(signals, others, "one is off, the others stay as they were");
+    for (text, path) in [
+        ("kubeReserved: {gold: 1}", "kubeReserved"),
+        ("kubeReserved: {memory: much}", "kubeReserved"),
+        ("evictionHard: {memory.free: 1Mi}", "evictionHard"),
+        ("evictionSoft: {memory.available: 1Mi}", "evictionSoft"),
+        (
+            "enforceNodeAllocatable: [system-reserved]",
+            "enforceNodeAllocatable",
+        ),
+        (
+            "evictionPressureTransitionPeriod: soon",
+            "evictionPressureTransitionPeriod",
+        ),
+    ] {
+        let error = kubelet(text).unwrap_err().to_string();
+        let path = format!("modules.edged.tailoredKubeletConfig.{path}");
+        assert!(error.contains(&path), "{text}: {error}");
+    }
 }

@@ -1,5 +1,6 @@
 //! The configuration as checked: what the rest of the daemon is given.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use super::ConfigError;
 use super::raw::Raw;
+use super::resources::NodeResources;
 
 /// Several of the largest messages a device can send.
 const OUTBOX_BYTES_MIN: u64 = 1 << 20;
@@ -101,6 +103,7 @@ pub struct RuntimeConfig {
     pub log_bytes_max: u64,
     pub log_files_max: u32,
     pub max_pods: u32,
+    pub resources: NodeResources,
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
     pub resolv_conf: PathBuf,
@@ -161,9 +164,9 @@ pub struct LogConfig {
     pub format: LogFormat,
 }
 
-fn wrong(path: &'static str, reason: impl Into<String>) -> ConfigError {
+pub(super) fn wrong(path: impl Into<Cow<'static, str>>, reason: impl Into<String>) -> ConfigError {
     ConfigError::Value {
-        path,
+        path: path.into(),
         reason: reason.into(),
     }
 }
@@ -447,6 +450,7 @@ fn runtime(raw: &Raw) -> Result<Option<RuntimeConfig>, ConfigError> {
         )?,
         log_files_max: kubelet.container_log_max_files.clamp(1, 100),
         max_pods: kubelet.max_pods,
+        resources: super::resources::check(kubelet)?,
         cluster_dns: kubelet
             .cluster_dns
             .iter()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::deps::StatusSink;
 use super::pod::convert::PodId;
@@ -21,6 +21,27 @@ const REFILL_MS: i64 = 300_000;
 pub(super) enum Severity {
     Normal,
     Warning,
+}
+
+/// An event about the node itself.
+pub(super) fn of_node(node: &str, reason: &str, message: &str, now_ms: UnixMillis) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Event",
+        "metadata": {
+            "name": format!("{node}.{:016x}", rand::random::<u64>()),
+            "namespace": "default",
+        },
+        "involvedObject": {"kind": "Node", "name": node, "uid": node},
+        "reason": reason,
+        "message": message,
+        "type": "Warning",
+        "source": {"component": "kubelet", "host": node},
+        "reportingComponent": "kubelet",
+        "reportingInstance": node,
+        "firstTimestamp": time(now_ms),
+        "lastTimestamp": time(now_ms),
+        "count": 1,
+    })
 }
 
 /// Records the events of one pod.

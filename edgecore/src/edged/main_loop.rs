@@ -1,7 +1,7 @@
 //! Wakes on the store's generation, on the runtime's changes and on a worker's wish; lists once;
 //! gives every worker its part. One owner of all workers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::Settings;
-use super::node::{Machine, Reporter};
+use super::eviction::Active;
+use super::node::{Machine, Pressure, Reporter};
 use super::pod::convert::PodId;
 use super::pod::worker::{Context, Input, Worker};
 use super::runtime::{Container, Sandbox};
@@ -23,6 +24,8 @@ use super::runtime::{Container, Sandbox};
 /// Tried again after a listing or the store failed, should nothing wake the loop earlier.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+mod admit;
 
 pub(super) struct MainLoop {
     context: Arc<Context>,
@@ -36,6 +39,10 @@ pub(super) struct MainLoop {
     desired: Option<BTreeMap<String, Arc<Pod>>>,
     seen: BTreeMap<String, Vec<Container>>,
     sandboxes: BTreeMap<String, Sandbox>,
+    /// Pods that this process did not take.
+    refused: BTreeSet<String>,
+    active: watch::Sender<Active>,
+    pressure: watch::Receiver<Pressure>,
     stamp: u64,
     /// What earlier processes left has been looked at.
     adopted: bool,
@@ -60,11 +67,16 @@ impl MainLoop {
         settings: Settings,
         machine: Machine,
         resend: watch::Receiver<u64>,
+        active: watch::Sender<Active>,
+        pressure: watch::Receiver<Pressure>,
     ) -> Self {
         Self {
             generation: context.desired.generation(),
             changes: context.runtime.changes(),
-            node: Reporter::new(context.clone(), settings, machine),
+            node: Reporter::new(context.clone(), settings, machine, pressure.clone()),
+            refused: BTreeSet::new(),
+            active,
+            pressure,
             resend,
             context,
             workers: BTreeMap::new(),
@@ -120,6 +132,9 @@ impl MainLoop {
                     list = true;
                 }
                 () = context.poke.notified() => list = true,
+                changed = self.pressure.changed() => {
+                    if changed.is_err() { return; }
+                }
                 changed = self.resend.changed() => {
                     if changed.is_err() { return; }
                 }
@@ -237,8 +252,11 @@ impl MainLoop {
         verdicts
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|uid, _| desired.contains_key(uid));
+        let waiting = self.admit(&desired);
         for (uid, pod) in &desired {
-            self.give(uid, pod, false);
+            if !waiting.contains(uid) {
+                self.give(uid, pod, false);
+            }
         }
         let removed: Vec<(String, Arc<Pod>)> = self
             .workers

@@ -12,8 +12,11 @@
 //!
 //! It does not pull configuration, does not talk to the hub and knows no wire format.
 
+pub mod admission;
+pub mod capacity;
 mod deps;
 mod events;
+pub mod eviction;
 mod main_loop;
 pub mod node;
 pub mod pod;
@@ -59,6 +62,14 @@ pub struct Settings {
     pub pods_max: u32,
     /// Most processes of one pod.
     pub pod_pids_max: Option<i64>,
+    /// Kept back from pods.
+    pub reserved: capacity::Reserved,
+    /// What is kept back is kept from pods by their common cgroup, too.
+    pub enforce_allocatable: bool,
+    /// When something is short.
+    pub eviction: eviction::threshold::Config,
+    /// On the file system of images and writable layers.
+    pub image_dir: PathBuf,
     /// Added to the node's own labels at registration.
     pub labels: BTreeMap<String, String>,
     /// Told instead of the address of the default route.
@@ -80,6 +91,10 @@ impl Settings {
             cgroup_root: "/edgepods".to_owned(),
             pods_max: 110,
             pod_pids_max: None,
+            reserved: capacity::Reserved::default(),
+            enforce_allocatable: true,
+            eviction: eviction::threshold::Config::default(),
+            image_dir: "/var/lib/containerd".into(),
             labels: BTreeMap::new(),
             node_ip: None,
             rules: pod::security::Rules::default(),
@@ -190,8 +205,27 @@ impl Edged {
         });
         let stop = CancellationToken::new();
         let resend = watch::Sender::new(0);
-        let main = main_loop::MainLoop::new(context.clone(), settings, machine, resend.subscribe());
-        let task = tokio::spawn(main.run(stop.clone()));
+        let (pressure, short) = watch::channel(node::Pressure::default());
+        let active = watch::Sender::new(eviction::Active::default());
+        let evictor = eviction::Evictor {
+            context: context.clone(),
+            config: settings.eviction.clone(),
+            disk_dir: settings.disk_dir.clone(),
+            image_dir: settings.image_dir.clone(),
+            active: active.subscribe(),
+            pressure,
+        };
+        let told = resend.subscribe();
+        let main =
+            main_loop::MainLoop::new(context.clone(), settings, machine, told, active, short);
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            // Neither goes on without the other.
+            tokio::select! {
+                () = main.run(stopped.clone()) => {}
+                () = evictor.run(stopped) => {}
+            }
+        });
         EdgedHandle {
             stop,
             resend,

@@ -8,12 +8,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::Settings;
+use super::capacity::{self, Amounts};
+use super::pod::resources;
 use super::pod::status::time;
 use super::pod::worker::Context;
-use super::runtime::RuntimeInfo;
+use super::runtime::{NodeLimits, Resources, RuntimeInfo};
 use crate::clock::UnixMillis;
 
 /// The KubeEdge release whose behaviour this node follows, and the Kubernetes release under it:
@@ -25,10 +29,6 @@ pub const KUBELET_VERSION: &str = concat!(
 
 /// Looked at again while the node is not ready, so that a CNI configuration put there is noticed.
 const UNREADY_RECHECK: Duration = Duration::from_secs(10);
-/// kubelet's hard eviction defaults.
-const MEMORY_AVAILABLE_MIN_BYTES: i64 = 100 << 20;
-const DISK_AVAILABLE_MIN_PERCENT: u64 = 10;
-const PIDS_USED_MAX_PERCENT: i64 = 95;
 
 /// What does not change while the machine is up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,7 +49,7 @@ fn line(path: &str) -> String {
     text.trim().to_owned()
 }
 
-fn meminfo(text: &str, key: &str) -> Option<i64> {
+pub(super) fn meminfo(text: &str, key: &str) -> Option<i64> {
     let rest = text
         .lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
@@ -92,32 +92,7 @@ pub struct Pressure {
     pub pids: bool,
 }
 
-impl Pressure {
-    /// Looks at memory, at the file system of `dir`, and at process ids.
-    pub fn read(dir: &Path) -> Self {
-        let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let available = meminfo(&memory, "MemAvailable");
-        let disk = nearest(dir).and_then(|dir| rustix::fs::statvfs(dir).ok());
-        let load = line("/proc/loadavg");
-        let tasks = load
-            .split_whitespace()
-            .nth(3)
-            .and_then(|t| t.split_once('/')?.1.parse().ok());
-        let pid_max: Option<i64> = line("/proc/sys/kernel/pid_max").parse().ok();
-        Self {
-            memory: available.is_some_and(|bytes| bytes < MEMORY_AVAILABLE_MIN_BYTES),
-            disk: disk.is_some_and(|fs| {
-                fs.f_blocks > 0
-                    && fs.f_bavail.saturating_mul(100) / fs.f_blocks < DISK_AVAILABLE_MIN_PERCENT
-            }),
-            pids: tasks.zip(pid_max).is_some_and(|(tasks, max): (i64, i64)| {
-                tasks.saturating_mul(100) > max.saturating_mul(PIDS_USED_MAX_PERCENT)
-            }),
-        }
-    }
-}
-
-fn nearest(dir: &Path) -> Option<&Path> {
+pub(super) fn nearest(dir: &Path) -> Option<&Path> {
     dir.ancestors().find(|dir| dir.exists())
 }
 
@@ -148,6 +123,20 @@ fn address(settings: &Settings) -> Option<String> {
     given.or_else(|| route_address().map(|ip| ip.to_string()))
 }
 
+/// Labels that are the machine's nature: nobody can mean to change them.
+fn own_labels(settings: &Settings, machine: &Machine) -> BTreeMap<String, String> {
+    let own = [
+        ("kubernetes.io/hostname", settings.node_name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", machine.architecture),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", machine.architecture),
+    ];
+    own.into_iter()
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
 /// Everything a node object is made of.
 pub struct Facts<'a> {
     pub settings: &'a Settings,
@@ -155,7 +144,8 @@ pub struct Facts<'a> {
     pub runtime: &'a RuntimeInfo,
     pub pressure: Pressure,
     pub host_ip: &'a str,
-    pub disk_bytes: u64,
+    pub capacity: &'a Amounts,
+    pub allocatable: &'a Amounts,
 }
 
 /// Since when each condition has its status.
@@ -165,22 +155,8 @@ pub type Transitions = BTreeMap<&'static str, (bool, UnixMillis)>;
 pub fn object(facts: &Facts<'_>, transitions: &mut Transitions, now_ms: UnixMillis) -> Value {
     let (settings, machine, runtime) = (facts.settings, facts.machine, facts.runtime);
     let mut labels: BTreeMap<String, String> = settings.labels.clone();
-    for (key, value) in [
-        ("kubernetes.io/hostname", settings.node_name.as_str()),
-        ("kubernetes.io/os", "linux"),
-        ("kubernetes.io/arch", machine.architecture),
-        ("beta.kubernetes.io/os", "linux"),
-        ("beta.kubernetes.io/arch", machine.architecture),
-        ("node-role.kubernetes.io/edge", ""),
-    ] {
-        labels.insert(key.to_owned(), value.to_owned());
-    }
-    let resources = json!({
-        "cpu": machine.cpus.to_string(),
-        "memory": format!("{}Ki", machine.memory_bytes / 1024),
-        "ephemeral-storage": format!("{}Ki", facts.disk_bytes / 1024),
-        "pods": settings.pods_max.to_string(),
-    });
+    labels.extend(own_labels(settings, machine));
+    labels.insert("node-role.kubernetes.io/edge".to_owned(), String::new());
     let not_ready = match (runtime.ready, runtime.network_ready) {
         (false, _) => Some("container runtime is down: containerd does not answer".to_owned()),
         (true, false) => Some(format!("network is not ready: {}", runtime.network_reason)),
@@ -261,8 +237,8 @@ pub fn object(facts: &Facts<'_>, transitions: &mut Transitions, now_ms: UnixMill
         "metadata": {"name": settings.node_name, "labels": labels},
         "spec": {},
         "status": {
-            "capacity": resources,
-            "allocatable": resources,
+            "capacity": facts.capacity.to_json(),
+            "allocatable": facts.allocatable.to_json(),
             "conditions": conditions,
             "addresses": addresses,
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}},
@@ -287,7 +263,13 @@ pub(super) struct Reporter {
     context: Arc<Context>,
     settings: Settings,
     machine: Machine,
-    disk_bytes: u64,
+    capacity: Amounts,
+    allocatable: Amounts,
+    own_labels: BTreeMap<String, String>,
+    pressure: watch::Receiver<Pressure>,
+    burstable_shares: u64,
+    limits: Option<NodeLimits>,
+    look_again: Option<Instant>,
     host_ip: String,
     runtime: RuntimeInfo,
     transitions: Transitions,
@@ -297,9 +279,24 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    pub(super) fn new(context: Arc<Context>, settings: Settings, machine: Machine) -> Self {
+    pub(super) fn new(
+        context: Arc<Context>,
+        settings: Settings,
+        machine: Machine,
+        pressure: watch::Receiver<Pressure>,
+    ) -> Self {
+        let storage = disk_bytes(&settings.disk_dir);
+        let pages = capacity::hugepages();
+        let capacity = capacity::capacity(&machine, storage, settings.pods_max, pages);
+        let thresholds = &settings.eviction.thresholds;
         Self {
-            disk_bytes: disk_bytes(&settings.disk_dir),
+            allocatable: capacity::allocatable(&capacity, settings.reserved, thresholds),
+            capacity,
+            own_labels: own_labels(&settings, &machine),
+            pressure,
+            burstable_shares: 2,
+            limits: None,
+            look_again: None,
             host_ip: address(&settings).unwrap_or_default(),
             context,
             settings,
@@ -316,12 +313,66 @@ impl Reporter {
         &self.host_ip
     }
 
+    /// What pods may ask for in sum.
+    pub(super) fn allocatable(&self) -> &Amounts {
+        &self.allocatable
+    }
+
+    /// See [`own_labels`].
+    pub(super) fn own_labels(&self) -> &BTreeMap<String, String> {
+        &self.own_labels
+    }
+
+    /// Wakes the main loop at this time.
+    pub(super) fn look_again(&mut self, at: Option<Instant>) {
+        self.look_again = at;
+    }
+
+    /// What all burstable pods together ask for.
+    pub(super) fn set_burstable_shares(&mut self, shares: Option<u64>) {
+        self.burstable_shares = shares.unwrap_or(2);
+    }
+
+    /// Brings the cgroups above the pods up to date.
+    async fn apply_limits(&mut self) {
+        let settings = &self.settings;
+        let reserved = settings.reserved;
+        let mut all_pods = Resources::default();
+        if settings.enforce_allocatable {
+            let memory = self.capacity.memory_bytes - reserved.memory_bytes;
+            let milli = self.capacity.cpu_milli - reserved.cpu_milli;
+            let pids = line("/proc/sys/kernel/pid_max").parse::<i64>().ok();
+            all_pods.memory_limit_bytes = Some(memory).filter(|bytes| *bytes > 0);
+            all_pods.cpu_shares = resources::shares(milli);
+            all_pods.pids_limit = pids
+                .filter(|_| reserved.pids > 0)
+                .map(|most| (most - reserved.pids).max(1));
+        }
+        let limits = NodeLimits {
+            cgroup_root: settings.cgroup_root.clone(),
+            all_pods,
+            burstable_cpu_shares: self.burstable_shares,
+        };
+        if self.limits.as_ref() == Some(&limits) {
+            return;
+        }
+        if let Err(error) = self.context.runtime.apply_node_limits(&limits).await {
+            warn!(%error, "cgroups of all pods not made");
+        }
+        self.limits = Some(limits);
+    }
+
     fn is_ready(&self) -> bool {
         self.runtime.ready && self.runtime.network_ready
     }
 
-    /// When the node has to be looked at although nothing happened: only while it is not ready.
+    /// When the node has to be looked at although nothing happened: only while it is not ready,
+    /// or a pod waits for another one to go.
     pub(super) fn due(&self) -> Option<Instant> {
+        self.recheck().into_iter().chain(self.look_again).min()
+    }
+
+    fn recheck(&self) -> Option<Instant> {
         if self.is_ready() {
             return None;
         }
@@ -331,7 +382,7 @@ impl Reporter {
     /// Brings the node object up to date and tells it if it is another one.
     pub(super) async fn refresh(&mut self, runtime_lost: bool, resend: u64) {
         let now = Instant::now();
-        let due = self.due().is_none_or(|due| due <= now);
+        let due = self.recheck().is_none_or(|due| due <= now);
         let ask = self.asked_at.is_none()
             || self.runtime.ready == runtime_lost
             || (!self.is_ready() && due);
@@ -342,13 +393,15 @@ impl Reporter {
         if let Some(address) = address(&self.settings) {
             self.host_ip = address;
         }
+        self.apply_limits().await;
         let facts = Facts {
             settings: &self.settings,
             machine: &self.machine,
             runtime: &self.runtime,
-            pressure: Pressure::read(&self.settings.disk_dir),
+            pressure: *self.pressure.borrow_and_update(),
             host_ip: &self.host_ip,
-            disk_bytes: self.disk_bytes,
+            capacity: &self.capacity,
+            allocatable: &self.allocatable,
         };
         let node = object(&facts, &mut self.transitions, (self.context.now_ms)());
         if self.told.as_ref() == Some(&node) && self.resend == resend {

@@ -13,13 +13,16 @@ fn node(runtime: &RuntimeInfo, pressure: Pressure, since: &mut Transitions, now:
         architecture: "arm64",
         ..Machine::default()
     };
+    let all = capacity::capacity(&machine, 8 << 30, 110, BTreeMap::new());
+    let left = capacity::allocatable(&all, settings().reserved, &settings().eviction.thresholds);
     let facts = Facts {
         settings: &settings(),
         machine: &machine,
         runtime,
         pressure,
         host_ip: "192.0.2.9",
-        disk_bytes: 8 << 30,
+        capacity: &all,
+        allocatable: &left,
     };
     object(&facts, since, now)
 }
@@ -46,6 +49,11 @@ fn a_node_is_described_as_kubeedge_does() {
     assert_eq!(
         status["capacity"],
         json!({"cpu": "4", "memory": "4194304Ki", "ephemeral-storage": "8388608Ki", "pods": "110"})
+    );
+    assert_eq!(
+        status["allocatable"],
+        json!({"cpu": "4", "memory": "4091904Ki", "ephemeral-storage": "7730941133", "pods": "110"}),
+        "without what must stay free"
     );
     let version = status["nodeInfo"]["kubeletVersion"].as_str().unwrap();
     assert!(

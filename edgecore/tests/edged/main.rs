@@ -14,6 +14,7 @@ mod daemon;
 #[path = "../../../tests/src/oci.rs"]
 #[expect(unreachable_pub, reason = "public in the crate that owns the file")]
 mod oci;
+mod resources;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -70,20 +71,29 @@ impl DesiredState for Store {
 #[derive(Default)]
 struct News {
     status: Value,
+    /// The newest of each pod, by name.
+    statuses: BTreeMap<String, Value>,
     node: Value,
     gone: bool,
+    gone_count: usize,
     events: Vec<String>,
 }
 
 struct Sink(watch::Sender<News>);
 
 impl StatusSink for Sink {
-    fn pod_status(&self, _: &str, _: &str, _: &str, status: Value) {
-        self.0.send_modify(|news| news.status = status);
+    fn pod_status(&self, _: &str, name: &str, _: &str, status: Value) {
+        self.0.send_modify(|news| {
+            news.statuses.insert(name.to_owned(), status.clone());
+            news.status = status;
+        });
     }
 
     fn pod_gone(&self, _: &str, _: &str, _: &str) {
-        self.0.send_modify(|news| news.gone = true);
+        self.0.send_modify(|news| {
+            news.gone = true;
+            news.gone_count += 1;
+        });
     }
 
     fn node_status(&self, node: Value) {
@@ -145,12 +155,17 @@ impl World {
     }
 
     fn start(&mut self) -> Arc<ContainerdRuntime> {
+        self.start_with(|_| ())
+    }
+
+    fn start_with(&mut self, change: impl FnOnce(&mut Settings)) -> Arc<ContainerdRuntime> {
         let runtime = ContainerdRuntime::connect(self.config.clone()).unwrap();
         let mut settings = Settings::new("edge-1");
         settings.disk_dir = self.directory.path().join("disk");
         settings.run_dir = self.directory.path().join("volumes");
         settings.log_dir = self.directory.path().join("logs");
         settings.cgroup_root.clone_from(&self.config.cgroup_root);
+        change(&mut settings);
         self.edged = Some(Edged::start(Deps {
             runtime: runtime.clone(),
             desired: self.store.clone(),

@@ -16,5 +16,19 @@ pub mod status;
 pub mod verdict;
 pub(crate) mod worker;
 
+/// Whether this node ended the pod, as was written down.
+pub(crate) fn has_verdict(dirs: &super::volumes::Dirs, uid: &str) -> bool {
+    let dir = dirs.exits(uid);
+    dir.is_some_and(|dir| exits::recall_pod(&dir).verdict.is_some())
+}
+
+/// Whether the pod left files here, so that it was taken before.
+pub(crate) fn was_here(dirs: &super::volumes::Dirs, uid: &str) -> bool {
+    let dir = dirs.exits(uid);
+    dir.as_deref()
+        .and_then(std::path::Path::parent)
+        .is_some_and(std::path::Path::exists)
+}
+
 #[cfg(test)]
 mod worker_tests;

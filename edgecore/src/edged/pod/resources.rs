@@ -157,6 +157,11 @@ pub fn pod_limit(pod: &Pod, name: &str) -> Option<i64> {
     (limits > 0).then(|| limits.saturating_add(overhead(pod, name)))
 }
 
+/// The sum of those limits that there are; a container without one counts nothing.
+pub fn limits_sum(pod: &Pod, name: &str) -> i64 {
+    sum(pod, |container| limit(container, name).unwrap_or(0))
+}
+
 /// CPU shares for thousandths of a CPU.
 pub fn shares(milli: i64) -> Option<u64> {
     let shares = milli.saturating_mul(1024) / 1000;

@@ -85,6 +85,14 @@ impl Resources {
     }
 }
 
+/// What a cgroup uses, its children included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupUsage {
+    /// Without what the kernel could drop at once (kubelet's working set).
+    pub memory_bytes: u64,
+    pub pids: u64,
+}
+
 /// What all pods of the node together may use, and how their classes share it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeLimits {
@@ -287,6 +295,14 @@ pub trait Runtime: Send + Sync + 'static {
     /// Cgroup controllers that limits need and this host lacks: such limits are dropped.
     fn missing_controllers(&self) -> Vec<&'static str> {
         Vec::new()
+    }
+    /// What the processes of a cgroup use now; nothing if it cannot be read.
+    fn cgroup_usage(&self, _cgroup: &str) -> Option<CgroupUsage> {
+        None
+    }
+    /// Bytes of a container's writable layer.
+    async fn layer_bytes(&self, _id: &str) -> Result<u64, RuntimeError> {
+        Ok(0)
     }
     /// Makes the cgroups above the pods' own and writes their limits.
     async fn apply_node_limits(&self, _limits: &NodeLimits) -> Result<(), RuntimeError> {

@@ -20,7 +20,7 @@ mod mountinfo;
 mod mounts;
 mod ownership;
 mod subpath;
-mod usage;
+pub(super) mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -25,7 +25,7 @@ impl std::ops::Add for Usage {
 
 /// What lies below a directory on its own file system: allocated blocks, a file with several names
 /// once. One `lstat` an entry; to be called off the asynchronous threads.
-pub(super) fn of_directory(root: &Path) -> io::Result<Usage> {
+pub(crate) fn of_directory(root: &Path) -> io::Result<Usage> {
     let meta = std::fs::symlink_metadata(root)?;
     let device = meta.dev();
     let mut usage = Usage {

@@ -4,6 +4,7 @@ mod hooks;
 mod life;
 mod needs;
 mod probes;
+mod resources;
 mod sidecars;
 mod verdicts;
 
@@ -114,11 +115,19 @@ impl World {
     }
 
     fn start(&mut self) {
+        self.start_on(self.settings());
+    }
+
+    fn settings(&self) -> Settings {
         let mut settings = Settings::new("edge-1");
         settings.disk_dir = self.dir.path().join("disk");
         settings.run_dir = self.dir.path().join("run");
         settings.log_dir = self.dir.path().join("log");
         settings.node_ip = Some("192.0.2.9".to_owned());
+        settings
+    }
+
+    fn start_on(&mut self, settings: Settings) {
         let deps = Deps {
             runtime: self.runtime.clone(),
             desired: self.store.clone(),

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::edged::runtime::{NodeLimits, Resources};
+use crate::edged::runtime::{CgroupUsage, NodeLimits, Resources};
 
 /// One way in which the tree is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,6 +261,29 @@ impl Cgroups {
             && self
                 .file("memory", cgroup, "memory.oom.group")
                 .is_some_and(|file| file.exists())
+    }
+
+    /// What the cgroup uses now, its children included.
+    pub(super) fn usage(&self, cgroup: &str) -> Option<CgroupUsage> {
+        let (current, inactive) = if self.is_v2 {
+            ("memory.current", "inactive_file ")
+        } else {
+            ("memory.usage_in_bytes", "total_inactive_file ")
+        };
+        let text = |controller: &str, name: &str| {
+            let file = self.file(controller, cgroup, name)?;
+            std::fs::read_to_string(file).ok()
+        };
+        let number = |text: String| text.trim().parse::<u64>().ok();
+        let used = text("memory", current).and_then(number)?;
+        let droppable = text("memory", "memory.stat").and_then(|stat| {
+            let line = stat.lines().find_map(|line| line.strip_prefix(inactive))?;
+            number(line.to_owned())
+        });
+        Some(CgroupUsage {
+            memory_bytes: used.saturating_sub(droppable.unwrap_or(0)),
+            pids: text("pids", "pids.current").and_then(number).unwrap_or(0),
+        })
     }
 
     /// Removes a pod's cgroup (runc never does). Blocks for a moment while processes leave it.

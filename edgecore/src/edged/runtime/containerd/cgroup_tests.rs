@@ -187,6 +187,29 @@ fn classes_get_their_shares_and_survive_their_pods() {
 }
 
 #[test]
+fn usage_is_without_what_can_be_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let v1 = v1(dir.path());
+    v1.create("/p").unwrap();
+    assert_eq!(v1.usage("/p"), None, "no files, no answer");
+    let at = |file: &str| dir.path().join(file);
+    fs::write(at("memory/p/memory.usage_in_bytes"), "1000\n").unwrap();
+    fs::write(
+        at("memory/p/memory.stat"),
+        "inactive_file 5\ntotal_inactive_file 300\n",
+    )
+    .unwrap();
+    fs::write(at("pids/p/pids.current"), "7\n").unwrap();
+    let seen = v1.usage("/p").unwrap();
+    assert_eq!((seen.memory_bytes, seen.pids), (700, 7));
+    let v2 = Cgroups::unified(&at("two"), "memory pids");
+    v2.create("/p").unwrap();
+    fs::write(at("two/p/memory.current"), "1000\n").unwrap();
+    fs::write(at("two/p/memory.stat"), "anon 1\ninactive_file 5\n").unwrap();
+    assert_eq!(v2.usage("/p").unwrap().memory_bytes, 995);
+}
+
+#[test]
 fn weights_are_runcs() {
     for (shares, want) in [
         (0, 1),
@@ -197,4 +220,30 @@ fn weights_are_runcs() {
     ] {
         assert_eq!(weight(shares), want, "{shares}");
     }
+}
+
+/// On the kernel's own v2 tree, which hybrid hosts mount with few controllers or none.
+#[test]
+fn a_real_v2_tree_is_made_and_given_back() {
+    let root = Path::new("/sys/fs/cgroup/unified");
+    let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else {
+        return; // Not such a host.
+    };
+    let cgroups = Cgroups::unified(root, &controllers);
+    let top = format!("/edgepods-unit-{}", std::process::id());
+    let pod = format!("{top}/burstable/pod1");
+    if cgroups.create(&pod).is_err() {
+        return; // Not allowed to.
+    }
+    let at = |cgroup: &str| root.join(cgroup.trim_start_matches('/'));
+    for controller in controllers.split_whitespace() {
+        let given = fs::read_to_string(at(&pod).join("cgroup.controllers")).unwrap();
+        assert!(given.contains(controller), "{controller}: {given}");
+    }
+    let refused = cgroups.limit(&pod, &limits());
+    assert!(refused.is_empty(), "{refused:?}");
+    cgroups.remove(&pod).unwrap();
+    assert!(!at(&pod).exists() && at(&top).join("burstable").exists());
+    cgroups.remove(&top).unwrap();
+    assert!(!at(&top).exists());
 }

@@ -19,6 +19,7 @@ mod flight;
 mod host;
 mod image;
 mod import;
+mod layer;
 mod marks;
 mod pull;
 mod reference;
@@ -48,8 +49,8 @@ use self::store::ImageStore;
 use super::cni::Cni;
 use super::sandbox::Sandboxes;
 use super::{
-    Container, ContainerSpec, ExecOutput, Image, NodeLimits, PullOptions, Reclaim, Runtime,
-    RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
+    CgroupUsage, Container, ContainerSpec, ExecOutput, Image, NodeLimits, PullOptions, Reclaim,
+    Runtime, RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
 };
 
 /// How the runtime is reached and where it keeps its things.
@@ -403,6 +404,14 @@ impl Runtime for ContainerdRuntime {
 
     fn missing_controllers(&self) -> Vec<&'static str> {
         self.cgroups.missing()
+    }
+
+    fn cgroup_usage(&self, cgroup: &str) -> Option<CgroupUsage> {
+        self.cgroups.usage(cgroup)
+    }
+
+    async fn layer_bytes(&self, id: &str) -> Result<u64, RuntimeError> {
+        Ok(layer::usage(&self.daemon, &self.config.snapshotter, id).await?)
     }
 
     async fn apply_node_limits(&self, limits: &NodeLimits) -> Result<(), RuntimeError> {
