@@ -26,6 +26,12 @@ use crate::{
 
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+/// Conditions that repel new pods while they hold, as in Kubernetes.
+const PRESSURES: [(&str, &str); 3] = [
+    ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
+    ("DiskPressure", "node.kubernetes.io/disk-pressure"),
+    ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+];
 /// What kubectl and others look for.
 const UNKNOWN_REASON: &str = "NodeStatusUnknown";
 const UNKNOWN_MESSAGE: &str = "Kubelet stopped posting node status.";
@@ -65,6 +71,21 @@ impl Ready {
             Self::Unknown => Some(UNREACHABLE),
         }
     }
+}
+
+/// The taints that go with a node's conditions. One that is not known repels nobody.
+fn taints_for(node: &Value) -> Vec<&'static str> {
+    let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
+    let holds = |kind: &str| {
+        let mut all = conditions.into_iter().flatten();
+        all.any(|c| c["type"] == kind && c["status"] == "True")
+    };
+    let pressures = PRESSURES.into_iter().filter(|(kind, _)| holds(kind));
+    let ready = Ready::of(node).taint();
+    ready
+        .into_iter()
+        .chain(pressures.map(|(_, taint)| taint))
+        .collect()
 }
 
 /// The task.
@@ -184,7 +205,8 @@ impl Lifecycle {
                     return Ok(node);
                 }
                 set_unknown(&mut node, &now);
-                set_taint(&mut node, Some(UNREACHABLE), &now);
+                let wanted = taints_for(&node);
+                set_taints(&mut node, &wanted, &now);
                 Ok(node)
             })
             .await;
@@ -199,18 +221,18 @@ impl Lifecycle {
         report(name, marked);
     }
 
-    /// Makes the taints fit the Ready condition.
+    /// Makes the taints fit the conditions.
     async fn keep_taint(&self, name: &str, node: &Value) {
         let now = clock::rfc3339_now();
-        if !set_taint(&mut node.clone(), Ready::of(node).taint(), &now) {
+        if !set_taints(&mut node.clone(), &taints_for(node), &now) {
             return;
         }
         let changed = self
             .kube
             .change(&resources::nodes(), "", name, |node| {
                 let mut node = node.clone();
-                let wanted = Ready::of(&node).taint();
-                set_taint(&mut node, wanted, &now);
+                let wanted = taints_for(&node);
+                set_taints(&mut node, &wanted, &now);
                 Ok(node)
             })
             .await;
@@ -258,8 +280,8 @@ fn set_unknown(node: &mut Value, now: &str) {
     }
 }
 
-/// Has exactly the wanted one of our two taints; true if that changed anything.
-fn set_taint(node: &mut Value, wanted: Option<&str>, now: &str) -> bool {
+/// Has exactly the wanted ones of our taints; true if that changed anything.
+fn set_taints(node: &mut Value, wanted: &[&str], now: &str) -> bool {
     if !node["spec"].is_object() {
         node["spec"] = json!({});
     }
@@ -267,12 +289,14 @@ fn set_taint(node: &mut Value, wanted: Option<&str>, now: &str) -> bool {
     let mut taints: Vec<Value> = before.as_array().cloned().unwrap_or_default();
     taints.retain(|taint| {
         let key = text(taint, "/key");
-        !matches!(key, NOT_READY | UNREACHABLE) || Some(key) == wanted
+        let is_ours = matches!(key, NOT_READY | UNREACHABLE)
+            || PRESSURES.iter().any(|(_, pressure)| *pressure == key);
+        !is_ours || wanted.contains(&key)
     });
-    if let Some(wanted) = wanted
-        && !taints.iter().any(|t| text(t, "/key") == wanted)
-    {
-        taints.push(json!({ "key": wanted, "effect": "NoSchedule", "timeAdded": now }));
+    for wanted in wanted {
+        if !taints.iter().any(|t| text(t, "/key") == *wanted) {
+            taints.push(json!({ "key": wanted, "effect": "NoSchedule", "timeAdded": now }));
+        }
     }
     let same = before
         .as_array()
@@ -302,11 +326,24 @@ mod tests {
             "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "EdgeReady"}]},
         });
         assert_eq!(Ready::of(&node), Ready::True);
-        assert!(set_taint(&mut node, Ready::True.taint(), "t"));
-        assert!(!set_taint(&mut node, Ready::True.taint(), "t"), "settled");
+        let settle = |node: &mut Value| {
+            let wanted = taints_for(node);
+            set_taints(node, &wanted, "t")
+        };
+        assert!(settle(&mut node));
+        assert!(!settle(&mut node), "settled");
+        let short = json!({"type": "MemoryPressure", "status": "True"});
+        let conditions = node["status"]["conditions"].as_array_mut().unwrap();
+        conditions.push(short);
+        assert!(settle(&mut node));
+        let taints = node["spec"]["taints"].as_array().unwrap().clone();
+        assert_eq!(taints[1]["key"], "node.kubernetes.io/memory-pressure");
         set_unknown(&mut node, "t1");
         assert_eq!(Ready::of(&node), Ready::Unknown);
-        assert!(set_taint(&mut node, Ready::Unknown.taint(), "t"));
+        assert!(
+            settle(&mut node),
+            "unreachable, and nothing known of its memory"
+        );
         assert_eq!(node["spec"]["taints"].as_array().unwrap().len(), 2);
         let conditions = node["status"]["conditions"].as_array().unwrap();
         assert_eq!(conditions.len(), 4);

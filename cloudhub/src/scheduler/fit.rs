@@ -69,7 +69,24 @@ fn refusal(pod: &Value, name: &str, node: &NodeFacts, pods: usize) -> Option<Str
     (pods >= node.pods_max).then(|| "Too many pods".to_owned())
 }
 
+/// Whether the pod asks for CPU or memory: it then copes with a node that is short of memory.
+fn asks_for_something(pod: &Value) -> bool {
+    let lists = ["/spec/containers", "/spec/initContainers"];
+    let containers = lists
+        .iter()
+        .filter_map(|list| pod.pointer(list).and_then(Value::as_array));
+    containers.flatten().any(|container| {
+        ["requests", "limits"].iter().any(|list| {
+            let amounts = &container["resources"][*list];
+            amounts.get("cpu").is_some() || amounts.get("memory").is_some()
+        })
+    })
+}
+
 fn is_tolerated(pod: &Value, taint: &Value) -> bool {
+    if text(taint, "/key") == "node.kubernetes.io/memory-pressure" && asks_for_something(pod) {
+        return true;
+    }
     let tolerations = pod.pointer("/spec/tolerations").and_then(Value::as_array);
     tolerations.into_iter().flatten().any(|t| {
         let effect = text(t, "/effect");
@@ -175,6 +192,16 @@ mod tests {
             "status": {"conditions": [{"type": "Ready", "status": ready}],
                        "allocatable": {"pods": "2"}},
         }))
+    }
+
+    #[test]
+    fn a_node_short_of_memory_takes_who_asked_for_some() {
+        let short = json!([{"key": "node.kubernetes.io/memory-pressure", "effect": "NoSchedule"}]);
+        let nodes = BTreeMap::from([("a".to_owned(), node(&json!({}), &short, "True"))]);
+        let asks = json!({"spec": {"containers": [{"resources": {"requests": {"cpu": "1m"}}}]}});
+        assert_eq!(choose(&asks, &nodes, &BTreeMap::new()), Ok("a"));
+        let none = json!({"spec": {"containers": [{"resources": {}}]}});
+        assert!(choose(&none, &nodes, &BTreeMap::new()).is_err());
     }
 
     #[test]
