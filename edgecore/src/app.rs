@@ -11,6 +11,7 @@ use crate::api::{self, ListenError, PodsQuery, Sources};
 use crate::bus::{self, BusError, BusHandle};
 use crate::clock;
 use crate::config::{BusConfig, Config, RuntimeConfig};
+use crate::edged::runtime::Runtime;
 use crate::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime, Registries};
 use crate::edged::{self, Edged, EdgedHandle};
 use crate::hub::tls::Floor;
@@ -143,15 +144,13 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
     };
     let meta_handle = MetaHandle::open(store.clone(), sealer, &node, hub.clone()).await?;
 
-    let pods = match &config.runtime {
-        Some(runtime) => Some(start_edged(
-            config,
-            runtime,
-            &meta_handle,
-            &hub,
-            &mut supervisor,
-        )?),
-        None => None,
+    let (pods, containers) = match &config.runtime {
+        Some(runtime) => {
+            let (pods, containers) =
+                start_edged(config, runtime, &meta_handle, &hub, &mut supervisor)?;
+            (Some(pods), Some(containers))
+        }
+        None => (None, None),
     };
     let bus = match &config.bus {
         Some(bus) => Some(start_bus(bus, store, &hub, &mut supervisor).await?),
@@ -189,6 +188,7 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
         store: store.clone(),
         database: config.database.clone(),
         pods,
+        runtime: containers,
         bus,
         started,
     };
@@ -230,8 +230,9 @@ fn start_edged(
     meta: &MetaHandle,
     hub: &HubHandle,
     supervisor: &mut Supervisor,
-) -> Result<mpsc::Sender<PodsQuery>, AppError> {
-    let containers = ContainerdRuntime::connect(containerd(runtime, &config.run_dir))?;
+) -> Result<(mpsc::Sender<PodsQuery>, Arc<dyn Runtime>), AppError> {
+    let containers: Arc<dyn Runtime> =
+        ContainerdRuntime::connect(containerd(runtime, &config.run_dir))?;
     let settings = edged::Settings {
         disk_dir: runtime.root_dir.join("pods"),
         run_dir: config.run_dir.join("volumes"),
@@ -252,7 +253,7 @@ fn start_edged(
         ..edged::Settings::new(config.node_name.clone())
     };
     let handle = Edged::start(edged::Deps {
-        runtime: containers,
+        runtime: Arc::clone(&containers),
         desired: Arc::new(meta.clone()),
         sink: Arc::new(hub.clone()),
         settings,
@@ -260,7 +261,7 @@ fn start_edged(
     let (ask, questions) = mpsc::channel(PODS_QUERIES_MAX);
     let stop = supervisor.token(Phase::Core);
     supervisor.spawn("edged", own_edged(handle, questions, stop));
-    Ok(ask)
+    Ok((ask, containers))
 }
 
 /// Owns Edged: answers for it and stops it.
@@ -285,7 +286,7 @@ async fn own_edged(
     }
 }
 
-fn containerd(runtime: &RuntimeConfig, run_dir: &Path) -> ContainerdConfig {
+pub(crate) fn containerd(runtime: &RuntimeConfig, run_dir: &Path) -> ContainerdConfig {
     ContainerdConfig {
         address: runtime.containerd.display().to_string(),
         namespace: runtime.namespace.clone(),

@@ -45,9 +45,143 @@ pub(crate) enum Command {
     Status(AskArgs),
     /// Look for what would keep this node from working, and say what to do.
     Check(AskArgs),
+    /// The pods of this node. Works offline; without the daemon, containerd is asked.
+    Pods(PodsArgs),
+    /// What a container has written. Works offline and without the daemon.
+    Logs(LogsArgs),
+    /// Run a command in a container. Exits as the command does.
+    Exec(ExecArgs),
+    /// Join what a container runs: its output from now on, its input with -i.
+    Attach(AttachArgs),
+    /// What pods, or the node, use now.
+    #[command(subcommand)]
+    Top(TopCommand),
     /// Container images.
     #[command(subcommand)]
     Image(ImageCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PodsArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Only pods of this namespace [default: of all].
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// Pods of all namespaces, which is the default.
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: PodsOutput,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PodsOutput {
+    Table,
+    Wide,
+    Json,
+}
+
+/// Which container.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TargetArgs {
+    /// The pod, as NAME or NAMESPACE/NAME.
+    #[arg(value_name = "POD")]
+    pub pod: String,
+    /// The pod's namespace [default: whichever has a pod of the name].
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// The container, where the pod has several.
+    #[arg(short, long)]
+    pub container: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Wait for more until the container ends.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// The log of the run before this one.
+    #[arg(short, long)]
+    pub previous: bool,
+    /// Only what is younger, e.g. 10m or 1h30m.
+    #[arg(long, value_name = "SPAN", value_parser = span, conflicts_with = "since_time")]
+    pub since: Option<jiff::SignedDuration>,
+    /// Only what was written at this time (RFC 3339) or later.
+    #[arg(long, value_name = "TIME")]
+    pub since_time: Option<jiff::Timestamp>,
+    /// Only so many lines at the end.
+    #[arg(long, value_name = "LINES")]
+    pub tail: Option<u64>,
+    /// The time before each line.
+    #[arg(long)]
+    pub timestamps: bool,
+    /// Stop after so many bytes.
+    #[arg(long, value_name = "BYTES")]
+    pub limit_bytes: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Pass standard input on.
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// Give the command a terminal.
+    #[arg(short, long)]
+    pub tty: bool,
+    /// The command and its arguments, after `--`.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AttachArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Pass standard input on; the container must have `stdin: true`.
+    #[arg(short = 'i', long)]
+    pub stdin: bool,
+    /// The container has a terminal: pass every key and the window's size on.
+    #[arg(short, long)]
+    pub tty: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TopCommand {
+    /// Pods.
+    Pods {
+        /// Only this pod, as NAME or NAMESPACE/NAME.
+        #[arg(value_name = "POD")]
+        pod: Option<String>,
+        /// Only pods of this namespace [default: of all].
+        #[arg(short, long)]
+        namespace: Option<String>,
+        /// One row for each container.
+        #[arg(long)]
+        containers: bool,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// The node.
+    Node {
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+}
+
+fn span(text: &str) -> Result<jiff::SignedDuration, String> {
+    text.parse()
+        .map_err(|error: jiff::Error| format!("{error}; e.g. 30s, 10m, 1h30m"))
 }
 
 #[derive(Debug, Subcommand)]

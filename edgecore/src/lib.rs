@@ -9,6 +9,7 @@ pub mod bus;
 pub mod check;
 pub mod clock;
 pub mod config;
+pub mod console;
 pub mod edged;
 pub mod files;
 pub mod hub;

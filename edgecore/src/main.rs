@@ -1,6 +1,7 @@
 //! Flags to exit code.
 
 mod cli;
+mod node;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,11 @@ fn main() -> ExitCode {
         Some(Command::Join(args)) => join(&args),
         Some(Command::Status(args)) => status(&args),
         Some(Command::Check(args)) => check(&args),
+        Some(Command::Pods(args)) => node::pods(&args),
+        Some(Command::Logs(args)) => node::logs(&args),
+        Some(Command::Exec(args)) => node::exec(&args),
+        Some(Command::Attach(args)) => node::attach(&args),
+        Some(Command::Top(command)) => node::top(&command),
         Some(Command::Image(ImageCommand::Import { file, config })) => import(&file, &config),
     })
 }

@@ -344,6 +344,13 @@ impl World {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// A command of `edgecore` on this node, to be given its arguments.
+    pub fn on_node(&self, command: &str) -> Result<Command> {
+        let mut on_node = self.bin("edgecore");
+        on_node.args([command, "--config", path(&self.edge_config())?]);
+        Ok(on_node)
+    }
+
     /// Waits until the node's Ready condition in the hub has this status.
     pub async fn node_is(&self, status: &str, limit: Duration) -> Result<Duration> {
         let started = Instant::now();

@@ -16,12 +16,15 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::sessions::{Kind, Sessions};
+use super::stats::NodeStats;
 use super::status::{
     DeviceStatus, DiskStatus, LinkStatus, MemoryStatus, MqttStatus, PodStatus, Status,
 };
 use crate::bus::BusHandle;
 use crate::clock;
 use crate::edged::PodSummary;
+use crate::edged::runtime::Runtime;
 use crate::hub::HubHandle;
 use crate::outbox;
 use crate::store::{Store, StoreError};
@@ -36,7 +39,6 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 pub type PodsQuery = oneshot::Sender<Vec<PodSummary>>;
 
 /// Where the answers come from.
-#[derive(Debug)]
 pub struct Sources {
     pub node: String,
     pub hub_address: String,
@@ -45,6 +47,8 @@ pub struct Sources {
     pub database: PathBuf,
     /// `None` on a node without pods.
     pub pods: Option<mpsc::Sender<PodsQuery>>,
+    /// What runs the pods, for sessions and statistics; `None` on a node without pods.
+    pub runtime: Option<Arc<dyn Runtime>>,
     /// `None` on a node without MQTT.
     pub bus: Option<BusHandle>,
     pub started: Instant,
@@ -77,13 +81,23 @@ pub fn listen(socket: &Path) -> Result<UnixListener, ListenError> {
     Ok(listener)
 }
 
+/// What one connection is served from.
+struct Served {
+    sources: Sources,
+    sessions: Option<Sessions>,
+}
+
 /// Serves until `stop`.
 pub async fn serve(
     listener: UnixListener,
     sources: Sources,
     stop: CancellationToken,
 ) -> Result<(), std::io::Error> {
-    let sources = Arc::new(sources);
+    let sessions = sources
+        .runtime
+        .clone()
+        .map(|runtime| Sessions::new(runtime, stop.child_token()));
+    let sources = Arc::new(Served { sources, sessions });
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -96,6 +110,10 @@ pub async fn serve(
                 listener.accept().await.map(|(stream, _)| (stream, permit))
             } => accepted?,
         };
+        if !is_allowed(&stream) {
+            tracing::warn!("somebody other than root knocked at the local API");
+            continue;
+        }
         let sources = Arc::clone(&sources);
         connections.spawn(async move {
             let _held = permit;
@@ -104,10 +122,18 @@ pub async fn serve(
     }
 }
 
-async fn serve_one(stream: UnixStream, sources: Arc<Sources>) {
+/// Root, or whoever this runs as: beside the socket's mode, since `exec` is root in containers.
+fn is_allowed(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    stream
+        .peer_cred()
+        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+}
+
+async fn serve_one(stream: UnixStream, sources: Arc<Served>) {
     let service = service_fn(move |request| {
         let sources = Arc::clone(&sources);
-        async move { Ok::<_, Infallible>(answer(&request, &sources).await) }
+        async move { Ok::<_, Infallible>(answer(request, &sources).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -115,31 +141,56 @@ async fn serve_one(stream: UnixStream, sources: Arc<Sources>) {
         .keep_alive(false)
         .max_buf_size(16 << 10)
         .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
         .await;
     if let Err(error) = served {
         tracing::debug!(%error, "local API connection ended early");
     }
 }
 
-async fn answer(request: &Request<Incoming>, sources: &Sources) -> Response<Full<Bytes>> {
-    let (code, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/status") => match status(sources).await {
-            Ok(status) => (
-                StatusCode::OK,
-                serde_json::to_vec(&status).unwrap_or_default(),
-            ),
-            Err(error) => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                error.to_string().into_bytes(),
-            ),
-        },
-        (&Method::GET, "/healthz") => (StatusCode::OK, b"ok".to_vec()),
-        _ => (
-            StatusCode::NOT_FOUND,
-            b"known: GET /status, GET /healthz".to_vec(),
-        ),
+async fn answer(request: Request<Incoming>, served: &Served) -> Response<Full<Bytes>> {
+    let sources = &served.sources;
+    let kind = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/status") => return json(status(sources).await),
+        (&Method::GET, "/pods") => return json(Ok::<_, StoreError>(summaries(sources).await)),
+        (&Method::GET, "/stats") => {
+            return json(match &sources.runtime {
+                Some(runtime) => NodeStats::look(runtime.as_ref()).await,
+                None => Ok(NodeStats::default()),
+            });
+        }
+        (&Method::GET, "/healthz") => return text(StatusCode::OK, "ok"),
+        (&Method::POST, "/exec") => Kind::Exec,
+        (&Method::POST, "/attach") => Kind::Attach,
+        _ => {
+            return text(
+                StatusCode::NOT_FOUND,
+                "known: GET /status, /pods, /stats, /healthz; POST /exec, /attach",
+            );
+        }
     };
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+    match &served.sessions {
+        Some(sessions) => {
+            let pods = summaries(sources).await;
+            sessions.answer(kind, request, &pods).await
+        }
+        None => text(
+            StatusCode::NOT_FOUND,
+            "this node runs no pods (modules.edged.enable is false)",
+        ),
+    }
+}
+
+fn json<T: serde::Serialize, E: std::fmt::Display>(answer: Result<T, E>) -> Response<Full<Bytes>> {
+    match answer.map(|answer| serde_json::to_string(&answer)) {
+        Ok(Ok(body)) => text(StatusCode::OK, &body),
+        Ok(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+fn text(code: StatusCode, body: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
     *response.status_mut() = code;
     response
 }
@@ -190,7 +241,8 @@ fn link(sources: &Sources, now: Instant) -> LinkStatus {
     }
 }
 
-async fn pods(sources: &Sources) -> Vec<PodStatus> {
+/// The pods as Edged has them.
+async fn summaries(sources: &Sources) -> Vec<PodSummary> {
     let Some(ask) = &sources.pods else {
         return Vec::new();
     };
@@ -198,8 +250,12 @@ async fn pods(sources: &Sources) -> Vec<PodStatus> {
     if ask.send(reply).await.is_err() {
         return Vec::new();
     }
-    let found = answer.await.unwrap_or_default();
-    found
+    answer.await.unwrap_or_default()
+}
+
+async fn pods(sources: &Sources) -> Vec<PodStatus> {
+    summaries(sources)
+        .await
         .into_iter()
         .map(|pod| PodStatus {
             namespace: pod.namespace,

@@ -8,16 +8,28 @@
 //! If this process died, the container would get SIGPIPE on its next write. So: fixed buffers, no
 //! panics, and a line that cannot be written is dropped.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+#[path = "edged-logger/log.rs"]
+mod log;
+#[path = "edged-logger/quota.rs"]
+mod quota;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use log::Log;
 
 /// CRI splits longer lines into partial ones (kubelet reads up to this much per entry).
 const LINE_BYTES_MAX: usize = 16 << 10;
-/// Rotation defaults, as kubelet's `containerLogMaxSize` and `containerLogMaxFiles`.
-const BYTES_MAX_DEFAULT: u64 = 10 << 20;
-const FILES_MAX_DEFAULT: u32 = 5;
+/// Time after which a prompt is written without its line's end.
+const PROMPT_AFTER: rustix::event::Timespec = rustix::event::Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+const NO_WAIT: rustix::event::Timespec = rustix::event::Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -27,6 +39,14 @@ struct Config {
     bytes_max: u64,
     #[serde(default)]
     files_max: u32,
+    /// Most bytes of all logs of the pod, and of the node; 0 is no limit.
+    #[serde(default)]
+    pod_bytes_max: u64,
+    #[serde(default)]
+    node_bytes_max: u64,
+    /// A line that is not finished after a moment is written as it is: a prompt on a terminal.
+    #[serde(default)]
+    is_terminal: bool,
 }
 
 fn main() -> std::process::ExitCode {
@@ -41,11 +61,14 @@ fn run() -> io::Result<()> {
     let file = config_path(std::env::args())
         .ok_or_else(|| io::Error::other("--config <file> is missing"))?;
     let config: Config = serde_json::from_slice(&std::fs::read(file)?).map_err(io::Error::from)?;
+    // Not the first to go when memory runs out; without the capability it stays as it is.
+    drop(std::fs::write("/proc/self/oom_score_adj", "-999"));
+    let is_terminal = config.is_terminal;
     let mut log = Log::open(config)?;
     let (stdout, stderr, ready) = inherited::take()?;
     let stop = inherited::stop_signal()?;
     drop(ready);
-    pump(&mut log, stdout, stderr, &stop)
+    pump(&mut log, stdout, stderr, &stop, is_terminal)
 }
 
 /// The shim passes `?--config=<file>` as two arguments; by hand one is handier.
@@ -62,7 +85,13 @@ fn config_path(mut arguments: impl Iterator<Item = String>) -> Option<String> {
 }
 
 /// Copies until both streams end, or until told to stop and both are empty.
-fn pump(log: &mut Log, stdout: File, stderr: File, stop: &File) -> io::Result<()> {
+fn pump(
+    log: &mut Log,
+    stdout: File,
+    stderr: File,
+    stop: &File,
+    is_terminal: bool,
+) -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, poll};
     let mut streams = [
         Some(Stream::new("stdout", stdout)?),
@@ -77,11 +106,13 @@ fn pump(log: &mut Log, stdout: File, stderr: File, stop: &File) -> io::Result<()
         if !stopping {
             polled.push(PollFd::new(stop, PollFlags::IN));
         }
-        let zero = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
+        let has_prompt = is_terminal && streams.iter().flatten().any(Stream::is_unfinished);
+        let wait = match (stopping, has_prompt) {
+            (true, _) => Some(&NO_WAIT),
+            (false, true) => Some(&PROMPT_AFTER),
+            (false, false) => None,
         };
-        let ready = match poll(&mut polled, stopping.then_some(&zero)) {
+        let ready = match poll(&mut polled, wait) {
             Ok(ready) => ready,
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
@@ -90,10 +121,16 @@ fn pump(log: &mut Log, stdout: File, stderr: File, stop: &File) -> io::Result<()
             stopping = true;
             continue;
         }
-        if ready == 0 {
+        drop(polled);
+        if ready == 0 && stopping {
             break;
         }
-        drop(polled);
+        if ready == 0 {
+            for stream in streams.iter_mut().flatten() {
+                stream.prompt(log);
+            }
+            continue;
+        }
         for slot in &mut streams {
             if let Some(stream) = slot
                 && stream.read_into(log)
@@ -156,6 +193,18 @@ impl Stream {
         false
     }
 
+    fn is_unfinished(&self) -> bool {
+        !self.line.is_empty()
+    }
+
+    /// Writes what there is of a line; its rest follows.
+    fn prompt(&mut self, log: &mut Log) {
+        if !self.line.is_empty() {
+            log.write(self.name, b"P", &self.line);
+            self.line.clear();
+        }
+    }
+
     /// The last line, if the container ended without a newline.
     fn finish(&mut self, log: &mut Log) {
         if !self.line.is_empty() {
@@ -163,121 +212,6 @@ impl Stream {
             self.line.clear();
         }
     }
-}
-
-/// The log file and its rotated predecessors `<path>.1` (newest) and up.
-struct Log {
-    path: PathBuf,
-    file: File,
-    written: u64,
-    bytes_max: u64,
-    files_max: u32,
-    entry: Vec<u8>,
-}
-
-impl Log {
-    fn open(config: Config) -> io::Result<Self> {
-        let file = append(&config.path)?;
-        let written = file.metadata()?.len();
-        Ok(Self {
-            path: config.path,
-            file,
-            written,
-            bytes_max: match config.bytes_max {
-                0 => BYTES_MAX_DEFAULT,
-                bytes => bytes,
-            },
-            files_max: match config.files_max {
-                0 => FILES_MAX_DEFAULT,
-                files => files,
-            },
-            entry: Vec::with_capacity(LINE_BYTES_MAX + 64),
-        })
-    }
-
-    /// `<RFC 3339 nanoseconds> <stream> <F|P> <line>`, one write per entry. Dropped if the disk
-    /// is full: the container must not notice.
-    fn write(&mut self, stream: &str, tag: &[u8], line: &[u8]) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        self.entry.clear();
-        self.entry
-            .extend_from_slice(timestamp(now.as_secs(), now.subsec_nanos()).as_bytes());
-        self.entry.push(b' ');
-        self.entry.extend_from_slice(stream.as_bytes());
-        self.entry.push(b' ');
-        self.entry.extend_from_slice(tag);
-        self.entry.push(b' ');
-        self.entry.extend_from_slice(line);
-        self.entry.push(b'\n');
-        let length = u64::try_from(self.entry.len()).unwrap_or(u64::MAX);
-        if self.written > 0 && self.written.saturating_add(length) > self.bytes_max {
-            self.rotate();
-        }
-        if self.file.write_all(&self.entry).is_ok() {
-            self.written = self.written.saturating_add(length);
-        }
-    }
-
-    fn rotated(&self, number: u32) -> PathBuf {
-        let mut name = self.path.as_os_str().to_owned();
-        name.push(format!(".{number}"));
-        PathBuf::from(name)
-    }
-
-    /// Renames `.n` to `.n+1`, oldest dropped. If anything fails the same file goes on.
-    fn rotate(&mut self) {
-        let kept = self.files_max.saturating_sub(1);
-        if kept == 0 {
-            if self.file.set_len(0).is_ok() {
-                self.written = 0;
-            }
-            return;
-        }
-        for number in (1..kept).rev() {
-            // The first rotations have no older files to move.
-            let _ = std::fs::rename(self.rotated(number), self.rotated(number + 1));
-        }
-        if std::fs::rename(&self.path, self.rotated(1)).is_ok()
-            && let Ok(file) = append(&self.path)
-        {
-            self.file = file;
-            self.written = 0;
-        }
-    }
-}
-
-fn append(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o640)
-        .open(path)
-}
-
-/// RFC 3339 in UTC with nanoseconds (days to civil date after Howard Hinnant's `chrono` paper).
-fn timestamp(secs: u64, nanos: u32) -> String {
-    let (days, rest) = (secs / 86_400, secs % 86_400);
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{nanos:09}Z",
-        rest / 3600,
-        rest / 60 % 60,
-        rest % 60
-    )
 }
 
 /// The only unsafe part: descriptors that the shim left us, and the signal that ends us.
@@ -340,18 +274,10 @@ mod inherited {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io::Write;
+    use std::path::Path;
 
-    #[test]
-    fn timestamps_are_rfc_3339() {
-        for (secs, nanos, text) in [
-            (0, 0, "1970-01-01T00:00:00.000000000Z"),
-            (951_782_400, 5, "2000-02-29T00:00:00.000000005Z"),
-            (1_700_000_000, 123_456_789, "2023-11-14T22:13:20.123456789Z"),
-        ] {
-            assert_eq!(timestamp(secs, nanos), text);
-        }
-    }
+    use super::*;
 
     #[test]
     fn config_in_one_argument_or_two() {
@@ -367,6 +293,9 @@ mod tests {
             path,
             bytes_max,
             files_max,
+            pod_bytes_max: 0,
+            node_bytes_max: 0,
+            is_terminal: false,
         })
         .unwrap()
     }
@@ -378,7 +307,7 @@ mod tests {
         let file = |pipe| File::from(std::os::fd::OwnedFd::from(pipe));
         let owned = bytes.to_vec();
         let feeder = std::thread::spawn(move || writer.write_all(&owned).unwrap());
-        pump(log, file(reader), file(quiet), &file(stop)).unwrap();
+        pump(log, file(reader), file(quiet), &file(stop), false).unwrap();
         feeder.join().unwrap();
     }
 
@@ -427,6 +356,7 @@ mod tests {
             file(reader),
             file(quiet),
             &File::from(std::os::fd::OwnedFd::from(stop)),
+            false,
         )
         .unwrap();
         let text = std::fs::read_to_string(dir.path().join("0.log")).unwrap();
@@ -455,5 +385,29 @@ mod tests {
         assert!(!dir.path().join("0.log.3").exists());
         let expected: Vec<u32> = (100 - u32::try_from(numbers.len()).unwrap()..100).collect();
         assert_eq!(numbers, expected);
+    }
+
+    #[test]
+    fn a_prompt_is_written_before_its_line_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = log(dir.path(), 0, 0);
+        let file = |pipe| File::from(std::os::fd::OwnedFd::from(pipe));
+        let (reader, mut terminal) = io::pipe().unwrap();
+        let (quiet, _) = io::pipe().unwrap();
+        let (stop, _keep) = io::pipe().unwrap();
+        let (reader, quiet, stop) = (file(reader), file(quiet), file(stop));
+        let pumping = std::thread::spawn(move || pump(&mut log, reader, quiet, &stop, true));
+        terminal.write_all(b"login: ").unwrap();
+        let began = std::time::Instant::now();
+        let read = || std::fs::read_to_string(&path).unwrap();
+        while !read().contains("stdout P login: \n") {
+            assert!(began.elapsed().as_secs() < 10, "{}", read());
+            std::thread::yield_now();
+        }
+        terminal.write_all(b"root\n").unwrap();
+        drop(terminal);
+        pumping.join().unwrap().unwrap();
+        assert!(read().ends_with(" stdout F root\n"), "{}", read());
     }
 }

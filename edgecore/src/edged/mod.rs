@@ -17,11 +17,13 @@ pub mod capacity;
 mod deps;
 mod events;
 pub mod eviction;
+pub mod logs;
 mod main_loop;
 pub mod node;
 pub mod pod;
 pub mod quantity;
 pub mod runtime;
+mod summary;
 pub mod volumes;
 
 use std::collections::BTreeMap;
@@ -38,6 +40,8 @@ use crate::clock;
 use pod::convert::{Placement, PodId};
 use pod::worker::Context;
 use runtime::Runtime;
+
+pub use summary::ContainerSummary;
 
 pub use deps::{DesiredError, DesiredState, StatusSink};
 
@@ -111,7 +115,8 @@ pub struct Deps {
 }
 
 /// One pod as this node has it, for local diagnosis.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct PodSummary {
     pub namespace: String,
     pub name: String,
@@ -124,6 +129,12 @@ pub struct PodSummary {
     /// Why the first container that does not run does not, or `Terminating`.
     pub reason: String,
     pub ip: String,
+    /// As `kubectl get pods` says it.
+    pub status: String,
+    /// When this node took the pod.
+    pub started_at_ms: Option<i64>,
+    /// Init containers first.
+    pub members: Vec<ContainerSummary>,
 }
 
 impl PodSummary {
@@ -148,6 +159,9 @@ impl PodSummary {
                 reason.unwrap_or_default()
             },
             ip: status.pod_ip.clone().unwrap_or_default(),
+            status: summary::in_words(status, terminating),
+            started_at_ms: status.start_time.as_ref().map(|t| t.0.as_millisecond()),
+            members: summary::containers(status),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use edgecore::edged::runtime::containerd::ContainerdRuntime;
+use edgecore::edged::runtime::session::{AttachRequest, ExecRequest, Input, Output, Session, Size};
 use edgecore::edged::runtime::{
     ContainerSpec, EXEC_OUTPUT_BYTES_MAX, ExecOutput, Runtime, RuntimeError, SandboxSpec,
 };
@@ -275,5 +276,260 @@ async fn a_daemon_killed_under_a_command_and_a_crash_of_ours() {
     sleeper.until_nothing_is_left().await;
     assert!(!sleeper.output("ps").await.1.contains("sleep 777"));
     assert!(!home.with_extension("lock").exists());
+    sleeper.end().await;
+}
+
+/// Everything a session says from now on, and its end.
+async fn rest(session: &mut Session) -> (String, String, Output) {
+    let (mut stdout, mut stderr) = (String::new(), String::new());
+    loop {
+        let said = tokio::time::timeout(PATIENCE, session.output.recv()).await;
+        match said.expect("the session says nothing").unwrap() {
+            Output::Stdout(bytes) => stdout.push_str(std::str::from_utf8(&bytes).unwrap()),
+            Output::Stderr(bytes) => stderr.push_str(std::str::from_utf8(&bytes).unwrap()),
+            last => return (stdout, stderr, last),
+        }
+    }
+}
+
+impl Sleeper {
+    async fn talk(&self, script: &str, tty: bool) -> Session {
+        let request = ExecRequest {
+            command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            stdin: true,
+            tty,
+            size: tty.then_some(Size {
+                width: 80,
+                height: 24,
+            }),
+        };
+        self.world.runtime.exec(&self.id, &request).await.unwrap()
+    }
+}
+
+async fn say(session: &Session, text: &str) {
+    let input = Input::Stdin(text.as_bytes().to_vec().into());
+    session.input.send(input).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_has_input_two_outputs_and_an_end() {
+    if skipped("a_session_has_input_two_outputs_and_an_end") {
+        return;
+    }
+    let sleeper = Sleeper::new().await;
+    let mut session = sleeper.talk("cat; echo err >&2; exit 5", false).await;
+    say(&session, "one\n").await;
+    say(&session, "two\n").await;
+    session.input.send(Input::StdinEnd).await.unwrap();
+    let (stdout, stderr, end) = rest(&mut session).await;
+    assert_eq!((stdout.as_str(), stderr.as_str()), ("one\ntwo\n", "err\n"));
+    assert_eq!(end, Output::Exited(5));
+
+    // More than every buffer holds, both ways at once.
+    let mut session = sleeper.talk("cat", false).await;
+    let input = session.input.clone();
+    let block = "x".repeat(32 << 10);
+    let writer = tokio::spawn(async move {
+        for _ in 0..64 {
+            let bytes = block.clone().into_bytes().into();
+            input.send(Input::Stdin(bytes)).await.unwrap();
+        }
+        input.send(Input::StdinEnd).await.unwrap();
+    });
+    let (stdout, _, end) = rest(&mut session).await;
+    writer.await.unwrap();
+    assert_eq!((stdout.len(), end), (64 * (32 << 10), Output::Exited(0)));
+
+    // A process that reads nothing ends all the same.
+    let mut session = sleeper.talk("exec true", false).await;
+    let input = session.input.clone();
+    let eager = tokio::spawn(async move {
+        let bytes = bytes_of(1 << 20);
+        while input.send(Input::Stdin(bytes.clone())).await.is_ok() {}
+    });
+    assert_eq!(rest(&mut session).await.2, Output::Exited(0));
+    drop(session);
+    eager.await.unwrap();
+
+    // Somebody hangs up: the process goes.
+    let session = sleeper.talk("exec sleep 4321", false).await;
+    assert!(sleeper.output("ps").await.1.contains("sleep 4321"));
+    drop(session);
+    sleeper.until_nothing_is_left().await;
+    assert!(!sleeper.output("ps").await.1.contains("sleep 4321"));
+    sleeper.end().await;
+}
+
+fn bytes_of(length: usize) -> bytes::Bytes {
+    vec![b'y'; length].into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_has_a_size_that_changes() {
+    if skipped("a_terminal_has_a_size_that_changes") {
+        return;
+    }
+    let sleeper = Sleeper::new().await;
+    let script = "read a; stty size; read b; stty size; tty; echo $TERM; exit 3";
+    let mut session = sleeper.talk(script, true).await;
+    say(&session, "a\n").await;
+    let mut seen = String::new();
+    while !seen.contains("24 80") {
+        match session.output.recv().await.unwrap() {
+            Output::Stdout(bytes) => seen.push_str(std::str::from_utf8(&bytes).unwrap()),
+            other => panic!("{other:?} after {seen:?}"),
+        }
+    }
+    let size = Size {
+        width: 132,
+        height: 43,
+    };
+    session.input.send(Input::Resize(size)).await.unwrap();
+    say(&session, "b\n").await;
+    let (stdout, stderr, end) = rest(&mut session).await;
+    assert!(
+        stdout.contains("43 132") && stdout.contains("/dev/"),
+        "{stdout}"
+    );
+    assert!(
+        stdout.contains("xterm") && stderr.is_empty(),
+        "{stdout} {stderr}"
+    );
+    assert_eq!(end, Output::Exited(3));
+    sleeper.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_with_a_terminal_is_joined_and_left() {
+    if skipped("a_container_with_a_terminal_is_joined_and_left") {
+        return;
+    }
+    let script = "printf 'name: '; read a; echo heard $a; read b; stty size; read c; exit 11";
+    let sleeper = Sleeper::with(|spec| ContainerSpec {
+        tty: true,
+        stdin: true,
+        command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        ..spec
+    })
+    .await;
+    let runtime = &sleeper.world.runtime;
+    let request = AttachRequest {
+        stdin: true,
+        size: Some(Size {
+            width: 80,
+            height: 24,
+        }),
+    };
+    let mut first = runtime.attach(&sleeper.id, &request).await.unwrap();
+    say(&first, "one\n").await;
+    let mut seen = String::new();
+    while !seen.contains("heard one") {
+        match first.output.recv().await.unwrap() {
+            Output::Stdout(bytes) => seen.push_str(std::str::from_utf8(&bytes).unwrap()),
+            other => panic!("{other:?} after {seen:?}"),
+        }
+    }
+    drop(first);
+    // Another comes; the container has not noticed.
+    let mut second = runtime.attach(&sleeper.id, &request).await.unwrap();
+    let size = Size {
+        width: 100,
+        height: 30,
+    };
+    second.input.send(Input::Resize(size)).await.unwrap();
+    say(&second, "two\n").await;
+    say(&second, "three\n").await;
+    let (stdout, _, end) = rest(&mut second).await;
+    assert!(stdout.contains("30 100"), "{stdout}");
+    assert!(!stdout.contains("heard one"), "only what is new: {stdout}");
+    assert_eq!(end, Output::Exited(11));
+    sleeper.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_without_input_is_listened_to() {
+    if skipped("a_container_without_input_is_listened_to") {
+        return;
+    }
+    let sleeper = Sleeper::with(|spec| {
+        let script = "trap 'echo bye; echo bad >&2; exit 0' TERM; while true; do sleep 0.1; done";
+        ContainerSpec {
+            command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            ..spec
+        }
+    })
+    .await;
+    let runtime = &sleeper.world.runtime;
+    let wants = AttachRequest {
+        stdin: true,
+        size: None,
+    };
+    let refused = runtime.attach(&sleeper.id, &wants).await.unwrap_err();
+    assert!(refused.to_string().contains("`stdin: true`"), "{refused}");
+    let mut session = runtime
+        .attach(&sleeper.id, &AttachRequest::default())
+        .await
+        .unwrap();
+    runtime.signal_stop(&sleeper.id).await.unwrap();
+    let (stdout, stderr, end) = rest(&mut session).await;
+    assert_eq!((stdout.as_str(), stderr.as_str()), ("bye\n", "bad\n"));
+    assert_eq!(end, Output::Exited(0));
+    sleeper.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_container_uses_is_told() {
+    if skipped("what_a_container_uses_is_told") {
+        return;
+    }
+    let sleeper = Sleeper::with(|spec| {
+        let script = "head -c 3000000 /dev/zero > /file; i=0; \
+            while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; sleep 1000";
+        ContainerSpec {
+            command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            ..spec
+        }
+    })
+    .await;
+    let began = Instant::now();
+    let log = sleeper
+        .world
+        .config
+        .state_dir
+        .parent()
+        .unwrap()
+        .join("logs");
+    let log = log.join(&sleeper.pod.pod_uid).join("main/0.log");
+    while !std::fs::read_to_string(&log).unwrap().contains("done") {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let pods = sleeper.world.runtime.stats().await.unwrap();
+    let [pod] = pods.as_slice() else {
+        panic!("{pods:?}");
+    };
+    note(&format!("{pod:?}"));
+    assert_eq!(
+        (pod.uid.as_str(), pod.name.as_str()),
+        (sleeper.pod.pod_uid.as_str(), "web")
+    );
+    assert_eq!(
+        (pod.received_bytes, pod.sent_bytes),
+        (0, 0),
+        "the host's network"
+    );
+    let [one] = pod.containers.as_slice() else {
+        panic!("{pod:?}");
+    };
+    assert!(
+        one.cpu_ns > 1_000_000 && one.memory_working_set_bytes > 0,
+        "{one:?}"
+    );
+    assert!(
+        one.processes >= 1 && one.rootfs_bytes >= 3_000_000,
+        "{one:?}"
+    );
+    assert_eq!(one.log_bytes, std::fs::metadata(&log).unwrap().len());
     sleeper.end().await;
 }

@@ -202,7 +202,13 @@ impl World {
         let leases = self.ctr(&["leases", "ls", "-q"]);
         note("lease", leases);
         note("mount", Self::mounts(&self.config.state_dir).join("\n"));
-        for directory in ["sandboxes", "log", "cni/results", "cni/ipam/edgecore"] {
+        for directory in [
+            "sandboxes",
+            "log",
+            "stdin",
+            "cni/results",
+            "cni/ipam/edgecore",
+        ] {
             let listed: Vec<String> = std::fs::read_dir(self.config.state_dir.join(directory))
                 .into_iter()
                 .flatten()

@@ -7,6 +7,7 @@ pub mod fake;
 mod image;
 pub mod sandbox;
 mod security;
+pub mod session;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -242,6 +243,47 @@ pub enum RuntimeError {
     Other { step: &'static str, reason: String },
 }
 
+impl RuntimeError {
+    fn unsupported(step: &'static str) -> Self {
+        Self::Other {
+            step,
+            reason: "this runtime cannot".to_owned(),
+        }
+    }
+}
+
+/// What one container uses. Counters grow from its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerStats {
+    pub name: String,
+    pub id: String,
+    /// CPU time used so far.
+    pub cpu_ns: u64,
+    /// Memory that cannot be taken back without harm: usage less inactive file cache.
+    pub memory_working_set_bytes: u64,
+    pub memory_rss_bytes: u64,
+    /// 0: no limit.
+    pub memory_limit_bytes: u64,
+    pub processes: u64,
+    /// Written by the container over its image.
+    pub rootfs_bytes: u64,
+    pub log_bytes: u64,
+}
+
+/// What one pod uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStats {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    /// Network of the pod; 0 with the host's network.
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+    pub containers: Vec<ContainerStats>,
+}
+
 /// The container runtime as a pod worker sees it. Every method is idempotent: a worker repeats
 /// it after a crash without first asking how far it got.
 #[async_trait]
@@ -287,6 +329,29 @@ pub trait Runtime: Send + Sync + 'static {
         command: &[String],
         timeout: Duration,
     ) -> Result<ExecOutput, RuntimeError>;
+    /// Starts a command in a running container and talks with it.
+    async fn exec(
+        &self,
+        id: &str,
+        request: &session::ExecRequest,
+    ) -> Result<session::Session, RuntimeError> {
+        let _ = (id, request);
+        Err(RuntimeError::unsupported("command in a container"))
+    }
+    /// Joins the process that a container runs: its output from now on, its input if it has one.
+    /// Hanging up leaves it running.
+    async fn attach(
+        &self,
+        id: &str,
+        request: &session::AttachRequest,
+    ) -> Result<session::Session, RuntimeError> {
+        let _ = (id, request);
+        Err(RuntimeError::unsupported("attaching"))
+    }
+    /// What every pod's containers use now.
+    async fn stats(&self) -> Result<Vec<PodStats>, RuntimeError> {
+        Ok(Vec::new())
+    }
     /// Deletes task, container record and snapshot of a container that is not running.
     async fn remove(&self, id: &str) -> Result<(), RuntimeError>;
     /// Every container that carries our labels, exited ones too.

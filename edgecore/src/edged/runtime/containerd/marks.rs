@@ -31,6 +31,11 @@ impl Marks {
         self.directory.join(format!("{id}.json"))
     }
 
+    /// The fifo that a container's input goes into, if it has any.
+    pub(super) fn stdin(&self, id: &str) -> PathBuf {
+        self.directory.join(format!("{id}.stdin"))
+    }
+
     /// From now on the container may have run.
     pub(super) fn starting(&self, id: &str) -> io::Result<()> {
         std::fs::write(self.started(id), b"")
@@ -66,7 +71,7 @@ impl Marks {
 
     /// The container is removed.
     pub(super) fn forget(&self, id: &str) {
-        for file in [self.logger_config(id), self.started(id)] {
+        for file in [self.logger_config(id), self.started(id), self.stdin(id)] {
             match std::fs::remove_file(file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::debug!(%error, id, "files of a removed container left behind");

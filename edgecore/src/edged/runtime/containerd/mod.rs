@@ -25,6 +25,7 @@ mod pull;
 mod reference;
 mod snapshot;
 mod spec;
+mod stats;
 mod store;
 mod task;
 
@@ -45,12 +46,14 @@ pub use self::pull::Registries;
 use self::reference::normalize;
 pub(crate) use self::spec::PodPaths;
 use self::spec::{HostFacts, UserDatabase};
+use self::stats::Stats;
 use self::store::ImageStore;
 use super::cni::Cni;
 use super::sandbox::Sandboxes;
+use super::session::{AttachRequest, ExecRequest, Session};
 use super::{
-    CgroupUsage, Container, ContainerSpec, ExecOutput, Image, NodeLimits, PullOptions, Reclaim,
-    Runtime, RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
+    CgroupUsage, Container, ContainerSpec, ExecOutput, Image, NodeLimits, PodStats, PullOptions,
+    Reclaim, Runtime, RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
 };
 
 /// How the runtime is reached and where it keeps its things.
@@ -68,6 +71,9 @@ pub struct ContainerdConfig {
     pub cni_bin_dirs: Vec<PathBuf>,
     /// The `edged-logger` executable.
     pub logger_path: PathBuf,
+    /// Most bytes of all logs of one pod, and of all pods; 0 is no limit. Held by the loggers.
+    pub log_pod_bytes_max: u64,
+    pub log_node_bytes_max: u64,
     /// Root of all pods' cgroups.
     pub cgroup_root: String,
     /// Other namespaces of the same daemon whose images count as present (preloaded images).
@@ -93,6 +99,8 @@ impl Default for ContainerdConfig {
             cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
             cni_bin_dirs: vec![PathBuf::from("/opt/cni/bin"), PathBuf::from("/usr/lib/cni")],
             logger_path: PathBuf::from("/usr/libexec/edged-logger"),
+            log_pod_bytes_max: 256 << 20,
+            log_node_bytes_max: 2 << 30,
             cgroup_root: "/edgepods".to_owned(),
             adopt_namespaces: vec!["k8s.io".to_owned(), "default".to_owned()],
             registries: Registries::default(),
@@ -113,6 +121,7 @@ pub struct ContainerdRuntime {
     sandboxes: Sandboxes,
     execs: Execs,
     images: Arc<ImageStore>,
+    stats: Stats,
     changes: watch::Receiver<u64>,
     events: JoinHandle<()>,
 }
@@ -154,6 +163,7 @@ impl ContainerdRuntime {
         let execs = Execs::new(daemon.clone(), config.state_dir.join("exec"));
         Ok(Arc::new(Self {
             execs,
+            stats: Stats::detect(),
             sandboxes: Sandboxes::new(config.state_dir.clone(), config.resolv_conf.clone(), cni),
             images: ImageStore::new(config.clone(), daemon.clone()),
             daemon,
@@ -163,6 +173,12 @@ impl ContainerdRuntime {
             events,
             config,
         }))
+    }
+
+    /// Waits until nothing of ended commands is left behind, or for `limit`: for a program that
+    /// ends after one.
+    pub async fn settle(&self, limit: std::time::Duration) {
+        self.execs.settle(limit).await;
     }
 
     /// Brings in the images of an archive (a tar of an OCI image layout, or what `docker save`
@@ -206,6 +222,25 @@ impl ContainerdRuntime {
         }
     }
 
+    /// Where a container's input goes in, if it has any.
+    fn stdin_path(&self, id: &str) -> PathBuf {
+        Marks::new(&self.config.state_dir).stdin(id)
+    }
+
+    /// Makes the fifo of a container that wants input. Without a terminal the shim would not read
+    /// it (containerd `pkg/process: newBinaryIO`), so the container then sees the end of its input.
+    fn make_stdin(&self, id: &str, spec: &ContainerSpec) -> std::io::Result<String> {
+        if !(spec.stdin && spec.tty) {
+            return Ok(String::new());
+        }
+        let path = self.stdin_path(id);
+        if let Some(parent) = path.parent() {
+            crate::files::make_dir(parent, 0o700)?;
+        }
+        exec::make_fifo(&path)?;
+        Ok(path.display().to_string())
+    }
+
     fn write_logger_config(&self, id: &str, spec: &ContainerSpec) -> std::io::Result<PathBuf> {
         let directory = self.config.state_dir.join("log");
         std::fs::create_dir_all(&directory)?;
@@ -217,6 +252,9 @@ impl ContainerdRuntime {
             "path": spec.log_path,
             "bytesMax": spec.log_bytes_max,
             "filesMax": spec.log_files_max,
+            "podBytesMax": self.config.log_pod_bytes_max,
+            "nodeBytesMax": self.config.log_node_bytes_max,
+            "isTerminal": spec.tty,
         });
         std::fs::write(&path, config.to_string())?;
         Ok(path)
@@ -337,7 +375,11 @@ impl Runtime for ContainerdRuntime {
             self.config.logger_path.display(),
             config.display()
         );
+        let stdin = self
+            .make_stdin(&id, spec)
+            .map_err(|error| create_failed(format!("standard input: {error}")))?;
         let launch = task::Launch {
+            stdin: &stdin,
             id: &id,
             container: spec,
             spec: &oci,
@@ -389,6 +431,19 @@ impl Runtime for ContainerdRuntime {
         timeout: std::time::Duration,
     ) -> Result<ExecOutput, RuntimeError> {
         self.execs.run(id, command, timeout).await
+    }
+
+    async fn exec(&self, id: &str, request: &ExecRequest) -> Result<Session, RuntimeError> {
+        self.execs.open(id, request).await
+    }
+
+    async fn attach(&self, id: &str, request: &AttachRequest) -> Result<Session, RuntimeError> {
+        self.execs.attach(id, request, &self.stdin_path(id)).await
+    }
+
+    async fn stats(&self) -> Result<Vec<PodStats>, RuntimeError> {
+        let snapshotter = &self.config.snapshotter;
+        Ok(self.stats.look(&self.daemon, snapshotter).await?)
     }
 
     async fn remove(&self, id: &str) -> Result<(), RuntimeError> {

@@ -72,6 +72,8 @@ pub(super) struct Launch<'a> {
     pub(super) image_id: &'a str,
     pub(super) stop_signal: &'a str,
     pub(super) runc_root: &'a str,
+    /// Path of the input's fifo; empty for none.
+    pub(super) stdin: &'a str,
     /// `binary://…` address of the logger.
     pub(super) log_address: &'a str,
     pub(super) marks: &'a Marks,
@@ -190,6 +192,7 @@ pub(super) async fn launch(daemon: &Daemon, launch: &Launch<'_>) -> Result<(), R
             daemon.tasks().create(CreateTaskRequest {
                 container_id: launch.id.to_owned(),
                 rootfs: prepared.mounts,
+                stdin: launch.stdin.to_owned(),
                 stdout: launch.log_address.to_owned(),
                 stderr: stderr.to_owned(),
                 terminal: launch.container.tty,
@@ -403,7 +406,8 @@ pub(super) async fn states(daemon: &Daemon) -> Result<BTreeMap<String, i32>, Cal
         .collect())
 }
 
-async fn tasks(daemon: &Daemon) -> Result<BTreeMap<String, Process>, CallError> {
+/// Every task of our namespace, by container id.
+pub(super) async fn tasks(daemon: &Daemon) -> Result<BTreeMap<String, Process>, CallError> {
     let listed = daemon
         .call(
             "task list",

@@ -6,6 +6,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::net::unix::pipe::{OpenOptions, Receiver, Sender};
 
+/// Makes a fifo that root alone may open; one that is there already is kept.
+pub(in super::super) fn make_fifo(path: &Path) -> io::Result<()> {
+    match mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0) {
+        Err(rustix::io::Errno::EXIST) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
 /// Which streams there are besides standard output.
 pub(super) struct Wanted {
     pub(super) stdin: bool,
@@ -25,7 +33,7 @@ impl Ends {
     pub(super) fn make(directory: &Path, wanted: &Wanted) -> io::Result<Self> {
         let make = |name: &str| -> io::Result<PathBuf> {
             let path = directory.join(name);
-            mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
+            make_fifo(&path)?;
             Ok(path)
         };
         let pair = |name: &str| -> io::Result<(Receiver, Sender)> {

@@ -6,13 +6,16 @@
 //! went away, a crash of this program), its record in the daemon and its directory are removed:
 //! by [`Process`] when it is dropped, or by [`home::sweep`] at the next start.
 
+mod attach;
 mod fifo;
 mod home;
 mod output;
+mod session;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use containerd_client::services::v1::{
@@ -26,10 +29,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
+pub(super) use self::fifo::make_fifo;
 use self::fifo::{Ends, Wanted};
 use self::home::{Homes, Place};
 use super::channel::{CALL, CallError, DELETE, Daemon, TASK};
 use super::task;
+use crate::edged::runtime::session::{self as talk, ExecRequest, Session, Size};
 use crate::edged::runtime::{ExecOutput, RuntimeError};
 
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -118,6 +123,35 @@ impl Execs {
         }))
     }
 
+    /// Starts a command that somebody talks with.
+    pub(super) async fn open(
+        &self,
+        id: &str,
+        request: &ExecRequest,
+    ) -> Result<Session, RuntimeError> {
+        let ask = Ask {
+            id,
+            command: &request.command,
+            tty: request.tty,
+            stdin: request.stdin,
+        };
+        // A person is told at once; a probe would wait.
+        let place = Arc::clone(&self.alive)
+            .try_acquire_owned()
+            .map_err(|_| failed(&format!("{ALIVE_MAX} are running already")))?;
+        let running = self.start(place, &ask).await?;
+        let (session, served) = talk::pair();
+        tokio::spawn(session::drive(running, request.size, served));
+        Ok(session)
+    }
+
+    /// Waits until nothing that has ended is left behind, or for `limit`.
+    pub(super) async fn settle(&self, limit: Duration) {
+        let all = u32::try_from(ALIVE_MAX).unwrap_or(u32::MAX);
+        // Whoever waits in vain leaves it to the next start.
+        drop(tokio::time::timeout(limit, self.alive.acquire_many(all)).await);
+    }
+
     /// A place among the living; waits for one.
     pub(super) async fn place(&self) -> Result<OwnedSemaphorePermit, RuntimeError> {
         Arc::clone(&self.alive)
@@ -147,10 +181,10 @@ impl Execs {
         };
         let made = Ends::make(place.path(), &wanted);
         // From here on everything is undone by dropping this.
-        let mut process = Process {
+        let process = Process {
             daemon: self.daemon.clone(),
             remains: Some(Remains { place, permit }),
-            has_ended: true,
+            has_ended: AtomicBool::new(true),
             container: ask.id.to_owned(),
             runtime: Handle::current(),
         };
@@ -176,7 +210,7 @@ impl Execs {
             .call("exec", CALL, self.daemon.tasks().exec(request))
             .await
             .map_err(|error| refused(ask.id, error))?;
-        process.has_ended = false;
+        process.has_ended.store(false, Ordering::Relaxed);
         let started = StartRequest {
             container_id: ask.id.to_owned(),
             exec_id: process.exec_id(),
@@ -277,7 +311,7 @@ pub(super) struct Process {
     daemon: Daemon,
     container: String,
     remains: Option<Remains>,
-    has_ended: bool,
+    has_ended: AtomicBool,
     runtime: Handle,
 }
 
@@ -289,76 +323,76 @@ impl Process {
             .unwrap_or_default()
     }
 
-    /// The exit code. A daemon that restarts meanwhile is waited for. Cancel-safe.
-    pub(super) async fn wait(&mut self) -> Result<i32, RuntimeError> {
-        let mut pause = RETRY_MIN;
-        loop {
-            let request = WaitRequest {
-                container_id: self.container.clone(),
-                exec_id: self.exec_id(),
-            };
-            let waited = self
-                .daemon
-                .call(
-                    "exec wait",
-                    Duration::MAX,
-                    self.daemon.tasks().wait(request),
-                )
-                .await;
-            match waited {
-                Ok(ended) => {
-                    self.has_ended = true;
-                    return Ok(i32::try_from(ended.exit_status).unwrap_or(i32::MAX));
-                }
-                Err(error) if error.is_transport() => {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY_MAX);
-                }
-                Err(error) if error.is_not_found() => return Err(not_found(&self.container)),
-                Err(error) => return Err(error.into()),
-            }
-        }
+    /// The exit code. Cancel-safe.
+    pub(super) async fn wait(&self) -> Result<i32, RuntimeError> {
+        let code = wait(&self.daemon, &self.container, &self.exec_id()).await?;
+        self.has_ended.store(true, Ordering::Relaxed);
+        Ok(code)
     }
 
     /// Tells the process' terminal its size.
-    pub(super) fn resize(
-        &self,
-        width: u16,
-        height: u16,
-    ) -> impl Future<Output = Result<(), RuntimeError>> + use<> {
-        let daemon = self.daemon.clone();
-        let request = ResizePtyRequest {
-            container_id: self.container.clone(),
-            exec_id: self.exec_id(),
-            width: width.into(),
-            height: height.into(),
-        };
-        async move {
-            let resized = daemon
-                .call("exec resize", CALL, daemon.tasks().resize_pty(request))
-                .await;
-            Ok(resized?)
-        }
+    pub(super) async fn resize(&self, size: Size) -> Result<(), RuntimeError> {
+        resize(&self.daemon, &self.container, &self.exec_id(), size).await
     }
 
     /// Ends the process' input; this side's writer must be gone already.
-    pub(super) fn close_stdin(&self) -> impl Future<Output = Result<(), RuntimeError>> + use<> {
-        let daemon = self.daemon.clone();
+    pub(super) async fn close_stdin(&self) -> Result<(), RuntimeError> {
         let request = CloseIoRequest {
             container_id: self.container.clone(),
             exec_id: self.exec_id(),
             stdin: true,
         };
-        async move {
-            let closed = daemon
-                .call("exec close", CALL, daemon.tasks().close_io(request))
-                .await;
-            match closed {
-                Err(error) if error.is_not_found() => Ok(()),
-                other => Ok(other?),
-            }
+        let closed = self
+            .daemon
+            .call("exec close", CALL, self.daemon.tasks().close_io(request))
+            .await;
+        match closed {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => Ok(other?),
         }
     }
+}
+
+/// The exit code of a process; of the container's own with an empty `exec_id`. A daemon that
+/// restarts meanwhile is waited for. Cancel-safe.
+async fn wait(daemon: &Daemon, container: &str, exec_id: &str) -> Result<i32, RuntimeError> {
+    let mut pause = RETRY_MIN;
+    loop {
+        let request = WaitRequest {
+            container_id: container.to_owned(),
+            exec_id: exec_id.to_owned(),
+        };
+        let waited = daemon
+            .call("exec wait", Duration::MAX, daemon.tasks().wait(request))
+            .await;
+        match waited {
+            Ok(ended) => return Ok(i32::try_from(ended.exit_status).unwrap_or(i32::MAX)),
+            Err(error) if error.is_transport() => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RETRY_MAX);
+            }
+            Err(error) if error.is_not_found() => return Err(not_found(container)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn resize(
+    daemon: &Daemon,
+    container: &str,
+    exec_id: &str,
+    size: Size,
+) -> Result<(), RuntimeError> {
+    let request = ResizePtyRequest {
+        container_id: container.to_owned(),
+        exec_id: exec_id.to_owned(),
+        width: size.width.into(),
+        height: size.height.into(),
+    };
+    let resized = daemon
+        .call("exec resize", CALL, daemon.tasks().resize_pty(request))
+        .await;
+    Ok(resized?)
 }
 
 impl Drop for Process {
@@ -368,7 +402,7 @@ impl Drop for Process {
         };
         let daemon = self.daemon.clone();
         let container = std::mem::take(&mut self.container);
-        let is_running = !self.has_ended;
+        let is_running = !self.has_ended.load(Ordering::Relaxed);
         self.runtime.spawn(async move {
             let exec_id = remains.place.exec_id().to_owned();
             if reap(&daemon, &container, &exec_id, is_running).await {

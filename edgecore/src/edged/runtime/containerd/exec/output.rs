@@ -46,7 +46,7 @@ async fn some(stream: &mut Option<Receiver>, chunk: &mut [u8]) -> usize {
 /// Reads to the end of both streams and of the process.
 pub(super) async fn collect(running: Running) -> Result<ExecOutput, RuntimeError> {
     let Running {
-        mut process,
+        process,
         stdin,
         stdout,
         stderr,

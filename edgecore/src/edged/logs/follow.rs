@@ -1,0 +1,138 @@
+//! Sending a log on, and waiting for more of it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::inotify;
+use tokio::net::unix::pipe::Receiver;
+use tokio::sync::mpsc;
+
+use super::{Chunk, LogError, LogReader, Query, Step};
+
+/// Chunks that wait for a slow reader; the log's reader then waits too.
+pub const CHUNKS_MAX: usize = 8;
+/// Time after a container's end in which its logger has written everything.
+const LINGER: Duration = Duration::from_millis(300);
+/// Chunks of up to this size are sent on at once.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// News of a log's directory: writes, and files that come and go. An inotify descriptor is read
+/// like a pipe; what the events say is of no interest.
+struct Watch(Receiver);
+
+impl Watch {
+    fn new(directory: &Path) -> std::io::Result<Self> {
+        use inotify::WatchFlags;
+        let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+        let flags = WatchFlags::MODIFY
+            | WatchFlags::CREATE
+            | WatchFlags::MOVED_TO
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::DELETE
+            | WatchFlags::DELETE_SELF;
+        inotify::add_watch(&watch, directory, flags)?;
+        Ok(Self(Receiver::from_owned_fd_unchecked(watch)?))
+    }
+
+    /// Waits for news and takes all there are. Cancel-safe: news not taken stay.
+    async fn news(&self) -> std::io::Result<()> {
+        self.0.readable().await?;
+        let mut events = [0_u8; 4096];
+        loop {
+            match self.0.try_read(&mut events) {
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Sends the log at `path` to `out` until its end, until nobody listens, or, when following, until
+/// `ended` (the container is over) and everything was read. The blocking reads are made outside
+/// the async threads, none while it waits.
+///
+/// # Errors
+/// There is no such log, or it cannot be read or watched.
+pub async fn pump(
+    path: &Path,
+    query: &Query,
+    ended: impl Future<Output = ()>,
+    out: mpsc::Sender<Chunk>,
+) -> Result<(), LogError> {
+    // Watched before it is read: nothing that is written in between is missed.
+    let watch = match (query.follow, path.parent()) {
+        (true, Some(directory)) if directory.is_dir() => {
+            let watch = Watch::new(directory).map_err(|source| LogError::Watch {
+                path: directory.to_owned(),
+                source,
+            })?;
+            Some(watch)
+        }
+        _ => None,
+    };
+    let (owned, asked) = (path.to_owned(), query.clone());
+    let mut reader = blocking(path, move || LogReader::open(&owned, &asked)).await?;
+    let mut is_over = watch.is_none();
+    tokio::pin!(ended);
+    loop {
+        let (step, chunks);
+        (reader, step, chunks) = blocking(path, move || read_batch(reader)).await?;
+        for chunk in chunks {
+            if out.send(chunk).await.is_err() {
+                return Ok(());
+            }
+        }
+        match (step, &watch) {
+            (Step::More, _) => {}
+            (Step::CaughtUp, Some(watch)) if !is_over => {
+                // All cancel-safe: a future by reference, news that stay, a closed channel.
+                tokio::select! {
+                    () = &mut ended => {
+                        // The logger may still be writing what was said last.
+                        tokio::time::sleep(LINGER).await;
+                        is_over = true;
+                    }
+                    news = watch.news() => news.map_err(|source| LogError::Watch {
+                        path: path.to_owned(),
+                        source,
+                    })?,
+                    () = out.closed() => return Ok(()),
+                }
+            }
+            (Step::CaughtUp | Step::Done, _) => break,
+        }
+    }
+    for chunk in reader.finish() {
+        if out.send(chunk).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Steps until there is enough to send, or nothing more now.
+fn read_batch(mut reader: LogReader) -> Result<(LogReader, Step, Vec<Chunk>), LogError> {
+    let mut chunks = Vec::new();
+    loop {
+        let step = reader.step(&mut chunks)?;
+        let bytes: usize = chunks.iter().map(|chunk| chunk.bytes.len()).sum();
+        if step != Step::More || bytes >= BATCH_BYTES {
+            return Ok((reader, step, chunks));
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    path: &Path,
+    read: impl FnOnce() -> Result<T, LogError> + Send + 'static,
+) -> Result<T, LogError> {
+    tokio::task::spawn_blocking(read)
+        .await
+        .unwrap_or_else(|error| {
+            Err(LogError::Read {
+                path: path.to_owned(),
+                source: std::io::Error::other(error),
+            })
+        })
+}

@@ -1,0 +1,181 @@
+//! The commands that look at this node's pods, from flags to exit code.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use edgecore::api::target::Target;
+use edgecore::clock;
+use edgecore::config::{Config, Flags};
+use edgecore::console::{self, ConsoleError, LogsRequest, Shape, Source, TalkRequest};
+use edgecore::edged::logs::Query;
+
+use crate::cli::{
+    AttachArgs, ConfigArgs, ExecArgs, LogsArgs, PodsArgs, PodsOutput, TargetArgs, TopCommand, exit,
+};
+use crate::{block_on, load, print, tell, tell_error};
+
+/// Loads the configuration, does the work, and says what went wrong.
+fn with_config<T>(
+    args: &ConfigArgs,
+    work: impl AsyncFnOnce(&Config) -> Result<T, ConsoleError>,
+) -> Result<T, u8> {
+    let config = match load(args, Flags::default()) {
+        Ok((config, _)) => config,
+        Err(error) => {
+            tell_error(&error);
+            return Err(exit::USAGE);
+        }
+    };
+    match block_on(work(&config)) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => {
+            tell_error(&error);
+            Err(match error.exit_code() {
+                Some(code) => exit_code(code),
+                None if error.is_unavailable() => exit::UNAVAILABLE,
+                None => exit::FAILED,
+            })
+        }
+        Err(error) => {
+            tell_error(&error);
+            Err(exit::SOFTWARE)
+        }
+    }
+}
+
+/// Processes have codes of one byte.
+fn exit_code(code: i32) -> u8 {
+    u8::try_from(code).unwrap_or(u8::MAX)
+}
+
+fn shown(text: Result<String, u8>) -> u8 {
+    match text {
+        Ok(text) => {
+            let _: ExitCode = print(&text);
+            exit::OK
+        }
+        Err(code) => code,
+    }
+}
+
+fn target(args: &TargetArgs) -> Target {
+    Target::new(
+        args.namespace.as_deref(),
+        &args.pod,
+        args.container.as_deref(),
+    )
+}
+
+/// Whether there will be a terminal: one is asked for, and input comes from one if there is input.
+fn terminal(stdin: bool, tty: bool) -> bool {
+    if tty && stdin && !std::io::stdin().is_terminal() {
+        tell("standard input is no terminal; going on without one");
+        return false;
+    }
+    tty
+}
+
+fn note(source: &Source) {
+    if let Some(note) = source.note() {
+        tell(note);
+    }
+}
+
+pub(crate) fn pods(args: &PodsArgs) -> u8 {
+    let shape = match args.output {
+        PodsOutput::Table => Shape::Table,
+        PodsOutput::Wide => Shape::Wide,
+        PodsOutput::Json => Shape::Json,
+    };
+    shown(with_config(&args.config, async |config| {
+        let (source, pods) = Source::find(config).await?;
+        note(&source);
+        let now_ms = clock::unix_millis();
+        Ok(console::pods(
+            &pods,
+            args.namespace.as_deref(),
+            shape,
+            now_ms,
+        ))
+    }))
+}
+
+pub(crate) fn logs(args: &LogsArgs) -> u8 {
+    let now = jiff::Timestamp::from_millisecond(clock::unix_millis()).unwrap_or_default();
+    let request = LogsRequest {
+        target: target(&args.target),
+        previous: args.previous,
+        query: Query {
+            follow: args.follow,
+            tail: args.tail,
+            since: args
+                .since_time
+                .or_else(|| now.checked_sub(args.since?).ok()),
+            timestamps: args.timestamps,
+            limit_bytes: args.limit_bytes,
+        },
+    };
+    let printed = with_config(&args.config, async |config| {
+        console::logs(config, &request).await
+    });
+    printed.err().unwrap_or(exit::OK)
+}
+
+pub(crate) fn exec(args: &ExecArgs) -> u8 {
+    let request = TalkRequest {
+        target: target(&args.target),
+        command: args.command.clone(),
+        stdin: args.stdin,
+        tty: terminal(args.stdin, args.tty),
+    };
+    talked(with_config(&args.config, async |config| {
+        let (source, pods) = Source::find(config).await?;
+        console::exec(&source, &pods, &request).await
+    }))
+}
+
+pub(crate) fn attach(args: &AttachArgs) -> u8 {
+    let request = TalkRequest {
+        target: target(&args.target),
+        command: Vec::new(),
+        stdin: args.stdin,
+        tty: terminal(args.stdin, args.tty),
+    };
+    talked(with_config(&args.config, async |config| {
+        let (source, pods) = Source::find(config).await?;
+        console::attach(&source, &pods, &request).await
+    }))
+}
+
+fn talked(ended: Result<i32, u8>) -> u8 {
+    match ended {
+        Ok(code) => exit_code(code),
+        Err(code) => code,
+    }
+}
+
+pub(crate) fn top(command: &TopCommand) -> u8 {
+    match command {
+        TopCommand::Pods {
+            pod,
+            namespace,
+            containers,
+            config,
+        } => {
+            let only = Target::new(
+                namespace.as_deref(),
+                pod.as_deref().unwrap_or_default(),
+                None,
+            );
+            shown(with_config(config, async |config| {
+                let (source, _) = Source::find(config).await?;
+                note(&source);
+                console::top_pods(&source, &only, *containers).await
+            }))
+        }
+        TopCommand::Node { config } => shown(with_config(config, async |config| {
+            let (source, _) = Source::find(config).await?;
+            console::top_node(&source, &config.node_name).await
+        })),
+    }
+}
