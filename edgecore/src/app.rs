@@ -249,6 +249,12 @@ fn start_edged(
         node_ip: config.node_ip.map(|ip| ip.to_string()),
         rules: edged::pod::security::Rules {
             unconfined_by_default: !runtime.seccomp_default,
+            unsafe_sysctls: runtime.unsafe_sysctls.clone(),
+            dns: edged::pod::dns::Site {
+                cluster_dns: runtime.cluster_dns.clone(),
+                cluster_domain: runtime.cluster_domain.clone(),
+                resolv_conf: runtime.resolv_conf.clone(),
+            },
         },
         ..edged::Settings::new(config.node_name.clone())
     };

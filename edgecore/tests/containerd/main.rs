@@ -4,6 +4,7 @@
 
 mod chaos;
 mod exec;
+mod namespaces;
 mod pods;
 mod pull;
 mod registry;

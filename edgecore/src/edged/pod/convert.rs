@@ -7,9 +7,10 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use sha2::{Digest, Sha256};
 
+use super::dns::{self, Names};
 pub use super::resources::{Qos, cgroup, qos, resources};
 use super::state::{Desired, RestartPolicy, Role, WantContainer};
-use super::{env, hooks, security};
+use super::{env, hooks, security, sysctl};
 use crate::edged::runtime::{ContainerSpec, Mount, SandboxSpec};
 
 /// A container that cannot be made from what the pod says; shown as `CreateContainerConfigError`.
@@ -158,21 +159,9 @@ pub fn pull_policy(container: &Container) -> PullPolicy {
     }
 }
 
-/// The pod's own host name.
-pub fn hostname(pod: &Pod, placement: &Placement) -> String {
-    let spec = pod.spec.as_ref();
-    if spec.and_then(|s| s.host_network) == Some(true) {
-        return placement.node_hostname.clone();
-    }
-    let wanted = spec
-        .and_then(|s| s.hostname.clone())
-        .filter(|h| !h.is_empty());
-    let name = wanted
-        .or_else(|| pod.metadata.name.clone())
-        .unwrap_or_default();
-    // Names are ASCII; anything else was refused by the API, and is cut safely here.
-    let cut: String = name.chars().take(63).collect();
-    cut.trim_end_matches(['-', '.']).to_owned()
+/// What the pod is called.
+pub fn names(pod: &Pod, placement: &Placement) -> Names {
+    dns::names(pod, &placement.node_hostname, &placement.rules.dns)
 }
 
 /// The pod's namespaces and network.
@@ -200,18 +189,13 @@ pub fn sandbox_spec(pod: &Pod, placement: &Placement) -> SandboxSpec {
     } else {
         ports.collect()
     };
-    let sysctls = spec
-        .and_then(|s| s.security_context.as_ref()?.sysctls.as_ref())
-        .into_iter()
-        .flatten()
-        .map(|sysctl| (sysctl.name.clone(), sysctl.value.clone()))
-        .collect();
     SandboxSpec {
-        hostname: hostname(pod, placement),
+        hostname: names(pod, placement).kernel,
         host_network,
         host_ipc: spec.and_then(|s| s.host_ipc) == Some(true),
         port_mappings,
-        sysctls,
+        sysctls: sysctl::of(pod).collect(),
+        share_pid: spec.and_then(|s| s.share_process_namespace) == Some(true),
         cgroup_parent: cgroup(pod, placement),
         resources: super::resources::of_pod(pod, placement),
         pod_uid: id.uid,
@@ -268,6 +252,7 @@ pub fn container_spec(
         cgroup_parent: cgroup(pod, placement),
         host_network: spec.host_network == Some(true),
         host_pid: spec.host_pid == Some(true),
+        share_pid: spec.share_process_namespace == Some(true),
         host_ipc: spec.host_ipc == Some(true),
         tty: container.tty == Some(true),
         stdin: container.stdin == Some(true),

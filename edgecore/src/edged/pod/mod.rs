@@ -2,6 +2,7 @@
 //! pod uid), what is told about it (`status`, pure) and how it looks to the runtime (`convert`).
 
 pub mod convert;
+pub mod dns;
 pub mod env;
 mod exits;
 mod hooks;
@@ -13,6 +14,7 @@ pub mod security;
 mod sources;
 pub mod state;
 pub mod status;
+pub mod sysctl;
 pub mod verdict;
 pub(crate) mod worker;
 

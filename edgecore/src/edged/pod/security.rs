@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, PodSpec, SeccompProfile};
 
 use super::convert::ConfigError;
+use super::dns::Site;
 use crate::edged::runtime::{AppArmorChoice, ContainerSpec, GroupsPolicy, SeccompChoice};
 
 /// `<this><container name>`: the older way to name an `AppArmor` profile.
@@ -16,6 +17,9 @@ const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.i
 pub struct Rules {
     /// Containers that say nothing of seccomp run without a filter, as in plain Kubernetes.
     pub unconfined_by_default: bool,
+    /// Names, or prefixes with a trailing `*` (`allowedUnsafeSysctls`).
+    pub unsafe_sysctls: Vec<String>,
+    pub dns: Site,
 }
 
 /// The security part of a container's spec; everything else is as in the default.

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::convert::{self, PodId};
+use super::dns::Notice;
 use super::exits::PodRecord;
 use super::probe::Probes;
 use super::state::{self, Action, Desired, Key, Memory, Observed, Phase, SeenContainer, SeenState};
@@ -87,6 +88,7 @@ pub(crate) struct Worker {
     pulls: JoinSet<Pulled>,
     pulled: BTreeMap<String, (Duration, Result<Image, RuntimeError>)>,
     told_backoff: BTreeMap<String, u32>,
+    told_dns: Vec<Notice>,
     /// Ends that have been written down or looked up, by container and attempt.
     exits: BTreeMap<(String, u32), ContainerState>,
     /// What outlives a reboot.
@@ -143,6 +145,7 @@ impl Worker {
             pulls: JoinSet::new(),
             pulled: BTreeMap::new(),
             told_backoff: BTreeMap::new(),
+            told_dns: Vec::new(),
             exits: BTreeMap::new(),
             record: PodRecord::default(),
             last_words: BTreeMap::new(),

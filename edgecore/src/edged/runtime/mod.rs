@@ -30,7 +30,10 @@ pub struct SandboxSpec {
     pub host_ipc: bool,
     /// `(host_port, container_port, protocol in lower case, host ip or empty)`
     pub port_mappings: Vec<(u16, u16, String, String)>,
+    /// Named with dots; a slash stands for a dot within a part.
     pub sysctls: BTreeMap<String, String>,
+    /// The containers see each other's processes.
+    pub share_pid: bool,
     /// Absolute cgroup of the pod, e.g. `/edgepods/burstable/pod<uid>`.
     pub cgroup_parent: String,
     /// Limits of that cgroup, over all containers together.
@@ -127,6 +130,8 @@ pub struct ContainerSpec {
     pub cgroup_parent: String,
     pub host_network: bool,
     pub host_pid: bool,
+    /// In the pod's own PID namespace, not one of its own.
+    pub share_pid: bool,
     pub host_ipc: bool,
     pub tty: bool,
     pub stdin: bool,

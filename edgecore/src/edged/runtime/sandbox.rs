@@ -3,7 +3,7 @@
 //! restart.
 //!
 //! `<state>/sandboxes/<uid>/` holds `sandbox.json` (written last: its presence means the sandbox
-//! stands), `ns/{net,uts,ipc}`, `shm/` and the pod's `hosts`, `hostname` and `resolv.conf`.
+//! stands), `ns/{net,uts,ipc}` and `shm/`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cni::{Attachment, Cni, is_namespace};
 use super::containerd::PodPaths;
-use super::{ContainerSpec, Mount, RuntimeError, Sandbox, SandboxSpec};
+use super::{ContainerSpec, RuntimeError, Sandbox, SandboxSpec};
 
 /// Kubernetes' runtimes give each pod this much `/dev/shm`.
 const SHM_OPTIONS: &std::ffi::CStr = c"mode=1777,size=67108864";
@@ -27,6 +27,8 @@ struct Record {
     hostname: String,
     host_network: bool,
     host_ipc: bool,
+    #[serde(default)]
+    share_pid: bool,
     cgroup_parent: String,
     ips: Vec<String>,
 }
@@ -44,7 +46,6 @@ impl Record {
 #[derive(Debug)]
 pub(super) struct Sandboxes {
     state_dir: PathBuf,
-    resolv_conf: PathBuf,
     cni: Cni,
 }
 
@@ -81,12 +82,8 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Sandboxes {
-    pub(super) fn new(state_dir: PathBuf, resolv_conf: PathBuf, cni: Cni) -> Self {
-        Self {
-            state_dir,
-            resolv_conf,
-            cni,
-        }
+    pub(super) fn new(state_dir: PathBuf, cni: Cni) -> Self {
+        Self { state_dir, cni }
     }
 
     fn directory(&self, uid: &str) -> PathBuf {
@@ -130,6 +127,7 @@ impl Sandboxes {
             hostname: spec.hostname.clone(),
             host_network: spec.host_network,
             host_ipc: spec.host_ipc,
+            share_pid: spec.share_pid,
             cgroup_parent: spec.cgroup_parent.clone(),
             ips: Vec::new(),
         };
@@ -150,11 +148,7 @@ impl Sandboxes {
         }
         let written = record.clone();
         let at = directory.to_owned();
-        let resolv_conf = self.resolv_conf.clone();
-        blocking("sandbox files", move || {
-            write_files(&written, &resolv_conf, &at)
-        })
-        .await?;
+        blocking("sandbox record", move || write_record(&written, &at)).await?;
         Ok(record)
     }
 
@@ -172,6 +166,12 @@ impl Sandboxes {
             })?;
         blocking("sandbox removal", move || unpin(&directory)).await?;
         Ok(record.map(|record| record.cgroup_parent))
+    }
+
+    /// Whether removing the pod must look for a process that holds its PID namespace. Without a
+    /// record nothing is known: a reboot may have taken it.
+    pub(super) fn may_have_holder(&self, uid: &str) -> bool {
+        check_uid(uid).is_ok() && read_record(&self.directory(uid)).is_none_or(|r| r.share_pid)
     }
 
     /// Every sandbox that stands or half stands; the latter without addresses.
@@ -206,11 +206,6 @@ impl Sandboxes {
             reason: "the pod's sandbox does not stand".to_owned(),
         })?;
         let pin = |name: &str| Some(directory.join("ns").join(name));
-        let file = |name: &str, target: &str| Mount {
-            source: directory.join(name),
-            target: PathBuf::from(target),
-            ..Mount::default()
-        };
         Ok(PodPaths {
             net_ns: if record.host_network {
                 None
@@ -225,11 +220,7 @@ impl Sandboxes {
             ipc_ns: if record.host_ipc { None } else { pin("ipc") },
             shm: (!record.host_ipc).then(|| directory.join("shm")),
             hostname: record.hostname,
-            files: vec![
-                file("hosts", "/etc/hosts"),
-                file("hostname", "/etc/hostname"),
-                file("resolv.conf", "/etc/resolv.conf"),
-            ],
+            pid_ns: None,
         })
     }
 }
@@ -300,16 +291,32 @@ fn in_new_namespaces(
         loopback_up()?;
     }
     for (name, value) in sysctls {
-        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-        if path.components().any(|part| part.as_os_str() == "..") {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "sysctl name"));
-        }
-        std::fs::write(path, value)?;
+        let path = sysctl_path(name)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "sysctl name"))?;
+        std::fs::write(path, value)
+            .map_err(|error| io::Error::new(error.kind(), format!("sysctl {name}: {error}")))?;
     }
     for pin in pins {
         mount_bind(Path::new("/proc/thread-self/ns").join(pin), ns.join(pin))?;
     }
     Ok(())
+}
+
+/// Dots between parts become slashes, slashes within parts dots.
+fn sysctl_path(name: &str) -> Option<PathBuf> {
+    let swapped: String = name
+        .chars()
+        .map(|c| match c {
+            '.' => '/',
+            '/' => '.',
+            other => other,
+        })
+        .collect();
+    let parts = Path::new(&swapped).components();
+    let stays = parts
+        .clone()
+        .all(|part| matches!(part, std::path::Component::Normal(_)));
+    (stays && parts.count() > 0).then(|| Path::new("/proc/sys").join(swapped))
 }
 
 /// Brings `lo` (index 1 in every new network namespace) up with one rtnetlink message.
@@ -351,20 +358,7 @@ fn loopback_up() -> io::Result<()> {
     }
 }
 
-fn write_files(record: &Record, resolv_conf: &Path, directory: &Path) -> io::Result<()> {
-    let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
-    for ip in &record.ips {
-        hosts.push_str(&format!("{ip}\t{}\n", record.hostname));
-    }
-    let hosts = if record.host_network {
-        std::fs::read_to_string("/etc/hosts").unwrap_or(hosts)
-    } else {
-        hosts
-    };
-    std::fs::write(directory.join("hosts"), hosts)?;
-    std::fs::write(directory.join("hostname"), format!("{}\n", record.hostname))?;
-    let resolv = std::fs::read(resolv_conf).unwrap_or_default();
-    std::fs::write(directory.join("resolv.conf"), resolv)?;
+fn write_record(record: &Record, directory: &Path) -> io::Result<()> {
     let partial = directory.join("sandbox.json.new");
     std::fs::write(&partial, serde_json::to_vec(record)?)?;
     std::fs::rename(partial, directory.join("sandbox.json"))
@@ -419,6 +413,18 @@ mod tests {
             ("..", false),
         ] {
             assert_eq!(check_uid(uid).is_ok(), valid, "{uid}");
+        }
+    }
+
+    #[test]
+    fn sysctls_stay_below_their_directory() {
+        let path = |name: &str| sysctl_path(name).map(|path| path.display().to_string());
+        assert_eq!(
+            path("net.ipv4.conf.eth0/1.forwarding").as_deref(),
+            Some("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
+        );
+        for bad in ["", "//.//.etc.passwd", ".etc.passwd"] {
+            assert_eq!(path(bad), None, "{bad}");
         }
     }
 

@@ -7,14 +7,30 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::local::make_dir;
 use super::{Dirs, VolumeError, io_error, is_plain_name, unsupported};
+use crate::edged::pod::dns::{self, Names, Notice, Resolvers, Site};
 
-/// Writes the pod's `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`.
+/// systemd-resolved's stub, which a pod's network cannot reach, and the file with the real ones.
+const STUB: &str = "127.0.0.53";
+const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
+
+/// As kubelet writes them (`kubelet_pods.go: managedHostsFileContent`): programs look for it.
+const HEADER: &str = "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n\
+    ::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
+    fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n";
+const HEADER_HOST_NETWORK: &str = "# Kubernetes-managed hosts file (host network).\n";
+
+/// A pod's files: where they go and where they lie.
+pub type Files = Vec<(PathBuf, PathBuf)>;
+
+/// Writes the pod's `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`. May be repeated: what
+/// changed on the host since is taken over.
 pub fn write_etc(
     pod: &Pod,
-    hostname: &str,
+    names: &Names,
     ips: &[String],
+    site: &Site,
     dirs: &Dirs,
-) -> Result<Vec<(PathBuf, PathBuf)>, VolumeError> {
+) -> Result<(Files, Vec<Notice>), VolumeError> {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     if !is_plain_name(uid) {
         return Err(unsupported(
@@ -24,11 +40,11 @@ pub fn write_etc(
     }
     let dir = dirs.pod(uid, true).join("etc");
     make_dir("etc", &dir, 0o755)?;
-    let host_network = pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
+    let (resolvers, notices) = dns::resolvers(pod, &of_node(&site.resolv_conf), site);
     let contents = [
-        ("hosts", hosts_file(pod, hostname, ips, host_network)),
-        ("resolv.conf", resolv_conf(pod)),
-        ("hostname", format!("{hostname}\n")),
+        ("hosts", hosts_file(pod, names, ips)),
+        ("resolv.conf", resolvers.text()),
+        ("hostname", format!("{}\n", names.kernel)),
     ];
     let mut files = Vec::new();
     for (name, content) in contents {
@@ -43,22 +59,23 @@ pub fn write_etc(
         }
         files.push((Path::new("/etc").join(name), path));
     }
-    Ok(files)
+    Ok((files, notices))
 }
 
-fn hosts_file(pod: &Pod, hostname: &str, ips: &[String], host_network: bool) -> String {
+fn hosts_file(pod: &Pod, names: &Names, ips: &[String]) -> String {
     let spec = pod.spec.as_ref();
-    let mut text = if host_network {
-        std::fs::read_to_string("/etc/hosts").unwrap_or_default()
+    let host_network = spec.and_then(|s| s.host_network) == Some(true);
+    let mut text;
+    if host_network {
+        text = HEADER_HOST_NETWORK.to_owned();
+        text.push_str(&std::fs::read_to_string("/etc/hosts").unwrap_or_default());
     } else {
-        "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n\
-         ::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
-         fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n"
-            .to_owned()
-    };
-    if !host_network {
+        text = HEADER.to_owned();
         for ip in ips {
-            text.push_str(&format!("{ip}\t{hostname}\n"));
+            text.push_str(&match &names.domain {
+                Some(domain) => format!("{ip}\t{}.{domain}\t{}\n", names.host, names.host),
+                None => format!("{ip}\t{}\n", names.host),
+            });
         }
     }
     let aliases: Vec<_> = spec
@@ -75,53 +92,13 @@ fn hosts_file(pod: &Pod, hostname: &str, ips: &[String], host_network: bool) -> 
     text
 }
 
-fn resolv_conf(pod: &Pod) -> String {
-    let spec = pod.spec.as_ref();
-    let mut servers = Vec::new();
-    let mut searches = Vec::new();
-    let mut options = Vec::new();
-    if spec.and_then(|s| s.dns_policy.as_deref()) != Some("None") {
-        for line in host_resolv_conf().lines() {
-            let mut words = line.split_whitespace();
-            match words.next() {
-                Some("nameserver") => servers.extend(words.next().map(str::to_owned)),
-                Some("search") => searches = words.map(str::to_owned).collect(),
-                Some("options") => options = words.map(str::to_owned).collect(),
-                _ => {}
-            }
-        }
+/// The node's resolvers; those behind the stub where it has nothing else.
+fn of_node(path: &Path) -> Resolvers {
+    let found = Resolvers::parse(&std::fs::read_to_string(path).unwrap_or_default());
+    let only_stub =
+        !found.nameservers.is_empty() && found.nameservers.iter().all(|server| server == STUB);
+    if only_stub && let Ok(real) = std::fs::read_to_string(BEHIND_STUB) {
+        return Resolvers::parse(&real);
     }
-    if let Some(config) = spec.and_then(|s| s.dns_config.as_ref()) {
-        servers.extend(config.nameservers.iter().flatten().cloned());
-        searches.extend(config.searches.iter().flatten().cloned());
-        options.extend(config.options.iter().flatten().filter_map(|option| {
-            let name = option.name.clone()?;
-            Some(match &option.value {
-                Some(value) => format!("{name}:{value}"),
-                None => name,
-            })
-        }));
-    }
-    let mut text = String::new();
-    if !searches.is_empty() {
-        text.push_str(&format!("search {}\n", searches.join(" ")));
-    }
-    for server in servers {
-        text.push_str(&format!("nameserver {server}\n"));
-    }
-    if !options.is_empty() {
-        text.push_str(&format!("options {}\n", options.join(" ")));
-    }
-    text
-}
-
-/// The host's resolvers; not systemd-resolved's stub, which a pod's network cannot reach.
-fn host_resolv_conf() -> String {
-    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    if text.contains("127.0.0.53")
-        && let Ok(real) = std::fs::read_to_string("/run/systemd/resolve/resolv.conf")
-    {
-        return real;
-    }
-    text
+    found
 }

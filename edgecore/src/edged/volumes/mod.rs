@@ -32,7 +32,7 @@ use super::pod::env::{Facts, Sources};
 use atomic::Payload;
 use content::{Problem, Source, Wish, downward_files, mode_of, projected_files};
 
-pub use etc::write_etc;
+pub use etc::{Files, write_etc};
 pub use mounts::mounts;
 pub use usage::Usage;
 

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Container, Secret};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::edged::pod::dns;
 
 struct Place {
     dir: tempfile::TempDir,
@@ -569,7 +570,15 @@ fn etc_files_name_the_pod() {
     .unwrap();
     spec.host_aliases =
         serde_json::from_value(json!([{"ip": "1.2.3.4", "hostnames": ["x", "y"]}])).unwrap();
-    let files = write_etc(&pod, "p", &["10.0.0.2".to_owned()], &place.dirs).unwrap();
+    let files = write_etc(
+        &pod,
+        &dns::names(&pod, "machine", &dns::Site::default()),
+        &["10.0.0.2".to_owned()],
+        &dns::Site::default(),
+        &place.dirs,
+    )
+    .unwrap()
+    .0;
     let content: Vec<String> = files
         .iter()
         .map(|(_, path)| std::fs::read_to_string(path).unwrap())

@@ -7,9 +7,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
+use super::super::dns::Notice;
 use super::super::env::{self, Facts, References, Sources};
 use super::super::status::Trouble;
-use super::super::{convert, image, last_words, security, sources, state};
+use super::super::verdict::Verdict;
+use super::super::{convert, image, last_words, security, sources, state, sysctl};
 use super::{RETRY_FIRST, RETRY_MAX, Worker};
 use crate::edged::events::Severity;
 use crate::edged::runtime::{
@@ -302,8 +304,15 @@ impl Worker {
         if let Some(sandbox) = &self.sandbox {
             return Ok(sandbox.clone());
         }
+        self.admit()?;
         let spec = convert::sandbox_spec(&self.pod, &self.context.placement);
         let made = self.context.runtime.ensure_sandbox(&spec).await;
+        if let Err(RuntimeError::Network { .. }) = &made {
+            let info = self.context.runtime.info().await;
+            if info.ready && !info.network_ready {
+                return Err(network_not_ready(&info.network_reason));
+            }
+        }
         let sandbox = made.map_err(|error| {
             if matches!(error, RuntimeError::Unavailable { .. }) {
                 return Failure::Runtime(error);
@@ -320,6 +329,40 @@ impl Worker {
         })?;
         self.sandbox = Some(sandbox.clone());
         Ok(sandbox)
+    }
+
+    /// What can be said of the pod before anything is made for it.
+    fn admit(&self) -> Result<(), Failure> {
+        let placement = &self.context.placement;
+        if let Err(message) = sysctl::admit(&self.pod, &placement.rules.unsafe_sysctls) {
+            let verdict = Verdict {
+                reason: "SysctlForbidden".to_owned(),
+                message: message.clone(),
+                grace: Duration::ZERO,
+            };
+            self.context.judge(&self.id.uid, verdict);
+            return Err(Failure::Waiting {
+                trouble: Trouble {
+                    reason: "ContainerCreating",
+                    message,
+                },
+                event: "SysctlForbidden",
+                on_change: false,
+                delay: (RETRY_FIRST, RETRY_MAX),
+            });
+        }
+        let names = convert::names(&self.pod, placement);
+        names.check().map_err(|error| config(error.to_string()))
+    }
+
+    /// Each once in the life of this worker.
+    fn tell(&mut self, notices: Vec<Notice>) {
+        for notice in notices {
+            if !self.told_dns.contains(&notice) {
+                self.event(Severity::Warning, notice.reason, None, &notice.message);
+                self.told_dns.push(notice);
+            }
+        }
     }
 
     fn facts(&self, sandbox: &Sandbox) -> Facts {
@@ -344,15 +387,20 @@ impl Worker {
     ) -> Result<volumes::Prepared, Failure> {
         let (pod, dirs) = (self.pod.clone(), self.context.dirs.clone());
         let (sources, facts) = (sources.clone(), facts.clone());
-        let hostname = convert::hostname(&pod, &self.context.placement);
+        let names = convert::names(&pod, &self.context.placement);
+        let site = self.context.placement.rules.dns.clone();
         let work = move || {
             let mut prepared = volumes::prepare(&pod, &sources, &facts, &dirs)?;
-            prepared.files = volumes::write_etc(&pod, &hostname, &facts.pod_ips, &dirs)?;
-            Ok::<_, volumes::VolumeError>(prepared)
+            let (files, notices) = volumes::write_etc(&pod, &names, &facts.pod_ips, &site, &dirs)?;
+            prepared.files = files;
+            Ok::<_, volumes::VolumeError>((prepared, notices))
         };
         let result = tokio::task::spawn_blocking(work).await;
         let error = match result {
-            Ok(Ok(prepared)) => return Ok(prepared),
+            Ok(Ok((prepared, notices))) => {
+                self.tell(notices);
+                return Ok(prepared);
+            }
             Ok(Err(error)) => error,
             Err(_) => return Err(config("preparing volumes was interrupted".to_owned())),
         };
@@ -400,6 +448,19 @@ async fn mounts(
     match tokio::task::spawn_blocking(work).await {
         Ok(made) => made.map_err(|error| config(error.to_string())),
         Err(_) => Err(config("binding volumes was interrupted".to_owned())),
+    }
+}
+
+/// kubelet's words for a node without a pod network; pods on the node's own network start.
+fn network_not_ready(reason: &str) -> Failure {
+    Failure::Waiting {
+        trouble: Trouble {
+            reason: "ContainerCreating",
+            message: format!("network is not ready: {reason}"),
+        },
+        event: "NetworkNotReady",
+        on_change: false,
+        delay: (RETRY_FIRST, RETRY_MAX),
     }
 }
 

@@ -16,6 +16,8 @@ mod content;
 mod events;
 mod exec;
 mod flight;
+mod holder;
+mod holder_program;
 mod host;
 mod image;
 mod import;
@@ -83,8 +85,6 @@ pub struct ContainerdConfig {
     pub pulls_max: usize,
     /// Layers of one image that come in at the same time.
     pub layers_max: usize,
-    /// What pods get as `/etc/resolv.conf` unless they mount their own.
-    pub resolv_conf: PathBuf,
     /// Where `Localhost` seccomp profiles lie.
     pub seccomp_root: PathBuf,
 }
@@ -106,7 +106,6 @@ impl Default for ContainerdConfig {
             registries: Registries::default(),
             pulls_max: 2,
             layers_max: 3,
-            resolv_conf: PathBuf::from("/etc/resolv.conf"),
             seccomp_root: PathBuf::from("/var/lib/edgecore/seccomp"),
         }
     }
@@ -164,7 +163,7 @@ impl ContainerdRuntime {
         Ok(Arc::new(Self {
             execs,
             stats: Stats::detect(),
-            sandboxes: Sandboxes::new(config.state_dir.clone(), config.resolv_conf.clone(), cni),
+            sandboxes: Sandboxes::new(config.state_dir.clone(), cni),
             images: ImageStore::new(config.clone(), daemon.clone()),
             daemon,
             cgroups,
@@ -206,6 +205,30 @@ impl ContainerdRuntime {
             .map_err(|error| RuntimeError::Create {
                 reason: format!("users of the image: {error}"),
             })
+    }
+
+    fn runc_root(&self) -> String {
+        self.config.state_dir.join("runc").display().to_string()
+    }
+
+    /// The PID namespace that the pod's containers share, as runc takes it.
+    async fn shared_pid(
+        &self,
+        container: &ContainerSpec,
+        paths: &PodPaths,
+    ) -> Result<PathBuf, RuntimeError> {
+        let runc_root = self.runc_root();
+        let wanted = holder::Wanted {
+            pod_uid: &container.pod_uid,
+            cgroup_parent: &container.cgroup_parent,
+            paths,
+            snapshotter: &self.config.snapshotter,
+            state_dir: &self.config.state_dir,
+            runc_root: &runc_root,
+            oom_score_adj_min: self.host.oom_score_adj_min,
+        };
+        let pid = holder::ensure(&self.daemon, &wanted).await?;
+        Ok(PathBuf::from(format!("/proc/{pid}/ns/pid")))
     }
 
     /// Whether `id` is already as a start would leave it. Leftovers of a start that broke off
@@ -321,6 +344,9 @@ impl Runtime for ContainerdRuntime {
 
     async fn remove_sandbox(&self, pod_uid: &str) -> Result<(), RuntimeError> {
         Marks::new(&self.config.state_dir).forget_pod(pod_uid);
+        if self.sandboxes.may_have_holder(pod_uid) {
+            holder::remove(&self.daemon, &self.config.snapshotter, pod_uid).await?;
+        }
         let cgroup_parent = self.sandboxes.remove(pod_uid).await?;
         if let Some(parent) = cgroup_parent.filter(|parent| !parent.is_empty()) {
             let cgroups = self.cgroups.clone();
@@ -333,7 +359,17 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn sandboxes(&self) -> Result<Vec<Sandbox>, RuntimeError> {
-        self.sandboxes.list().await
+        let mut list = self.sandboxes.list().await?;
+        // One whose pod's directory a reboot has emptied is a remainder too.
+        for pod_uid in holder::pod_uids(&self.daemon).await? {
+            if !list.iter().any(|sandbox| sandbox.pod_uid == pod_uid) {
+                list.push(Sandbox {
+                    pod_uid,
+                    ips: Vec::new(),
+                });
+            }
+        }
+        Ok(list)
     }
 
     async fn start(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
@@ -349,7 +385,10 @@ impl Runtime for ContainerdRuntime {
                 reference: spec.image.clone(),
             })?;
         let users = self.users(&facts).await?;
-        let paths = self.sandboxes.paths(spec)?;
+        let mut paths = self.sandboxes.paths(spec)?;
+        if spec.share_pid && !spec.host_pid {
+            paths.pid_ns = Some(self.shared_pid(spec, &paths).await?);
+        }
         let mut host = if spec.privileged {
             host::with_devices(&self.host)
         } else {
@@ -369,7 +408,7 @@ impl Runtime for ContainerdRuntime {
         let config = self
             .write_logger_config(&id, spec)
             .map_err(|error| create_failed(format!("log directory: {error}")))?;
-        let runc_root = self.config.state_dir.join("runc").display().to_string();
+        let runc_root = self.runc_root();
         let log_address = format!(
             "binary://{}?--config={}",
             self.config.logger_path.display(),

@@ -17,11 +17,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use self::seccomp::{Circumstances, Profile};
-use crate::edged::runtime::{ContainerSpec, Mount, SeccompChoice};
+use crate::edged::runtime::{ContainerSpec, SeccompChoice};
 
 /// The annotation by which runc's shim groups containers on one process (containerd
 /// `runtime/v2/runc/manager`, the same key from 1.6 to 2.3).
-const GROUP_ANNOTATION: &str = "io.containerd.runc.v2.group";
+pub(super) const GROUP_ANNOTATION: &str = "io.containerd.runc.v2.group";
 
 /// Go writes empty lists as `null`.
 pub(super) fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
@@ -63,10 +63,23 @@ pub(crate) struct PodPaths {
     pub(crate) net_ns: Option<PathBuf>,
     pub(crate) uts_ns: Option<PathBuf>,
     pub(crate) ipc_ns: Option<PathBuf>,
+    /// The pod's, where its containers share one; `None`: each has its own.
+    pub(crate) pid_ns: Option<PathBuf>,
     pub(crate) shm: Option<PathBuf>,
     pub(crate) hostname: String,
-    /// Bound unless the pod mounts something on the same target.
-    pub(crate) files: Vec<Mount>,
+}
+
+impl PodPaths {
+    /// Namespaces that the pod's containers share, as the spec calls them.
+    pub(super) fn shared(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        [
+            ("network", &self.net_ns),
+            ("uts", &self.uts_ns),
+            ("ipc", &self.ipc_ns),
+        ]
+        .into_iter()
+        .filter_map(|(kind, path)| Some((kind, path.as_ref()?)))
+    }
 }
 
 /// A device node of the host, for privileged containers.

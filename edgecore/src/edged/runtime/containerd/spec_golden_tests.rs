@@ -175,6 +175,10 @@ fn spec_of(case: &Case) -> Value {
     let paths = PodPaths {
         net_ns: (!host_network).then(|| at("ns/net")),
         uts_ns: (!host_network).then(|| at("ns/uts")),
+        pid_ns: case
+            .pod
+            .get("shareProcessNamespace")
+            .map(|_| "/proc/4711/ns/pid".into()),
         ipc_ns: (!host_network).then(|| at("ns/ipc")),
         shm: (!host_network).then(|| at("shm")),
         hostname: "web".to_owned(),

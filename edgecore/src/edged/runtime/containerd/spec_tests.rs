@@ -2,7 +2,7 @@ use super::capabilities::{DEFAULT_CAPABILITIES, capabilities};
 use super::identity::identity;
 use super::process::arguments;
 use super::*;
-use crate::edged::runtime::{AppArmorChoice, GroupsPolicy, Resources};
+use crate::edged::runtime::{AppArmorChoice, GroupsPolicy, Mount, Resources};
 
 fn container() -> ContainerSpec {
     ContainerSpec {
@@ -63,11 +63,7 @@ fn paths() -> PodPaths {
         ipc_ns: Some(pod.join("ns/ipc")),
         shm: Some(pod.join("shm")),
         hostname: "web-0".to_owned(),
-        files: vec![Mount {
-            source: pod.join("hosts"),
-            target: "/etc/hosts".into(),
-            ..Mount::default()
-        }],
+        pid_ns: None,
     }
 }
 
@@ -303,6 +299,34 @@ fn privileged_sees_the_hosts_devices_and_nothing_masked() {
     );
     let masked = spec["linux"].get("maskedPaths");
     assert!(masked.is_none_or(|paths| paths.as_array().unwrap().is_empty()));
+}
+
+#[test]
+fn a_shared_pid_namespace_is_joined() {
+    let shared = PodPaths {
+        pid_ns: Some("/proc/7/ns/pid".into()),
+        ..paths()
+    };
+    let of = |container: &ContainerSpec| {
+        let built = build(
+            container,
+            &image(),
+            &users(),
+            &shared,
+            &host(),
+            Path::new("/none"),
+        );
+        let spec = serde_json::to_value(built.unwrap()).unwrap();
+        let all = spec["linux"]["namespaces"].as_array().unwrap().clone();
+        all.into_iter().find(|namespace| namespace["type"] == "pid")
+    };
+    let joined = json!({ "type": "pid", "path": "/proc/7/ns/pid" });
+    assert_eq!(of(&container()), Some(joined));
+    let on_host = ContainerSpec {
+        host_pid: true,
+        ..container()
+    };
+    assert_eq!(of(&on_host), None);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::snapshot::remove_snapshot;
 use crate::edged::runtime::{Container, ContainerSpec, ContainerState, RuntimeError};
 
 const RUNTIME: &str = "io.containerd.runc.v2";
-const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+pub(super) const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// Task status "running", as `containerd.v1.types.Status` numbers it.
 pub(super) const RUNNING: i32 = 2;
@@ -42,6 +42,8 @@ pub(super) mod label {
     pub(in super::super) const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
     pub(in super::super) const NAME: &str = "io.kubernetes.container.name";
     pub(in super::super) const MANAGED: &str = "io.outpost.managed";
+    /// A pod's holder; not one of its containers.
+    pub(in super::super) const HOLDER: &str = "io.outpost.holder";
     pub(in super::super) const ATTEMPT: &str = "io.outpost.attempt";
     pub(in super::super) const SPEC_HASH: &str = "io.outpost.spec-hash";
     pub(in super::super) const LOG_PATH: &str = "io.outpost.log-path";
@@ -108,7 +110,7 @@ fn labels(launch: &Launch<'_>) -> Result<HashMap<String, String>, RuntimeError> 
         .collect())
 }
 
-fn runtime_record(runc_root: &str) -> RuntimeRecord {
+pub(super) fn runtime_record(runc_root: &str) -> RuntimeRecord {
     use prost::Message as _;
     RuntimeRecord {
         name: RUNTIME.to_owned(),

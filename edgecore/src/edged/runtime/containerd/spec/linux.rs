@@ -40,16 +40,13 @@ pub(super) fn linux(
 ) -> Value {
     let mut namespaces = vec![json!({ "type": "mount" })];
     if !container.host_pid {
-        namespaces.push(json!({ "type": "pid" }));
+        namespaces.push(match &paths.pid_ns {
+            Some(path) => json!({ "type": "pid", "path": path }),
+            None => json!({ "type": "pid" }),
+        });
     }
-    for (kind, path) in [
-        ("network", &paths.net_ns),
-        ("uts", &paths.uts_ns),
-        ("ipc", &paths.ipc_ns),
-    ] {
-        if let Some(path) = path {
-            namespaces.push(json!({ "type": kind, "path": path }));
-        }
+    for (kind, path) in paths.shared() {
+        namespaces.push(json!({ "type": kind, "path": path }));
     }
     if host.cgroup_v2 && !container.privileged {
         namespaces.push(json!({ "type": "cgroup" }));

@@ -1,7 +1,5 @@
 //! What is mounted in a container.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
 use super::{PodPaths, SpecError};
@@ -57,9 +55,7 @@ pub(super) fn mounts(container: &ContainerSpec, paths: &PodPaths) -> Result<Vec<
         }),
     };
     mounts.push(shm);
-    let own = |target: &Path| container.mounts.iter().any(|mount| mount.target == target);
-    let files = paths.files.iter().filter(|file| !own(&file.target));
-    let mut binds: Vec<&Mount> = files.chain(&container.mounts).collect();
+    let mut binds: Vec<&Mount> = container.mounts.iter().collect();
     // A mount below another one must come after it; the order of equals is kept.
     binds.sort_by_key(|mount| mount.target.components().count());
     for bind in binds {
