@@ -55,6 +55,7 @@ impl Arena {
         let dir = tempfile::Builder::new()
             .prefix(&format!("outpost-{name}-"))
             .tempdir()?;
+        std::fs::create_dir(dir.path().join("statics"))?;
         let containerd_dir = dir.path().join("containerd");
         let containerd = PrivateContainerd::start_from(&containerd_dir, binaries)?;
         let proxy = GrpcProxy::start(&dir.path().join("proxy.sock"), &containerd.address())?;
@@ -73,6 +74,10 @@ impl Arena {
                 format!("unix://{}", proxy.address().display()),
             ),
             ("outpost.cgroupRoot", format!("/{unique}")),
+            (
+                "modules.edged.tailoredKubeletConfig.staticPodPath",
+                dir.path().join("statics").display().to_string(),
+            ),
         ];
         world.more.extend(settings);
         let token = world.token()?;

@@ -28,6 +28,9 @@ pub struct Expect {
     /// Addresses, and a part of what they answer.
     #[serde(default)]
     pub http: BTreeMap<String, String>,
+    /// The manifest is put into the node's directory of static pods; the pod is named after the node.
+    #[serde(default, rename = "static")]
+    pub is_static: bool,
     /// Why the node does not do this yet; the example is then not run.
     #[serde(default)]
     pub pending: Option<String>,

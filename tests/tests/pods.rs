@@ -10,7 +10,7 @@ use outpost_tests::expect::{Expect, differences};
 use outpost_tests::kubectl::Kubectl;
 use outpost_tests::oci::{self, ImageSpec};
 use outpost_tests::registry::{PASSWORD, Registry, USER};
-use outpost_tests::world::path;
+use outpost_tests::world::{NODE, path};
 use outpost_tests::{containerd, wait};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -137,6 +137,7 @@ async fn apply_all(arena: &mut Arena, ready: &[Example]) -> Result<()> {
             }
         }
     }
+    std::fs::remove_dir_all(arena.dir.path().join("statics"))?;
     kubectl
         .run(&[
             "delete",
@@ -166,7 +167,14 @@ async fn one(
     name: &str,
     expect: &Expect,
 ) -> Result<()> {
-    kubectl.run(&["apply", "-f", path(manifest)?]).await?;
+    let mirror = format!("{name}-{NODE}");
+    let name = if expect.is_static {
+        std::fs::copy(manifest, statics(manifest).join(format!("{name}.yaml")))?;
+        mirror.as_str()
+    } else {
+        kubectl.run(&["apply", "-f", path(manifest)?]).await?;
+        name
+    };
     let limit = Duration::from_secs(expect.within);
     let mut last = Value::Null;
     let outcome = wait::until("the documented status", limit, async || {
@@ -198,6 +206,11 @@ async fn one(
     })
     .await;
     outcome.with_context(|| format!("last status: {last}"))
+}
+
+/// The node's directory of static pods, beside the manifests of this run.
+fn statics(manifest: &Path) -> PathBuf {
+    manifest.with_file_name("statics")
 }
 
 /// All that the container has written in all of its runs, without the log format.

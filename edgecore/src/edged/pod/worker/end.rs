@@ -153,6 +153,8 @@ impl Worker {
     }
 
     pub(super) async fn clean_up(&mut self) {
+        // Before the sandbox: what is left after a crash in between is found by the sandbox.
+        remove_logs(&self.id, &self.context.placement).await;
         if let Err(error) = self.context.runtime.remove_sandbox(&self.id.uid).await
             && !matches!(error, RuntimeError::NotFound { .. })
         {
@@ -160,12 +162,7 @@ impl Worker {
         }
         self.sandbox = None;
         let (dirs, uid) = (self.context.dirs.clone(), self.id.uid.clone());
-        let logs = convert::log_directory(&self.id, &self.context.placement);
-        let removed = tokio::task::spawn_blocking(move || {
-            let _ = std::fs::remove_dir_all(logs);
-            dirs.remove_pod(&uid)
-        })
-        .await;
+        let removed = tokio::task::spawn_blocking(move || dirs.remove_pod(&uid)).await;
         if let Ok(Err(error)) = removed {
             warn!(pod = %self.id.name, namespace = %self.id.namespace, error = %error, "files of the pod not removed; trying again");
             let delay = self.next_delay(&Key::Cleanup, RETRY_FIRST, RETRY_MAX);
@@ -200,5 +197,27 @@ async fn remove_files(path: PathBuf, words: Option<PathBuf>) {
         }
     };
     // A log that stays goes with its pod.
+    let _ = tokio::task::spawn_blocking(work).await;
+}
+
+/// Removes the logs of a pod that is gone. Of one that only its sandbox remembers, the name is not
+/// known: the uid is the end of the directory's name.
+async fn remove_logs(id: &PodId, placement: &convert::Placement) {
+    let named = convert::log_directory(id, placement);
+    let root = placement.log_root.clone();
+    let suffix = format!("_{}", id.uid);
+    let is_known = !id.name.is_empty();
+    let work = move || {
+        if is_known {
+            let _ = std::fs::remove_dir_all(named);
+            return;
+        }
+        for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().ends_with(&suffix) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+    };
+    // Logs that stay are no reason to keep the pod.
     let _ = tokio::task::spawn_blocking(work).await;
 }
