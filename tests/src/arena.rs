@@ -105,10 +105,6 @@ impl Arena {
         let place = &self.world.place;
         let edgecore = self.world.edge.as_ref().map(crate::process::Process::pid);
         let hub = self.world.hub.as_ref().map(crate::process::Process::pid);
-        let bundles = self
-            .dir
-            .path()
-            .join("containerd/state/io.containerd.runtime.v2.task");
         Scope {
             ctr: containerd::ctr(self.containerd.binaries()),
             containerd: self.containerd.address(),
@@ -117,8 +113,10 @@ impl Arena {
                 edge_dir.join("run"),
                 edge_dir.join("pods"),
                 edge_dir.join("logs"),
-                bundles,
             ],
+            // containerd's own directories are looked at for mounts alone: a bundle that it was killed
+            // while deleting, or whose shim was killed while it started, stays until it restarts.
+            mounts: vec![edge_dir, self.dir.path().join("containerd")],
             cgroup_root: format!("/{}", place.namespace),
             edgecore,
             known: [edgecore, hub, self.containerd.pid()]

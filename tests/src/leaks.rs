@@ -24,8 +24,10 @@ pub struct Scope {
     /// containerd's socket.
     pub containerd: PathBuf,
     pub namespace: String,
-    /// Listed to the last file; mounts below them count too. The first is the node's run directory.
+    /// Listed to the last file. The first is the node's run directory.
     pub dirs: Vec<PathBuf>,
+    /// Where mounts are looked for.
+    pub mounts: Vec<PathBuf>,
     /// As in `outpost.cgroupRoot`, e.g. `/edgepods`.
     pub cgroup_root: String,
     /// The node's daemon: its descriptors and children.
@@ -144,7 +146,7 @@ impl Scope {
             .filter_map(|line| {
                 let point = line.split(' ').nth(4)?;
                 let is_ours = self
-                    .dirs
+                    .mounts
                     .iter()
                     .any(|dir| Path::new(point).starts_with(dir));
                 let kind = line.split(" - ").nth(1)?.split(' ').next()?;

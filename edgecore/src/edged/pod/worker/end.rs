@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::super::convert;
+use super::super::convert::{self, PodId};
 use super::super::exits::{self, PodRecord};
 use super::super::state::{self, Cause, Key, Observed, Phase, RestartPolicy, Why};
 use super::super::verdict::Verdict;

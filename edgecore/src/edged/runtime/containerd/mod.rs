@@ -19,6 +19,7 @@ mod flight;
 mod holder;
 mod holder_program;
 mod host;
+mod ids;
 mod image;
 mod import;
 mod layer;
@@ -42,6 +43,7 @@ use tokio::task::JoinHandle;
 use self::cgroup::Cgroups;
 use self::channel::{CALL, Daemon};
 use self::exec::Execs;
+use self::ids::Spoilt;
 use self::image::{ImageError, ImageFacts, image_id};
 use self::marks::Marks;
 pub use self::pull::Registries;
@@ -118,6 +120,7 @@ pub struct ContainerdRuntime {
     cgroups: Cgroups,
     host: HostFacts,
     sandboxes: Sandboxes,
+    spoilt: Spoilt,
     execs: Execs,
     images: Arc<ImageStore>,
     stats: Stats,
@@ -161,6 +164,7 @@ impl ContainerdRuntime {
         ));
         let execs = Execs::new(daemon.clone(), config.state_dir.join("exec"));
         Ok(Arc::new(Self {
+            spoilt: Spoilt::default(),
             execs,
             stats: Stats::detect(),
             sandboxes: Sandboxes::new(config.state_dir.clone(), cni),
@@ -373,7 +377,7 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn start(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
-        let id = container_id(&spec.pod_uid, &spec.name, spec.attempt);
+        let id = self.spoilt.usable(spec);
         let create_failed = |reason: String| RuntimeError::Create { reason };
         let reference = normalize(&spec.image)?;
         let (target, facts) = self
@@ -439,6 +443,10 @@ impl Runtime for ContainerdRuntime {
         if let Err(error) = task::launch(&self.daemon, &launch).await {
             if let Err(leftover) = self.remove(&id).await {
                 tracing::debug!(error = %leftover, id, "broken container left to the next start");
+            }
+            if self.spoilt.note(&id, &error) {
+                tracing::info!(id, "containerd kept a dead task's directory; another id is used");
+                return self.start(spec).await;
             }
             return Err(error);
         }

@@ -18,6 +18,7 @@ use oci_spec::runtime::Spec;
 use prost_types::Any;
 
 use super::cgroup::Cgroups;
+use super::container_id;
 use super::channel::{CALL, CallError, DELETE, Daemon, TASK, millis, tolerate_missing};
 use super::marks::Marks;
 use super::snapshot::remove_snapshot;
@@ -83,7 +84,9 @@ pub(super) struct Launch<'a> {
 
 fn labels(launch: &Launch<'_>) -> Result<HashMap<String, String>, RuntimeError> {
     let container = launch.container;
-    let cgroup = format!("{}/{}", container.cgroup_parent, launch.id);
+    // As in the OCI spec, which does not know of spare ids.
+    let usual = container_id(&container.pod_uid, &container.name, container.attempt);
+    let cgroup = format!("{}/{usual}", container.cgroup_parent);
     let labels = HashMap::from([
         (label::MANAGED, "true".to_owned()),
         (label::POD_UID, container.pod_uid.clone()),
