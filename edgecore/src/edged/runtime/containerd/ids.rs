@@ -74,7 +74,10 @@ mod tests {
             assert!(spoilt.note(&spoilt.usable(&spec), &left));
         }
         assert_eq!(spoilt.usable(&spec), usual, "all are spoilt");
-        assert!(!spoilt.note(&usual, &left), "no reason to try again at once");
+        assert!(
+            !spoilt.note(&usual, &left),
+            "no reason to try again at once"
+        );
         let next = ContainerSpec { attempt: 1, ..spec };
         assert_ne!(spoilt.usable(&next), usual);
     }

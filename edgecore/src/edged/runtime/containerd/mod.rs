@@ -445,7 +445,10 @@ impl Runtime for ContainerdRuntime {
                 tracing::debug!(error = %leftover, id, "broken container left to the next start");
             }
             if self.spoilt.note(&id, &error) {
-                tracing::info!(id, "containerd kept a dead task's directory; another id is used");
+                tracing::info!(
+                    id,
+                    "containerd kept a dead task's directory; another id is used"
+                );
                 return self.start(spec).await;
             }
             return Err(error);

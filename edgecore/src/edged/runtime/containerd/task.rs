@@ -18,8 +18,8 @@ use oci_spec::runtime::Spec;
 use prost_types::Any;
 
 use super::cgroup::Cgroups;
-use super::container_id;
 use super::channel::{CALL, CallError, DELETE, Daemon, TASK, millis, tolerate_missing};
+use super::container_id;
 use super::marks::Marks;
 use super::snapshot::remove_snapshot;
 use crate::edged::runtime::{Container, ContainerSpec, ContainerState, RuntimeError};
