@@ -12,7 +12,7 @@ use crate::bus::{self, BusError, BusHandle};
 use crate::clock;
 use crate::config::{BusConfig, Config, RuntimeConfig};
 use crate::edged::runtime::Runtime;
-use crate::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime, Registries};
+use crate::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
 use crate::edged::{self, Edged, EdgedHandle};
 use crate::hub::tls::Floor;
 use crate::hub::{HubHandle, Link, LinkParts, Publisher, rotate};
@@ -256,6 +256,7 @@ fn start_edged(
                 resolv_conf: runtime.resolv_conf.clone(),
             },
         },
+        images: runtime.image_policy.clone(),
         ..edged::Settings::new(config.node_name.clone())
     };
     let handle = Edged::start(edged::Deps {
@@ -303,10 +304,9 @@ pub(crate) fn containerd(runtime: &RuntimeConfig, run_dir: &Path) -> ContainerdC
         logger_path: runtime.logger.clone(),
         cgroup_root: runtime.cgroup_root.clone(),
         seccomp_root: runtime.seccomp_dir.clone(),
-        registries: Registries {
-            insecure_hosts: runtime.insecure_registries.clone(),
-            ..Registries::default()
-        },
+        registries: runtime.registries.clone(),
+        pulls_max: usize::try_from(runtime.image_pulls_max).unwrap_or(1),
+        layers_max: usize::try_from(runtime.image_layers_max).unwrap_or(1),
         ..ContainerdConfig::default()
     }
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::edged::runtime::containerd::RegistryHost;
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Raw {
@@ -88,9 +90,15 @@ pub(super) struct Kubelet {
     pub eviction_soft: BTreeMap<String, String>,
     pub eviction_soft_grace_period: BTreeMap<String, String>,
     pub kube_reserved: BTreeMap<String, String>,
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    pub image_gc_high: u8,
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    pub image_gc_low: u8,
+    pub max_parallel_image_pulls: u32,
     pub max_pods: u32,
     #[serde(rename = "podCIDR")]
     pub pod_cidr: String,
+    pub node_status_max_images: i32,
     pub pod_logs_dir: String,
     pub pod_pids_limit: i64,
     pub resolv_conf: String,
@@ -135,7 +143,12 @@ pub(super) struct MetaManager {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Outpost {
     pub cgroup_root: String,
+    pub image_layers_max: u32,
+    pub image_stall_seconds: u32,
     pub insecure_registries: Vec<String>,
+    pub registries: Vec<RegistryHost>,
+    pub registry_auth_files: Vec<String>,
+    pub registry_config_directory: String,
     pub snapshotter: String,
     pub cni_bin_directory: String,
     pub cni_conf_directory: String,

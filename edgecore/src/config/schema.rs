@@ -223,7 +223,27 @@ pub(super) const FIELDS: &[Field] = &[
         "{}",
         "kept back from pods: cpu, memory, ephemeral-storage, pid",
     ),
+    f(
+        "modules.edged.tailoredKubeletConfig.imageGCHighThresholdPercent",
+        "85",
+        "unused images are removed when containerd's disk is this full; 100 never does",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.imageGCLowThresholdPercent",
+        "80",
+        "… until it is this full",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.maxParallelImagePulls",
+        "2",
+        "images pulled at the same time",
+    ),
     f("modules.edged.tailoredKubeletConfig.maxPods", "110", ""),
+    f(
+        "modules.edged.tailoredKubeletConfig.nodeStatusMaxImages",
+        "50",
+        "images listed in the node's status, the largest; -1 lists all",
+    ),
     f(
         "modules.edged.tailoredKubeletConfig.podCIDR",
         "\"\"",
@@ -323,6 +343,16 @@ pub(super) const FIELDS: &[Field] = &[
         "containerd namespace of our images and containers",
     ),
     f(
+        "outpost.imageLayersMax",
+        "3",
+        "layers of one image pulled at the same time",
+    ),
+    f(
+        "outpost.imageStallSeconds",
+        "30",
+        "a transfer that brings nothing for so long is tried again from where it stopped",
+    ),
+    f(
         "outpost.insecureRegistries",
         "[]",
         "registries spoken to in plain HTTP, host:port",
@@ -342,6 +372,21 @@ pub(super) const FIELDS: &[Field] = &[
         "outpost.outboxBytesMax",
         "\"256Mi\"",
         "what waits for the hub may take this much disk; then the oldest rows give way (`evicted` in the ledger)",
+    ),
+    f(
+        "outpost.registries",
+        "[]",
+        "per registry: host, mirrors (asked first, in order), caFile, certFile, keyFile, skipVerify, plainHttp",
+    ),
+    f(
+        "outpost.registryAuthFiles",
+        "[\"/var/lib/edgecore/registry-auth.json\", \"/var/lib/kubelet/config.json\"]",
+        "docker config.json files with the node's credentials, read at each pull; imagePullSecrets come first",
+    ),
+    f(
+        "outpost.registryConfigDirectory",
+        "\"\"",
+        "containerd's certs.d (<host>/hosts.toml), for registries not listed above",
     ),
     f(
         "outpost.runDirectory",
@@ -406,12 +451,11 @@ const IGNORED_KUBELET: &str = "staticPodPath syncFrequency fileCheckFrequency ad
     registryPullQPS registryBurst eventRecordQPS eventBurst enableDebuggingHandlers \
     enableContentionProfiling oomScoreAdj streamingConnectionIdleTimeout nodeStatusUpdateFrequency \
     nodeStatusReportFrequency nodeLeaseDurationSeconds imageMinimumGCAge imageMaximumGCAge \
-    imageGCHighThresholdPercent imageGCLowThresholdPercent volumeStatsAggPeriod kubeletCgroups \
+    volumeStatsAggPeriod kubeletCgroups \
     systemCgroups cgroupRoot cgroupsPerQOS cgroupDriver cpuManagerPolicy cpuManagerPolicyOptions \
     cpuManagerReconcilePeriod memoryManagerPolicy topologyManagerPolicy topologyManagerScope \
     topologyManagerPolicyOptions qosReserved runtimeRequestTimeout hairpinMode \
-    cpuCFSQuota cpuCFSQuotaPeriod nodeStatusMaxImages maxOpenFiles contentType serializeImagePulls \
-    maxParallelImagePulls \
+    cpuCFSQuota cpuCFSQuotaPeriod maxOpenFiles contentType serializeImagePulls \
     podsPerCore \
     enableControllerAttachDetach protectKernelDefaults makeIPTablesUtilChains iptablesMasqueradeBit \
     iptablesDropBit featureGates failSwapOn memorySwap containerLogMaxWorkers \

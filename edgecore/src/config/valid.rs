@@ -9,6 +9,8 @@ use std::time::Duration;
 use super::ConfigError;
 use super::raw::Raw;
 use super::resources::NodeResources;
+use crate::edged::image_gc::ImagePolicy;
+use crate::edged::runtime::containerd::Registries;
 
 /// Several of the largest messages a device can send.
 const OUTBOX_BYTES_MIN: u64 = 1 << 20;
@@ -92,7 +94,10 @@ pub struct RuntimeConfig {
     pub namespace: String,
     pub snapshotter: String,
     pub cgroup_root: String,
-    pub insecure_registries: Vec<String>,
+    pub registries: Registries,
+    pub image_pulls_max: u32,
+    pub image_layers_max: u32,
+    pub image_policy: ImagePolicy,
     pub cni_bin_dirs: Vec<PathBuf>,
     pub cni_conf_dir: PathBuf,
     /// Volumes that survive a reboot.
@@ -432,7 +437,10 @@ fn runtime(raw: &Raw) -> Result<Option<RuntimeConfig>, ConfigError> {
         namespace: raw.outpost.containerd_namespace.clone(),
         snapshotter: raw.outpost.snapshotter.clone(),
         cgroup_root: raw.outpost.cgroup_root.clone(),
-        insecure_registries: raw.outpost.insecure_registries.clone(),
+        registries: registries(raw)?,
+        image_pulls_max: kubelet.max_parallel_image_pulls.clamp(1, 32),
+        image_layers_max: raw.outpost.image_layers_max.clamp(1, 16),
+        image_policy: image_policy(raw)?,
         cni_bin_dirs: vec![
             absolute("outpost.cniBinDirectory", &raw.outpost.cni_bin_directory)?,
             PathBuf::from("/usr/lib/cni"),
@@ -464,6 +472,69 @@ fn runtime(raw: &Raw) -> Result<Option<RuntimeConfig>, ConfigError> {
         pod_cidr: pod_cidr(&kubelet.pod_cidr)?,
         report_events: edged.report_event,
     }))
+}
+
+fn registries(raw: &Raw) -> Result<Registries, ConfigError> {
+    let outpost = &raw.outpost;
+    for (index, entry) in outpost.registries.iter().enumerate() {
+        const KEY: &str = "outpost.registries";
+        if entry.host.is_empty() || entry.host.contains('/') {
+            let text = format!(
+                "entry {index}: host must be `name` or `name:port`, is `{}`",
+                entry.host
+            );
+            return Err(wrong(KEY, text));
+        }
+        if entry.key_file.is_some() && entry.cert_file.is_none() {
+            return Err(wrong(
+                KEY,
+                format!("entry {index}: keyFile needs a certFile"),
+            ));
+        }
+        let files = [&entry.ca_file, &entry.cert_file, &entry.key_file];
+        for path in files.into_iter().flatten() {
+            if !path.is_absolute() {
+                let text = format!(
+                    "entry {index}: `{}` must be an absolute path",
+                    path.display()
+                );
+                return Err(wrong(KEY, text));
+            }
+        }
+    }
+    let directory = &outpost.registry_config_directory;
+    Ok(Registries {
+        hosts: outpost.registries.clone(),
+        insecure_hosts: outpost.insecure_registries.clone(),
+        config_dir: (!directory.is_empty())
+            .then(|| absolute("outpost.registryConfigDirectory", directory))
+            .transpose()?,
+        auth_files: outpost
+            .registry_auth_files
+            .iter()
+            .map(|path| absolute("outpost.registryAuthFiles", path))
+            .collect::<Result<_, _>>()?,
+        stall: Duration::from_secs(u64::from(outpost.image_stall_seconds.clamp(5, 3600))),
+        ..Registries::default()
+    })
+}
+
+/// As kubelet checks them (`pkg/kubelet/images/image_gc_manager.go`, `NewImageGCManager`).
+fn image_policy(raw: &Raw) -> Result<ImagePolicy, ConfigError> {
+    let kubelet = &raw.modules.edged.tailored_kubelet_config;
+    let (high, low) = (kubelet.image_gc_high, kubelet.image_gc_low);
+    if high > 100 || low > high {
+        return Err(wrong(
+            "modules.edged.tailoredKubeletConfig.imageGCHighThresholdPercent",
+            format!("{high} must be at most 100 and not below imageGCLowThresholdPercent, {low}"),
+        ));
+    }
+    Ok(ImagePolicy {
+        high_percent: high,
+        low_percent: low,
+        listed_max: usize::try_from(kubelet.node_status_max_images).ok(),
+        ..ImagePolicy::default()
+    })
 }
 
 fn bus(raw: &Raw, node_name: &str) -> Result<Option<BusConfig>, ConfigError> {

@@ -112,10 +112,24 @@ impl Recorder {
         message: &str,
         now_ms: UnixMillis,
     ) {
+        self.record_as(message, severity, reason, path, message, now_ms);
+    }
+
+    /// As [`Recorder::record`], for a message that changes: events of the same `topic` replace
+    /// each other.
+    pub(super) fn record_as(
+        &mut self,
+        topic: &str,
+        severity: Severity,
+        reason: &str,
+        path: Option<&str>,
+        message: &str,
+        now_ms: UnixMillis,
+    ) {
         let key = (
             reason.to_owned(),
             path.unwrap_or_default().to_owned(),
-            message.to_owned(),
+            topic.to_owned(),
         );
         if self.counts.len() >= REMEMBERED_MAX && !self.counts.contains_key(&key) {
             let oldest = self.counts.iter().min_by_key(|(_, c)| c.order);

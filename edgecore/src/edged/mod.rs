@@ -17,6 +17,7 @@ pub mod capacity;
 mod deps;
 mod events;
 pub mod eviction;
+pub mod image_gc;
 pub mod logs;
 mod main_loop;
 pub mod node;
@@ -76,6 +77,8 @@ pub struct Settings {
     pub image_dir: PathBuf,
     /// Added to the node's own labels at registration.
     pub labels: BTreeMap<String, String>,
+    /// When unused images are removed.
+    pub images: image_gc::ImagePolicy,
     /// Told instead of the address of the default route.
     pub node_ip: Option<String>,
     /// What the operator decided for all pods.
@@ -100,6 +103,7 @@ impl Settings {
             eviction: eviction::threshold::Config::default(),
             image_dir: "/var/lib/containerd".into(),
             labels: BTreeMap::new(),
+            images: image_gc::ImagePolicy::default(),
             node_ip: None,
             rules: pod::security::Rules::default(),
         }
@@ -175,6 +179,7 @@ pub struct EdgedHandle {
     resend: watch::Sender<u64>,
     context: Arc<Context>,
     task: JoinHandle<()>,
+    images: JoinHandle<()>,
 }
 
 impl Edged {
@@ -212,6 +217,7 @@ impl Edged {
             },
             execs: Arc::new(Semaphore::new(PROBE_EXECS_MAX)),
             ticks: AtomicU64::new(1),
+            images: image_gc::Board::default(),
             poke: Notify::new(),
             board: Mutex::new(BTreeMap::new()),
             verdicts: Mutex::new(BTreeMap::new()),
@@ -219,6 +225,8 @@ impl Edged {
         });
         let stop = CancellationToken::new();
         let resend = watch::Sender::new(0);
+        let keeper = image_gc::run(context.clone(), settings.images.clone(), stop.clone());
+        let images = tokio::spawn(keeper);
         let (pressure, short) = watch::channel(node::Pressure::default());
         let active = watch::Sender::new(eviction::Active::default());
         let evictor = eviction::Evictor {
@@ -245,6 +253,7 @@ impl Edged {
             resend,
             context,
             task,
+            images,
         }
     }
 }
@@ -275,5 +284,6 @@ impl EdgedHandle {
     pub async fn stop(self) {
         self.stop.cancel();
         let _ = self.task.await;
+        let _ = self.images.await;
     }
 }

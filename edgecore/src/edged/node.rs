@@ -14,10 +14,11 @@ use tracing::warn;
 
 use super::Settings;
 use super::capacity::{self, Amounts};
+use super::image_gc;
 use super::pod::resources;
 use super::pod::status::time;
 use super::pod::worker::Context;
-use super::runtime::{NodeLimits, Resources, RuntimeInfo};
+use super::runtime::{Image, NodeLimits, Resources, RuntimeInfo};
 use crate::clock::UnixMillis;
 
 /// The KubeEdge release whose behaviour this node follows, and the Kubernetes release under it:
@@ -146,6 +147,7 @@ pub struct Facts<'a> {
     pub host_ip: &'a str,
     pub capacity: &'a Amounts,
     pub allocatable: &'a Amounts,
+    pub images: &'a [Image],
 }
 
 /// Since when each condition has its status.
@@ -241,6 +243,7 @@ pub fn object(facts: &Facts<'_>, transitions: &mut Transitions, now_ms: UnixMill
             "allocatable": facts.allocatable.to_json(),
             "conditions": conditions,
             "addresses": addresses,
+            "images": image_gc::status(facts.images, settings.images.listed_max),
             "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}},
             "nodeInfo": {
                 "machineID": machine.machine_id,
@@ -402,6 +405,7 @@ impl Reporter {
             host_ip: &self.host_ip,
             capacity: &self.capacity,
             allocatable: &self.allocatable,
+            images: &self.context.images.list(),
         };
         let node = object(&facts, &mut self.transitions, (self.context.now_ms)());
         if self.told.as_ref() == Some(&node) && self.resend == resend {

@@ -23,6 +23,7 @@ fn node(runtime: &RuntimeInfo, pressure: Pressure, since: &mut Transitions, now:
         host_ip: "192.0.2.9",
         capacity: &all,
         allocatable: &left,
+        images: &[],
     };
     object(&facts, since, now)
 }

@@ -4,9 +4,11 @@
 
 mod chaos;
 mod exec;
+mod images;
 mod namespaces;
 mod pods;
 mod pull;
+mod registries;
 mod registry;
 mod resources;
 mod security;

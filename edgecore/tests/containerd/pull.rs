@@ -130,7 +130,7 @@ async fn an_archive_of_docker_is_understood() {
     std::fs::write(&broken, vec![1; 4096]).unwrap();
     let refused = world.runtime.import_archive(&broken, None).await;
     assert!(
-        matches!(refused, Err(RuntimeError::Pull { .. })),
+        matches!(refused, Err(RuntimeError::Other { .. })),
         "{refused:?}"
     );
 }

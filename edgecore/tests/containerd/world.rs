@@ -46,9 +46,14 @@ pub(crate) fn skipped(test: &str) -> bool {
 impl World {
     /// A daemon without images.
     pub(crate) fn empty() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// A daemon without images, its runtime configured otherwise.
+    pub(crate) fn with(edit: impl FnOnce(&mut ContainerdConfig)) -> Self {
         let directory = tempfile::Builder::new().prefix("ed").tempdir().unwrap();
         let daemon = PrivateContainerd::start(directory.path()).unwrap();
-        let config = ContainerdConfig {
+        let mut config = ContainerdConfig {
             address: daemon.address().display().to_string(),
             namespace: format!("t{}", uuid::Uuid::new_v4().simple()),
             state_dir: directory.path().join("run"),
@@ -58,6 +63,7 @@ impl World {
             seccomp_root: directory.path().join("seccomp"),
             ..ContainerdConfig::default()
         };
+        edit(&mut config);
         let runtime = ContainerdRuntime::connect(config.clone()).unwrap();
         Self {
             daemon,

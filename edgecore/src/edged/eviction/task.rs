@@ -18,15 +18,18 @@ use super::signals;
 use super::threshold::{Config, Shortage, Signal};
 use crate::edged::admission;
 use crate::edged::events;
+use crate::edged::image_gc;
 use crate::edged::node::Pressure;
 use crate::edged::pod::convert::PodId;
 use crate::edged::pod::resources;
 use crate::edged::pod::verdict::Verdict;
 use crate::edged::pod::worker::Context;
-use crate::edged::runtime::{ContainerState, Reclaim};
+use crate::edged::runtime::ContainerState;
 
 /// What a pod gets that must go now (`immediateEvictionGracePeriodSeconds`).
 const GRACE_NOW: Duration = Duration::from_secs(1);
+/// Images that came, or were used, more recently stay even then (kubelet `imageMinimumGCAge`).
+const IMAGE_AGE_MIN: Duration = Duration::from_secs(120);
 /// The next pod is not chosen before this one is gone, or this long has passed
 /// (`podCleanupTimeout`).
 const CLEANUP_MAX: Duration = Duration::from_secs(30);
@@ -218,23 +221,9 @@ impl State {
     }
 
     async fn reclaim_images(&self) {
-        let active = self.given.active.borrow().clone();
-        let images = active
-            .iter()
-            .filter_map(|pod| pod.spec.as_ref())
-            .flat_map(|spec| {
-                spec.init_containers
-                    .iter()
-                    .flatten()
-                    .chain(&spec.containers)
-            })
-            .filter_map(|container| container.image.clone());
-        let reclaim = Reclaim {
-            keep: images.collect(),
-            min_age: Duration::ZERO,
-            bytes: None,
-        };
-        match self.context().runtime.reclaim_images(&reclaim).await {
+        let context = self.context();
+        let (runtime, desired) = (&*context.runtime, &*context.desired);
+        match image_gc::reclaim(runtime, desired, IMAGE_AGE_MIN, None).await {
             Ok(bytes) => info!(bytes, "unused images removed, the disk runs short"),
             Err(error) => debug!(%error, "unused images not removed"),
         }

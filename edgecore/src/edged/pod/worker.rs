@@ -4,6 +4,7 @@
 mod context;
 mod end;
 mod ends;
+mod pulling;
 mod start;
 mod tell;
 mod trouble;
@@ -302,6 +303,7 @@ impl Worker {
         match pull {
             Ok((name, took, result)) => {
                 self.memory.set_busy(&name, false);
+                self.context.images.changed();
                 self.pulled.insert(name, (took, result));
             }
             Err(error) if error.is_cancelled() => {}

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{
-    Container, ContainerSpec, ContainerState, ExecOutput, Image, PullOptions, Reclaim, Runtime,
-    RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
+    Container, ContainerSpec, ContainerState, ExecOutput, FsUsage, Image, PullOptions, Reclaim,
+    Runtime, RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
 };
 
 /// Wall time of the fake's beginning, in milliseconds.
@@ -37,6 +37,7 @@ struct State {
     sandboxes: BTreeMap<String, Sandbox>,
     calls: Vec<String>,
     down: bool,
+    disk: FsUsage,
 }
 
 impl Default for FakeRuntime {
@@ -89,6 +90,18 @@ impl FakeRuntime {
         if let Some(image) = self.state().images.get_mut(reference) {
             user.clone_into(&mut image.user);
         }
+    }
+
+    /// Sets the size of an image that is present.
+    pub fn set_image_size(&self, reference: &str, bytes: u64) {
+        if let Some(image) = self.state().images.get_mut(reference) {
+            image.size_bytes = bytes;
+        }
+    }
+
+    /// Sets how full the disk of the images is.
+    pub fn set_disk(&self, disk: FsUsage) {
+        self.state().disk = disk;
     }
 
     /// What the next pulls of this image end with; an empty script fails.
@@ -270,6 +283,10 @@ impl Runtime for FakeRuntime {
         state.images.retain(|name, _| keep.contains(name));
         let after: u64 = state.images.values().map(|image| image.size_bytes).sum();
         Ok(before - after)
+    }
+
+    async fn image_fs(&self) -> Result<FsUsage, RuntimeError> {
+        Ok(self.up()?.disk)
     }
 
     async fn ensure_sandbox(&self, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {

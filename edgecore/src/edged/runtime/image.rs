@@ -64,3 +64,10 @@ pub struct Reclaim {
     /// Stop once so much is free again; `None` removes everything unused.
     pub bytes: Option<u64>,
 }
+
+/// A filesystem's size and what unprivileged writers may still take of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FsUsage {
+    pub capacity_bytes: u64,
+    pub available_bytes: u64,
+}

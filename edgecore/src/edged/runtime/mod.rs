@@ -5,6 +5,7 @@ pub mod cni;
 pub mod containerd;
 pub mod fake;
 mod image;
+mod keyring;
 pub mod sandbox;
 mod security;
 pub mod session;
@@ -16,7 +17,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-pub use self::image::{Image, OnProgress, PullOptions, PullProgress, Reclaim, RegistryAuth};
+pub(crate) use self::containerd::reference::split as split_reference;
+pub use self::image::{
+    FsUsage, Image, OnProgress, PullOptions, PullProgress, Reclaim, RegistryAuth,
+};
+pub use self::keyring::Keyring;
 pub use self::security::{AppArmorChoice, GroupsPolicy, SeccompChoice};
 
 /// One pod's shared namespaces and network, before any container exists.
@@ -309,6 +314,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// and what broken pulls left; returns the bytes freed. `edged::image_gc::reclaim` fills in
     /// what the pods of this node want kept.
     async fn reclaim_images(&self, reclaim: &Reclaim) -> Result<u64, RuntimeError>;
+
+    /// The filesystem that holds the images.
+    async fn image_fs(&self) -> Result<FsUsage, RuntimeError>;
 
     /// Makes the pod's namespaces and network, or returns what stands already.
     async fn ensure_sandbox(&self, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError>;

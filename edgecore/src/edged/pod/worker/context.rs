@@ -11,6 +11,7 @@ use super::super::verdict::Verdict;
 use crate::clock::UnixMillis;
 use crate::edged::PodSummary;
 use crate::edged::deps::{DesiredState, StatusSink};
+use crate::edged::image_gc::Board;
 use crate::edged::runtime::Runtime;
 use crate::edged::volumes::Dirs;
 
@@ -27,6 +28,7 @@ pub(crate) struct Context {
     pub(crate) execs: Arc<Semaphore>,
     /// Orders listings of containers and actions on them.
     pub(crate) ticks: AtomicU64,
+    pub(crate) images: Board,
     /// Asks the main loop to list the containers again.
     pub(crate) poke: Notify,
     pub(crate) board: Mutex<BTreeMap<String, PodSummary>>,

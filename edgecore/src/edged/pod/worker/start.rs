@@ -1,21 +1,20 @@
 //! Everything between the wish to start a container and its start: image, sandbox, objects,
 //! volumes, specification.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::super::dns::Notice;
 use super::super::env::{self, Facts, References, Sources};
 use super::super::status::Trouble;
 use super::super::verdict::Verdict;
-use super::super::{convert, image, last_words, security, sources, state, sysctl};
+use super::super::{convert, last_words, security, sources, state, sysctl};
 use super::{RETRY_FIRST, RETRY_MAX, Worker};
 use crate::edged::events::Severity;
 use crate::edged::runtime::{
-    Container as Seen, ContainerState, Image, Mount, PullOptions, Resources, RuntimeError, Sandbox,
+    Container as Seen, ContainerState, Image, Mount, Resources, RuntimeError, Sandbox,
 };
 use crate::edged::volumes;
 
@@ -268,36 +267,6 @@ impl Worker {
                 Err(Failure::Pulling)
             }
         }
-    }
-
-    fn begin_pull(&mut self, name: String, reference: String) {
-        let message = format!("Pulling image \"{reference}\"");
-        self.event(Severity::Normal, "Pulling", Some(&name), &message);
-        let context = self.context.clone();
-        let namespace = self.id.namespace.clone();
-        let spec = self.pod.spec.as_ref();
-        let secrets: BTreeSet<String> = spec
-            .iter()
-            .flat_map(|s| s.image_pull_secrets.iter().flatten())
-            .map(|reference| reference.name.clone())
-            .collect();
-        self.pulls.spawn(async move {
-            let refs = References {
-                secrets,
-                ..References::default()
-            };
-            let sources = sources::fetch(&*context.desired, &namespace, &refs).await;
-            // Without its credentials the pull is tried as a stranger: the image may be public.
-            let sources = sources.unwrap_or_default();
-            let auth = image::auth_for(&reference, sources.secrets.values().flatten());
-            let begun = Instant::now();
-            let options = PullOptions {
-                auths: auth.into_iter().collect(),
-                ..PullOptions::default()
-            };
-            let result = context.runtime.pull(&reference, &options).await;
-            (name, begun.elapsed(), result)
-        });
     }
 
     async fn sandbox(&mut self) -> Result<Sandbox, Failure> {

@@ -24,18 +24,21 @@ impl Worker {
         if self.removed {
             return;
         }
-        let path = container.map(|name| {
-            let spec = self.pod.spec.as_ref();
-            let mut inits = spec.iter().flat_map(|s| s.init_containers.iter().flatten());
-            let list = if inits.any(|init| init.name == name) {
-                "initContainers"
-            } else {
-                "containers"
-            };
-            format!("spec.{list}{{{name}}}")
-        });
+        let path = container.map(|name| self.field_path(name));
         self.recorder
             .record(severity, reason, path.as_deref(), message, now_ms);
+    }
+
+    /// `spec.containers{web}`
+    pub(super) fn field_path(&self, name: &str) -> String {
+        let spec = self.pod.spec.as_ref();
+        let mut inits = spec.iter().flat_map(|s| s.init_containers.iter().flatten());
+        let list = if inits.any(|init| init.name == name) {
+            "initContainers"
+        } else {
+            "containers"
+        };
+        format!("spec.{list}{{{name}}}")
     }
 
     pub(super) fn board(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, PodSummary>> {

@@ -127,23 +127,30 @@ impl Worker {
         }
         let message = format!("Failed to pull image \"{image}\": {error}");
         self.event(Severity::Warning, "Failed", Some(name), &message);
+        // kubelet `pkg/kubelet/images/types.go`: the registry's silence has a reason of its own.
+        let is_silent = matches!(error, RuntimeError::RegistryUnavailable { .. });
+        let reason = if is_silent {
+            "RegistryUnavailable"
+        } else {
+            "ErrImagePull"
+        };
         self.event(
             Severity::Warning,
             "Failed",
             Some(name),
-            "Error: ErrImagePull",
+            &format!("Error: {reason}"),
         );
         self.set_trouble(
             name,
             Trouble {
-                reason: "ErrImagePull",
+                reason,
                 message: error.to_string(),
             },
         );
         // The API shows the error itself first, and that it is waited for soon after.
         let later = Trouble {
             reason: "ImagePullBackOff",
-            message: format!("Back-off pulling image \"{image}\": ErrImagePull: {error}"),
+            message: format!("Back-off pulling image \"{image}\": {reason}: {error}"),
         };
         self.flips
             .insert(name.to_owned(), (now + SHOWN_FOR, Some(later)));

@@ -2,7 +2,8 @@
 //! writes since 25), or the older docker archive, which gets a manifest made here.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -15,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use super::content::{ByteStream, DOCUMENT_BYTES_MAX, digest_of};
 use super::image::{Descriptor, ImageError, Manifest};
 use super::import::Source;
+use super::unpack;
 
 /// Member name -> where its bytes lie in the archive.
 type Members = BTreeMap<String, (u64, u64)>;
@@ -22,6 +24,8 @@ type Members = BTreeMap<String, (u64, u64)>;
 /// An archive and its table of members.
 pub(super) struct Archive {
     path: PathBuf,
+    /// A compressed archive's plain form, in a file without a name; `path` then leads to it.
+    _plain: Option<std::fs::File>,
     members: Members,
     /// Manifests made for a docker archive, by digest.
     made: BTreeMap<String, Bytes>,
@@ -44,34 +48,44 @@ pub(super) type Named = (Descriptor, Option<String>);
 const MEMBERS_MAX: usize = 100_000;
 
 impl Archive {
-    /// Reads the table of members.
+    /// Reads the table of members. A compressed archive is unpacked beside the system's other
+    /// temporary files first: its members are read in the order in which images need them.
     pub(super) async fn open(path: &Path) -> Result<Self, ImageError> {
         let owned = path.to_owned();
-        let members = tokio::task::spawn_blocking(move || list_members(&owned))
-            .await
-            .map_err(|error| ImageError::invalid(format!("reading the archive: {error}")))?
-            .map_err(|error| ImageError::invalid(format!("archive {}: {error}", path.display())))?;
+        let opened = tokio::task::spawn_blocking(move || {
+            let plain = unpack::plain(&owned)?;
+            let path = match &plain {
+                Some(file) => PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
+                None => owned,
+            };
+            let members = list_members(&path)?;
+            Ok::<_, io::Error>((path, plain, members))
+        })
+        .await
+        .map_err(|error| ImageError::invalid(format!("reading the archive: {error}")))?;
+        let (path, plain, members) = opened.map_err(|error| ImageError::invalid(told(&error)))?;
         Ok(Self {
-            path: path.to_owned(),
+            path,
+            _plain: plain,
             members,
             made: BTreeMap::new(),
         })
     }
 
     fn document(&self, name: &str) -> Result<Vec<u8>, ImageError> {
-        let missing = || ImageError::invalid(format!("archive has no `{name}`"));
+        let missing = || ImageError::invalid(absent(name));
         let &(offset, size) = self.members.get(name).ok_or_else(missing)?;
         if i64::try_from(size).map_or(true, |size| size > DOCUMENT_BYTES_MAX) {
             return Err(ImageError::invalid(format!("`{name}` has {size} bytes")));
         }
-        let read = || -> std::io::Result<Vec<u8>> {
+        let read = || -> io::Result<Vec<u8>> {
             let mut file = std::fs::File::open(&self.path)?;
             file.seek(SeekFrom::Start(offset))?;
             let mut bytes = Vec::new();
             file.take(size).read_to_end(&mut bytes)?;
             Ok(bytes)
         };
-        read().map_err(ImageError::transfer)
+        read().map_err(|error| ImageError::invalid(told(&error)))
     }
 
     /// The images the archive holds.
@@ -140,13 +154,13 @@ impl Archive {
         name: &str,
         media_type: &str,
     ) -> Result<Descriptor, ImageError> {
-        let missing = || ImageError::invalid(format!("archive has no `{name}`"));
+        let missing = || ImageError::invalid(absent(name));
         let place = *self.members.get(name).ok_or_else(missing)?;
         let path = self.path.clone();
         let digest = tokio::task::spawn_blocking(move || hash_member(&path, place))
             .await
             .map_err(|error| ImageError::invalid(format!("reading the archive: {error}")))?
-            .map_err(ImageError::transfer)?;
+            .map_err(|error| ImageError::invalid(told(&error)))?;
         let descriptor = Descriptor {
             media_type: media_type.to_owned(),
             digest,
@@ -162,22 +176,44 @@ impl Archive {
     }
 }
 
-fn list_members(path: &Path) -> std::io::Result<Members> {
-    let mut archive = tar::Archive::new(std::fs::File::open(path)?);
+fn absent(name: &str) -> String {
+    format!(
+        "it has no `{name}`: it is incomplete, or no image archive (OCI layout or `docker save`)"
+    )
+}
+
+fn told(error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        "it is truncated".to_owned()
+    } else {
+        error.to_string()
+    }
+}
+
+fn list_members(path: &Path) -> io::Result<Members> {
+    let file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut archive = tar::Archive::new(file);
     let mut members = Members::new();
     for entry in archive.entries_with_seek()? {
         let entry = entry?;
         if members.len() >= MEMBERS_MAX {
-            return Err(std::io::Error::other("too many members"));
+            return Err(io::Error::other("too many members"));
         }
         let name = entry.path()?.to_string_lossy().into_owned();
         let name = name.trim_start_matches("./").to_owned();
+        let end = entry.raw_file_position().saturating_add(entry.size());
+        if entry.header().entry_type().is_file() && end > length {
+            return Err(io::Error::other(format!(
+                "it is truncated: `{name}` would end at byte {end}, the archive ends at {length}"
+            )));
+        }
         members.insert(name, (entry.raw_file_position(), entry.size()));
     }
     Ok(members)
 }
 
-fn hash_member(path: &Path, (offset, size): (u64, u64)) -> std::io::Result<String> {
+fn hash_member(path: &Path, (offset, size): (u64, u64)) -> io::Result<String> {
     const READ_BYTES: usize = 256 << 10;
     let mut file = std::fs::File::open(path)?;
     file.seek(SeekFrom::Start(offset))?;
@@ -207,7 +243,7 @@ impl Source for Archive {
         let &(start, size) = self
             .members
             .get(&name)
-            .ok_or_else(|| ImageError::invalid(format!("archive has no `{name}`")))?;
+            .ok_or_else(|| ImageError::invalid(absent(&name)))?;
         let mut file = tokio::fs::File::open(&self.path)
             .await
             .map_err(ImageError::transfer)?;

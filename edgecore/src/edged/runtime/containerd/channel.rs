@@ -9,6 +9,7 @@ use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::sandbox::store_client::StoreClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
@@ -142,6 +143,11 @@ impl Daemon {
 
     pub(super) fn images(&self) -> ImagesClient<Wire> {
         ImagesClient::with_interceptor(self.channel.clone(), self.headers.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(super) fn introspection(&self) -> IntrospectionClient<Wire> {
+        IntrospectionClient::with_interceptor(self.channel.clone(), self.headers.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::channel::{CALL, Daemon, PULL, tolerate_missing};
+use super::channel::{CALL, CallError, Daemon, PULL, tolerate_missing};
 use super::image::{Descriptor, ImageError};
 
 /// One WRITE carries at most this much. containerd takes up to 16 MiB; this bounds what one layer
@@ -32,6 +32,24 @@ pub(super) type ByteStream = BoxStream<'static, io::Result<Bytes>>;
 /// `sha256:<hex>` of `bytes`.
 pub(super) fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+/// Whether a blob is complete in our namespace.
+pub(super) async fn exists(daemon: &Daemon, digest: &str) -> Result<bool, CallError> {
+    let info = daemon
+        .call(
+            "content info",
+            CALL,
+            daemon.content().info(InfoRequest {
+                digest: digest.to_owned(),
+            }),
+        )
+        .await;
+    match info {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads a whole small blob and checks its digest.
@@ -235,6 +253,13 @@ where
             abort(daemon, blob).await?;
             is_fresh = true;
             continue;
+        }
+        if error.is_failed_precondition() {
+            abort(daemon, blob).await?;
+            let digest = &blob.digest;
+            return Err(ImageError::invalid(format!(
+                "content of {digest} does not match its digest ({error})"
+            )));
         }
         let Some(patience) = patience.filter(|_| error.is_passing()) else {
             return Err(error);

@@ -16,18 +16,31 @@ pub(super) struct KeyLocks(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>)
 
 impl KeyLocks {
     pub(super) async fn lock(&self, key: &str) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(lock) = locks.get(key).and_then(Weak::upgrade) {
-                lock
-            } else {
-                locks.retain(|_, lock| lock.strong_count() > 0);
-                let lock = Arc::new(tokio::sync::Mutex::new(()));
-                locks.insert(key.to_owned(), Arc::downgrade(&lock));
-                lock
-            }
-        };
-        lock.lock_owned().await
+        self.of(key).lock_owned().await
+    }
+
+    /// The lock if nobody has it.
+    pub(super) fn try_lock(&self, key: &str) -> Option<OwnedMutexGuard<()>> {
+        self.of(key).try_lock_owned().ok()
+    }
+
+    /// Whether somebody holds or awaits a lock whose key begins so.
+    pub(super) fn is_held(&self, prefix: &str) -> bool {
+        let locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        locks
+            .iter()
+            .any(|(key, lock)| key.starts_with(prefix) && lock.strong_count() > 0)
+    }
+
+    fn of(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = locks.get(key).and_then(Weak::upgrade) {
+            return lock;
+        }
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::new(tokio::sync::Mutex::new(()));
+        locks.insert(key.to_owned(), Arc::downgrade(&lock));
+        lock
     }
 }
 
@@ -55,7 +68,14 @@ impl From<RuntimeError> for Failure {
             RuntimeError::RegistryUnavailable { reference, reason } => {
                 Self::Registry { reference, reason }
             }
-            other => Self::Other {
+            other @ (RuntimeError::ImageNotPresent { .. }
+            | RuntimeError::Create { .. }
+            | RuntimeError::Start { .. }
+            | RuntimeError::Exec { .. }
+            | RuntimeError::Network { .. }
+            | RuntimeError::NotFound { .. }
+            | RuntimeError::Timeout { .. }
+            | RuntimeError::Other { .. }) => Self::Other {
                 step: "image pull",
                 reason: other.to_string(),
             },
@@ -212,7 +232,9 @@ mod tests {
         let a = locks.lock("a").await;
         let _b = locks.lock("b").await;
         assert!(locks.lock("a").now_or_never().is_none());
+        assert!(locks.try_lock("a").is_none() && locks.is_held("a"));
         drop(a);
+        assert!(!locks.is_held("a"));
         assert!(locks.lock("a").now_or_never().is_some());
     }
 }

@@ -1,6 +1,7 @@
 //! Images: what their documents say, and the daemon's records of them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use containerd_client::services::v1::{
@@ -8,13 +9,17 @@ use containerd_client::services::v1::{
     ListImagesRequest, UpdateImageRequest,
 };
 use containerd_client::types;
-use oci_client::Reference;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::channel::{CALL, CallError, Daemon, PULL, tolerate_missing};
+use super::channel::{CALL, CallError, Daemon, PULL, millis, tolerate_missing};
+use super::collect::PINNED;
 use super::content;
+use super::platform;
+use super::reference::Reference;
+use super::registry::RegistryError;
 use super::spec::{ImageDefaults, UserDatabase, null_is_default};
+use crate::clock::UnixMillis;
 use crate::edged::runtime::{Image, RuntimeError};
 
 /// Why an image could not be read, fetched or unpacked.
@@ -24,8 +29,25 @@ pub(super) enum ImageError {
     Call(#[from] CallError),
     #[error("{0}")]
     Invalid(String),
+    /// What each of the registries asked said.
+    #[error("{}", told(.0))]
+    Registry(Vec<RegistryError>),
+    #[error(
+        "not enough disk space: the image needs at least {} MiB, {} MiB are free; remove images \
+         (`edgecore image prune`) or other files",
+        needed >> 20, available >> 20
+    )]
+    Space { needed: u64, available: u64 },
     #[error("transfer broke: {0}")]
     Transfer(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+fn told(errors: &[RegistryError]) -> String {
+    if errors.is_empty() {
+        return "no registry could be asked".to_owned();
+    }
+    let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    all.join("; ")
 }
 
 impl ImageError {
@@ -51,7 +73,23 @@ impl ImageError {
         match self {
             Self::Transfer(_) => true,
             Self::Call(error) => error.is_locked(),
-            Self::Invalid(_) => false,
+            Self::Registry(errors) => errors.iter().any(RegistryError::is_passing),
+            Self::Invalid(_) | Self::Space { .. } => false,
+        }
+    }
+
+    /// As the answer to an import of the archive at `path`.
+    pub(super) fn into_import(self, path: &Path) -> RuntimeError {
+        let wrap = |reason| RuntimeError::Other {
+            step: "image import",
+            reason: format!("{}: {reason}", path.display()),
+        };
+        match self {
+            Self::Call(error) => error.or(wrap),
+            other @ (Self::Invalid(_)
+            | Self::Space { .. }
+            | Self::Registry(_)
+            | Self::Transfer(_)) => wrap(other.to_string()),
         }
     }
 
@@ -63,7 +101,20 @@ impl ImageError {
         };
         match self {
             Self::Call(error) => error.or(wrap),
-            other @ (Self::Invalid(_) | Self::Transfer(_)) => wrap(other.to_string()),
+            // One that answered, if only to refuse, has the last word.
+            Self::Registry(errors) if errors.iter().all(RegistryError::is_passing) => {
+                RuntimeError::RegistryUnavailable {
+                    reference: reference.to_owned(),
+                    reason: told(&errors),
+                }
+            }
+            other @ (Self::Invalid(_) | Self::Space { .. } | Self::Registry(_)) => {
+                wrap(other.to_string())
+            }
+            Self::Transfer(source) => RuntimeError::RegistryUnavailable {
+                reference: reference.to_owned(),
+                reason: format!("the transfer broke, and goes on at the next attempt: {source}"),
+            },
         }
     }
 }
@@ -78,6 +129,13 @@ pub(super) struct Descriptor {
     pub(super) size: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) platform: Option<Platform>,
+    /// Where a layer lies that registries may not serve.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub(super) urls: Vec<String>,
     #[serde(
         default,
         deserialize_with = "null_is_default",
@@ -143,6 +201,8 @@ pub(super) struct Platform {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Manifest {
     #[serde(default)]
+    pub(super) schema_version: i64,
+    #[serde(default)]
     pub(super) media_type: String,
     #[serde(
         default,
@@ -164,6 +224,13 @@ impl Manifest {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, ImageError> {
         let manifest: Self = serde_json::from_slice(bytes)
             .map_err(|error| ImageError::invalid(format!("manifest: {error}")))?;
+        if manifest.schema_version == 1 {
+            return Err(ImageError::invalid(
+                "the image has docker's schema 1 manifest, which no runtime takes any more; push \
+                 it again with a current tool"
+                    .to_owned(),
+            ));
+        }
         let all = manifest.manifests.iter().chain(&manifest.layers);
         for descriptor in all.chain(&manifest.config) {
             descriptor.check()?;
@@ -180,6 +247,10 @@ impl Manifest {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct ImageConfig {
     #[serde(default)]
+    pub(super) os: String,
+    #[serde(default)]
+    pub(super) architecture: String,
+    #[serde(default)]
     pub(super) config: ImageDefaults,
     pub(super) rootfs: RootFs,
 }
@@ -188,6 +259,21 @@ pub(super) struct ImageConfig {
 pub(super) struct RootFs {
     #[serde(default, deserialize_with = "null_is_default")]
     pub(super) diff_ids: Vec<String>,
+}
+
+impl ImageConfig {
+    /// Refuses an image for another kind of machine: better now than as "exec format error".
+    pub(super) fn check(&self) -> Result<(), ImageError> {
+        let fits = |architecture: &str| platform::own().iter().any(|(own, _)| *own == architecture);
+        let (os, architecture) = (self.os.as_str(), self.architecture.as_str());
+        if (os.is_empty() || os == "linux") && (architecture.is_empty() || fits(architecture)) {
+            return Ok(());
+        }
+        Err(ImageError::invalid(format!(
+            "the image is for {os}/{architecture}, this machine is {}",
+            platform::name()
+        )))
+    }
 }
 
 /// Everything that starting a container needs to know of one image. Immutable: keyed by digest.
@@ -218,29 +304,21 @@ pub(super) fn chain_ids(diff_ids: &[String]) -> Vec<String> {
     chain
 }
 
-/// The manifest of an index that fits this machine, best first: exact variant, then what an
-/// older variant of arm offers.
+/// The manifest of an index that fits this machine best.
 pub(super) fn pick_platform(manifests: &[Descriptor]) -> Option<&Descriptor> {
-    let (architecture, variants): (&str, &[&str]) = match std::env::consts::ARCH {
-        "x86_64" => ("amd64", &["", "v1"]),
-        "aarch64" => ("arm64", &["v8", ""]),
-        "arm" => ("arm", &["v7", "v6", "v5", ""]),
-        other => (other, &[""]),
-    };
-    let fits = |descriptor: &&Descriptor, variant: &str| {
-        descriptor.platform.as_ref().is_some_and(|platform| {
-            platform.os == "linux"
-                && platform.architecture == architecture
-                && platform.variant == variant
+    let chosen = platform::own().iter().find_map(|(architecture, variant)| {
+        manifests.iter().find(|descriptor| {
+            descriptor.platform.as_ref().is_some_and(|platform| {
+                platform.os == "linux"
+                    && platform.architecture == *architecture
+                    && platform.variant == *variant
+            })
         })
-    };
-    variants
-        .iter()
-        .find_map(|variant| manifests.iter().find(|d| fits(d, variant)))
-        .or_else(|| match manifests {
-            [only] if only.platform.is_none() => Some(only),
-            _ => None,
-        })
+    });
+    chosen.or_else(|| match manifests {
+        [only] if only.platform.is_none() => Some(only),
+        _ => None,
+    })
 }
 
 /// None of `manifests` is for this machine; says which there are.
@@ -266,11 +344,7 @@ pub(super) fn no_platform(manifests: &[Descriptor]) -> ImageError {
 
 /// `docker.io/library/busybox@sha256:…`, as kubelet writes `imageID`.
 pub(super) fn image_id(reference: &Reference, digest: &str) -> String {
-    format!(
-        "{}/{}@{digest}",
-        reference.registry(),
-        reference.repository()
-    )
+    format!("{}/{}@{digest}", reference.registry, reference.repository)
 }
 
 /// The image record of `name` (normalized), if there is one.
@@ -293,8 +367,17 @@ pub(super) async fn target(daemon: &Daemon, name: &str) -> Result<Option<Descrip
     }
 }
 
-/// Every image record: name and target.
-pub(super) async fn list(daemon: &Daemon) -> Result<Vec<(String, Descriptor)>, CallError> {
+/// One image record.
+pub(super) struct Record {
+    pub(super) name: String,
+    pub(super) target: Descriptor,
+    /// When it was made, or made to point elsewhere.
+    pub(super) at_ms: UnixMillis,
+    pub(super) is_pinned: bool,
+}
+
+/// Every image record.
+pub(super) async fn records(daemon: &Daemon) -> Result<Vec<Record>, CallError> {
     let listed = daemon
         .call(
             "image list",
@@ -305,8 +388,53 @@ pub(super) async fn list(daemon: &Daemon) -> Result<Vec<(String, Descriptor)>, C
     Ok(listed
         .images
         .into_iter()
-        .filter_map(|image| Some((image.name, Descriptor::from_proto(&image.target?))))
+        .filter_map(|image| {
+            let times = [image.created_at, image.updated_at];
+            Some(Record {
+                target: Descriptor::from_proto(&image.target?),
+                at_ms: times
+                    .iter()
+                    .filter_map(|time| millis(time.as_ref()))
+                    .max()
+                    .unwrap_or(0),
+                is_pinned: image.labels.contains_key(PINNED),
+                name: image.name,
+            })
+        })
         .collect())
+}
+
+/// Puts the label of images that are never collected on `name`, or takes it off.
+pub(super) async fn pin(daemon: &Daemon, name: &str, pinned: bool) -> Result<(), CallError> {
+    let got = daemon
+        .call(
+            "image get",
+            CALL,
+            daemon.images().get(GetImageRequest {
+                name: name.to_owned(),
+            }),
+        )
+        .await?;
+    let mut image = got.image.unwrap_or_default();
+    if pinned {
+        image.labels.insert(PINNED.to_owned(), "true".to_owned());
+    } else {
+        image.labels.remove(PINNED);
+    }
+    daemon
+        .call(
+            "image update",
+            CALL,
+            daemon.images().update(UpdateImageRequest {
+                image: Some(image),
+                update_mask: Some(prost_types::FieldMask {
+                    paths: vec!["labels".to_owned()],
+                }),
+                source_date_epoch: None,
+            }),
+        )
+        .await
+        .map(|_| ())
 }
 
 /// Deletes an image record and waits for the garbage collection that it allows. Blobs are never

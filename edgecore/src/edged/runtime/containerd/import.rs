@@ -2,6 +2,7 @@
 //! store, unpacked and named.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -28,6 +29,8 @@ pub(super) trait Source: Send + Sync {
     fn origin(&self) -> Option<(String, String)> {
         None
     }
+    /// The transfer that was opened last broke.
+    fn broke(&self) {}
     /// How a broken transfer is carried on; `None` where trying again cannot help.
     fn patience(&self) -> Option<Patience> {
         None
@@ -43,6 +46,8 @@ pub(super) struct Bring<'a> {
     pub(super) layers_at_once: usize,
     pub(super) progress: &'a watch::Sender<PullProgress>,
     pub(super) source: &'a dyn Source,
+    /// Free space of the filesystem that images go to, if it is known.
+    pub(super) available: Option<u64>,
 }
 
 impl Bring<'_> {
@@ -105,6 +110,8 @@ impl Bring<'_> {
         let config_bytes = collect(self.source.blob(config, 0).await?, config).await?;
         let parsed: ImageConfig = serde_json::from_slice(&config_bytes)
             .map_err(|error| ImageError::invalid(format!("image config: {error}")))?;
+        parsed.check()?;
+        self.check_space(&manifest.layers).await?;
         let total = manifest.layers.iter().map(Descriptor::bytes).sum();
         self.progress
             .send_modify(|progress| progress.total_bytes = total);
@@ -139,6 +146,24 @@ impl Bring<'_> {
         self.ingest_bytes(descriptor, labels, bytes).await
     }
 
+    /// Refuses what cannot fit: the layers that are missing, and at least as much unpacked.
+    async fn check_space(&self, layers: &[Descriptor]) -> Result<(), ImageError> {
+        let Some(available) = self.available else {
+            return Ok(());
+        };
+        let mut missing: u64 = 0;
+        for layer in layers {
+            if !content::exists(self.daemon, &layer.digest).await? {
+                missing = missing.saturating_add(layer.bytes());
+            }
+        }
+        let needed = missing.saturating_mul(2);
+        if needed > available {
+            return Err(ImageError::Space { needed, available });
+        }
+        Ok(())
+    }
+
     async fn fetch_layer(&self, layer: &Descriptor) -> Result<(), ImageError> {
         let _mine = self.locks.lock(&layer.digest).await;
         let labels: HashMap<String, String> = self.source.origin().into_iter().collect();
@@ -150,7 +175,13 @@ impl Bring<'_> {
             counted = offset;
         };
         let patience = self.source.patience();
-        let open = |offset| self.source.blob(layer, offset);
+        let begun = AtomicBool::new(false);
+        let open = |offset| {
+            if begun.swap(true, Ordering::Relaxed) {
+                self.source.broke();
+            }
+            self.source.blob(layer, offset)
+        };
         ingest(self.daemon, layer, &labels, patience, &mut reached, open).await
     }
 

@@ -12,6 +12,7 @@
 mod archive;
 mod cgroup;
 mod channel;
+mod collect;
 mod content;
 mod events;
 mod exec;
@@ -24,13 +25,16 @@ mod image;
 mod import;
 mod layer;
 mod marks;
+mod platform;
 mod pull;
-mod reference;
+pub(super) mod reference;
+mod registry;
 mod snapshot;
 mod spec;
 mod stats;
 mod store;
 mod task;
+mod unpack;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,8 +50,8 @@ use self::exec::Execs;
 use self::ids::Spoilt;
 use self::image::{ImageError, ImageFacts, image_id};
 use self::marks::Marks;
-pub use self::pull::Registries;
 use self::reference::normalize;
+pub use self::registry::{Registries, RegistryHost};
 pub(crate) use self::spec::PodPaths;
 use self::spec::{HostFacts, UserDatabase};
 use self::stats::Stats;
@@ -56,8 +60,8 @@ use super::cni::Cni;
 use super::sandbox::Sandboxes;
 use super::session::{AttachRequest, ExecRequest, Session};
 use super::{
-    CgroupUsage, Container, ContainerSpec, ExecOutput, Image, NodeLimits, PodStats, PullOptions,
-    Reclaim, Runtime, RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
+    CgroupUsage, Container, ContainerSpec, ExecOutput, FsUsage, Image, NodeLimits, PodStats,
+    PullOptions, Reclaim, Runtime, RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
 };
 
 /// How the runtime is reached and where it keeps its things.
@@ -198,6 +202,14 @@ impl ContainerdRuntime {
         self.images.import(path, name).await
     }
 
+    /// Keeps an image from ever being collected, or ends that.
+    ///
+    /// # Errors
+    /// The image is not there, or the daemon is away.
+    pub async fn pin_image(&self, reference: &str, pinned: bool) -> Result<(), RuntimeError> {
+        self.images.pin(reference, pinned).await
+    }
+
     async fn users(&self, facts: &ImageFacts) -> Result<UserDatabase, RuntimeError> {
         facts
             .users
@@ -329,8 +341,13 @@ impl Runtime for ContainerdRuntime {
         self.images.remove(reference).await
     }
 
-    async fn reclaim_images(&self, _reclaim: &Reclaim) -> Result<u64, RuntimeError> {
-        Ok(0)
+    async fn reclaim_images(&self, reclaim: &Reclaim) -> Result<u64, RuntimeError> {
+        let containers = self.containers().await?;
+        self.images.reclaim(reclaim, &containers).await
+    }
+
+    async fn image_fs(&self) -> Result<FsUsage, RuntimeError> {
+        self.images.disk().await
     }
 
     async fn ensure_sandbox(&self, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {
@@ -504,7 +521,9 @@ impl Runtime for ContainerdRuntime {
 
     async fn containers(&self) -> Result<Vec<Container>, RuntimeError> {
         let marks = Marks::new(&self.config.state_dir);
-        Ok(task::list(&self.daemon, &self.cgroups, &marks).await?)
+        let containers = task::list(&self.daemon, &self.cgroups, &marks).await?;
+        self.images.used.touch_all(&containers);
+        Ok(containers)
     }
 
     fn missing_controllers(&self) -> Vec<&'static str> {

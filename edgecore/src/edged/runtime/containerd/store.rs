@@ -6,16 +6,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt;
-use oci_client::Reference;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OnceCell, Semaphore, watch};
 
 use super::archive::Archive;
 use super::channel::Daemon;
+use super::collect::{LastUsed, image_lock};
 use super::flight::{Failure, Flights, KeyLocks};
 use super::image::{self, Descriptor, ImageError, ImageFacts};
 use super::import::{Bring, Neighbour, Source};
-use super::pull::Remote;
-use super::reference::normalize;
+use super::pull::{Remote, Resolved};
+use super::reference::{Reference, normalize};
+use super::registry::Tokens;
 use super::{ContainerdConfig, snapshot};
 use crate::edged::runtime::{Image, PullOptions, PullProgress, RegistryAuth, RuntimeError};
 
@@ -27,12 +28,16 @@ pub(super) type Found = (Descriptor, Arc<ImageFacts>);
 
 /// Images of one namespace of one daemon.
 pub(super) struct ImageStore {
-    config: ContainerdConfig,
-    daemon: Daemon,
+    pub(super) config: ContainerdConfig,
+    pub(super) daemon: Daemon,
     /// By manifest digest, so never stale.
     facts: Mutex<HashMap<String, Arc<ImageFacts>>>,
-    locks: KeyLocks,
+    pub(super) locks: KeyLocks,
+    pub(super) used: LastUsed,
+    /// Directory of the snapshotter.
+    pub(super) root: OnceCell<String>,
     flights: Flights,
+    tokens: Arc<Tokens>,
     /// Images that come in at the same time.
     slots: Semaphore,
 }
@@ -45,7 +50,10 @@ impl ImageStore {
             daemon,
             facts: Mutex::new(HashMap::new()),
             locks: KeyLocks::default(),
+            used: LastUsed::default(),
+            root: OnceCell::new(),
             flights: Flights::default(),
+            tokens: Arc::default(),
         })
     }
 
@@ -64,20 +72,29 @@ impl ImageStore {
         shared
     }
 
+    /// What the documents behind `target` say.
+    pub(super) async fn facts_of(
+        &self,
+        target: &Descriptor,
+    ) -> Result<Arc<ImageFacts>, ImageError> {
+        if let Some(known) = self.known_facts(&target.digest) {
+            return Ok(known);
+        }
+        let facts = image::read_facts(&self.daemon, target).await?;
+        Ok(self.remember(&target.digest, facts))
+    }
+
     /// The image under `name` with its facts, unpacked; `None` if it is not there with all its
     /// content.
     pub(super) async fn present(&self, name: &str) -> Result<Option<Found>, ImageError> {
         let Some(target) = image::target(&self.daemon, name).await? else {
             return Ok(None);
         };
-        let facts = if let Some(known) = self.known_facts(&target.digest) {
-            known
-        } else {
-            match image::read_facts(&self.daemon, &target).await {
-                Err(error) if error.is_not_found() => return Ok(None),
-                other => self.remember(&target.digest, other?),
-            }
+        let facts = match self.facts_of(&target).await {
+            Err(error) if error.is_not_found() => return Ok(None),
+            other => other?,
         };
+        self.used.touch(&target.digest);
         let snapshotter = &self.config.snapshotter;
         if !snapshot::is_unpacked(&self.daemon, snapshotter, &facts.chain_id).await? {
             let lease = snapshot::Lease::take(&self.daemon).await?;
@@ -127,7 +144,15 @@ impl ImageStore {
         name: &str,
         progress: &watch::Sender<PullProgress>,
     ) -> Result<Found, ImageError> {
+        let available = match self.disk().await {
+            Ok(disk) => Some(disk.available_bytes),
+            Err(error) => {
+                tracing::debug!(%error, "free space is not known");
+                None
+            }
+        };
         let bring = Bring {
+            available,
             daemon: &self.daemon,
             snapshotter: &self.config.snapshotter,
             locks: &self.locks,
@@ -135,7 +160,7 @@ impl ImageStore {
             progress,
             source,
         };
-        let _mine = self.locks.lock(&format!("image {}", target.digest)).await;
+        let _mine = self.locks.lock(&image_lock(&target.digest)).await;
         let facts = bring.image(target, name).await?;
         Ok((target.clone(), self.remember(&target.digest, facts)))
     }
@@ -168,20 +193,29 @@ impl ImageStore {
     ) -> Result<Image, ImageError> {
         let name = reference.whole();
         // A digest says it all: where its content is, no registry need be asked.
-        if reference.digest().is_some()
+        if reference.digest.is_some()
             && let Some((target, facts)) = self.present(&name).await?
         {
             return Ok(image::describe(&name, &target, &facts));
         }
         // Never closed; were it, pulling without a slot is right.
         let _slot = self.slots.acquire().await.ok();
-        let remote = Remote::new(&self.config.registries, reference, auths.first());
-        let target = remote.resolve().await?;
-        if let Some((present, facts)) = self.present(&name).await?
-            && present.digest == target.digest
-        {
-            return Ok(image::describe(&name, &present, &facts));
-        }
+        let remote = Remote::new(&self.config.registries, reference, auths, &self.tokens)?;
+        let present = self.present(&name).await?;
+        let known = present.as_ref().map(|(target, _)| target.digest.as_str());
+        let resolved = remote.resolve(known).await?;
+        let target = match (resolved, present) {
+            (Resolved::Same, Some((target, facts))) => {
+                return Ok(image::describe(&name, &target, &facts));
+            }
+            (Resolved::Other(other), Some((target, facts))) if other.digest == target.digest => {
+                return Ok(image::describe(&name, &target, &facts));
+            }
+            (Resolved::Other(target), _) => target,
+            (Resolved::Same, None) => {
+                return Err(ImageError::invalid("nothing was asked for".to_owned()));
+            }
+        };
         let (target, facts) = self.bring(&remote, &target, &name, progress).await?;
         Ok(image::describe(&name, &target, &facts))
     }
@@ -192,8 +226,7 @@ impl ImageStore {
         path: &Path,
         name: Option<&str>,
     ) -> Result<Vec<Image>, RuntimeError> {
-        let shown = path.display().to_string();
-        let failed = |error: ImageError| error.into_pull(&shown);
+        let failed = |error: ImageError| error.into_import(path);
         let mut archive = Archive::open(path).await.map_err(failed)?;
         let found = archive.images().await.map_err(failed)?;
         if name.is_some() && found.len() != 1 {
@@ -220,20 +253,28 @@ impl ImageStore {
     /// Every complete image.
     pub(super) async fn list(&self) -> Result<Vec<Image>, RuntimeError> {
         let mut images = Vec::new();
-        for (name, target) in image::list(&self.daemon).await? {
-            let facts = match self.known_facts(&target.digest) {
-                Some(known) => known,
-                None => match image::read_facts(&self.daemon, &target).await {
-                    Ok(read) => self.remember(&target.digest, read),
-                    Err(error) => {
-                        tracing::debug!(%error, image = name, "image not complete");
-                        continue;
-                    }
-                },
-            };
-            images.push(image::describe(&name, &target, &facts));
+        for record in image::records(&self.daemon).await? {
+            match self.facts_of(&record.target).await {
+                Ok(facts) => images.push(Image {
+                    pinned: record.is_pinned,
+                    ..image::describe(&record.name, &record.target, &facts)
+                }),
+                Err(error) => {
+                    tracing::debug!(%error, image = record.name, "image not complete");
+                }
+            }
         }
         Ok(images)
+    }
+
+    pub(super) async fn pin(&self, reference: &str, pinned: bool) -> Result<(), RuntimeError> {
+        let name = normalize(reference)?.whole();
+        match image::pin(&self.daemon, &name, pinned).await {
+            Err(error) if error.is_not_found() => Err(RuntimeError::ImageNotPresent {
+                reference: reference.to_owned(),
+            }),
+            other => Ok(other?),
+        }
     }
 
     pub(super) async fn remove(&self, reference: &str) -> Result<(), RuntimeError> {

@@ -1,0 +1,90 @@
+//! Compressed archives, made plain.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek};
+use std::path::{Path, PathBuf};
+
+/// What a file's first bytes say of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Packing {
+    Plain,
+    Gzip,
+    Zstd,
+    /// Known, but not unpacked here.
+    Other(&'static str),
+}
+
+fn packing(head: &[u8]) -> Packing {
+    match head {
+        [0x1f, 0x8b, ..] => Packing::Gzip,
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Packing::Zstd,
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => Packing::Other("xz"),
+        [b'B', b'Z', b'h', ..] => Packing::Other("bzip2"),
+        _ => Packing::Plain,
+    }
+}
+
+/// The plain form of a compressed archive, in a file that has no name; `None` if it is plain.
+pub(super) fn plain(path: &Path) -> io::Result<Option<File>> {
+    let mut file = File::open(path)?;
+    let mut head = Vec::new();
+    Read::by_ref(&mut file).take(6).read_to_end(&mut head)?;
+    file.rewind()?;
+    let source = BufReader::with_capacity(256 << 10, file);
+    let mut reader: Box<dyn Read> = match packing(&head) {
+        Packing::Plain => return Ok(None),
+        Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
+        Packing::Zstd => {
+            let decoder = ruzstd::decoding::StreamingDecoder::new(source);
+            Box::new(decoder.map_err(|error| io::Error::other(error.to_string()))?)
+        }
+        Packing::Other(name) => {
+            let text = format!("it is compressed with {name}; gzip, zstd and plain tar are read");
+            return Err(io::Error::other(text));
+        }
+    };
+    let mut plain = tempfile::tempfile_in(directory())?;
+    io::copy(&mut reader, &mut plain)?;
+    Ok(Some(plain))
+}
+
+/// On a disk: what `/tmp` holds is memory on many nodes.
+fn directory() -> PathBuf {
+    std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_tell_the_packing() {
+        for (head, want) in [
+            (&b"\x1f\x8b\x08"[..], Packing::Gzip),
+            (b"\x28\xb5\x2f\xfd", Packing::Zstd),
+            (b"\xfd7zXZ\0", Packing::Other("xz")),
+            (b"BZh9", Packing::Other("bzip2")),
+            (b"index.json", Packing::Plain),
+            (b"", Packing::Plain),
+        ] {
+            assert_eq!(packing(head), want, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn a_truncated_archive_is_an_early_end() {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(&[7; 100_000]).unwrap();
+        let packed = packed.finish().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.gz");
+        std::fs::write(&path, &packed).unwrap();
+        let whole = plain(&path).unwrap().unwrap();
+        assert_eq!(whole.metadata().unwrap().len(), 100_000);
+        std::fs::write(&path, &packed[..packed.len() / 2]).unwrap();
+        let error = plain(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}

@@ -1,0 +1,283 @@
+//! Images of several layers in every encoding, made for a registry, and their collection.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use edgecore::edged::runtime::{PullOptions, Reclaim, Runtime, RuntimeError};
+use serde_json::{Value, json};
+
+use crate::oci::{ImageSpec, content, digest, write_archive};
+use crate::registry::{Auth, Behaviour, Registry};
+use crate::world::{IMAGE, World, skipped};
+
+const OCI: &str = "application/vnd.oci.image";
+const DOCKER: &str = "application/vnd.docker";
+
+/// How a layer is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+impl Packing {
+    fn pack(self, tar: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Plain => tar.to_vec(),
+            Self::Gzip => {
+                let level = flate2::Compression::fast();
+                let mut packed = flate2::write::GzEncoder::new(Vec::new(), level);
+                packed.write_all(tar).unwrap();
+                packed.finish().unwrap()
+            }
+            Self::Zstd => zstd(tar),
+        }
+    }
+}
+
+/// By the program, which Debian has everywhere.
+pub(crate) fn zstd(bytes: &[u8]) -> Vec<u8> {
+    let mut child = Command::new("zstd")
+        .args(["-q", "-c"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let bytes = bytes.to_vec();
+    let writer = std::thread::spawn(move || input.write_all(&bytes).unwrap());
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    assert!(output.status.success());
+    output.stdout
+}
+
+/// A layer with one file.
+pub(crate) fn file_layer(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(bytes.len() as u64);
+    tar.append_data(&mut header, name, bytes).unwrap();
+    tar.into_inner().unwrap()
+}
+
+/// What no compressor makes smaller.
+pub(crate) fn noise(bytes: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[0]
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
+}
+
+/// Puts an image of these layers, above busybox, into the registry; returns its manifest.
+pub(crate) fn publish(
+    registry: &Registry,
+    tag: &str,
+    layers: &[(Vec<u8>, Packing)],
+    docker: bool,
+) -> Value {
+    let base = content(&ImageSpec::busybox("unused")).unwrap();
+    let mut config: Value = serde_json::from_slice(&base.config).unwrap();
+    let mut all = vec![(base.layer, Packing::Gzip)];
+    all.extend_from_slice(layers);
+    let diff_ids: Vec<String> = all.iter().map(|(tar, _)| digest(tar)).collect();
+    config["rootfs"]["diff_ids"] = json!(diff_ids);
+    let described = |kind: String, bytes: &[u8]| {
+        let digest = registry.put(bytes, &kind, None);
+        json!({"mediaType": kind, "digest": digest, "size": bytes.len()})
+    };
+    let described_layers: Vec<Value> = all
+        .iter()
+        .map(|(tar, packing)| {
+            let kind = match (docker, packing) {
+                (true, Packing::Plain) => format!("{DOCKER}.image.rootfs.diff.tar"),
+                (true, _) => format!("{DOCKER}.image.rootfs.diff.tar.gzip"),
+                (false, Packing::Plain) => format!("{OCI}.layer.v1.tar"),
+                (false, Packing::Gzip) => format!("{OCI}.layer.v1.tar+gzip"),
+                (false, Packing::Zstd) => format!("{OCI}.layer.v1.tar+zstd"),
+            };
+            described(kind, &packing.pack(tar))
+        })
+        .collect();
+    let (manifest_kind, config_kind) = if docker {
+        (
+            format!("{DOCKER}.distribution.manifest.v2+json"),
+            format!("{DOCKER}.container.image.v1+json"),
+        )
+    } else {
+        (
+            format!("{OCI}.manifest.v1+json"),
+            format!("{OCI}.config.v1+json"),
+        )
+    };
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": manifest_kind,
+        "config": described(config_kind, config.to_string().as_bytes()),
+        "layers": described_layers,
+    });
+    registry.put(manifest.to_string().as_bytes(), &manifest_kind, Some(tag));
+    manifest
+}
+
+pub(crate) fn open_registry() -> Registry {
+    Registry::with(Behaviour {
+        auth: Auth::Nobody,
+        ..Behaviour::default()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_packing_and_both_families_of_media_types_run() {
+    if skipped("every_packing_and_both_families_of_media_types_run") {
+        return;
+    }
+    let world = World::empty();
+    let registry = open_registry();
+    let layer = |name: &str, text: &str| file_layer(name, text.as_bytes());
+    publish(
+        &registry,
+        "oci",
+        &[
+            (layer("plain", "a"), Packing::Plain),
+            (layer("zstd", "b"), Packing::Zstd),
+            (layer("gzip", "c"), Packing::Gzip),
+        ],
+        false,
+    );
+    let docker = [
+        (layer("plain", "d"), Packing::Plain),
+        (layer("zstd", ""), Packing::Gzip),
+        (layer("gzip", "e"), Packing::Gzip),
+    ];
+    publish(&registry, "docker", &docker, true);
+    for (tag, want) in [("oci", "abc"), ("docker", "de")] {
+        let reference = format!("{}/team/app:{tag}", registry.address);
+        let options = PullOptions::default();
+        world.runtime.pull(&reference, &options).await.unwrap();
+        let mut pod = World::pod();
+        pod.host_network = true;
+        world.runtime.ensure_sandbox(&pod).await.unwrap();
+        let mut container = world.container(&pod, "c", "cat /plain /zstd /gzip; echo");
+        container.image = reference;
+        let id = world.runtime.start(&container).await.unwrap();
+        let (code, _) = world.exited(&id).await;
+        let log: String = World::log(&container)
+            .into_iter()
+            .map(|(_, text)| text)
+            .collect();
+        assert_eq!((code, log.trim()), (0, want), "{tag}");
+        world.clean(&pod).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_nobody_needs_is_collected() {
+    if skipped("only_what_nobody_needs_is_collected") {
+        return;
+    }
+    let world = World::new().await;
+    let registry = open_registry();
+    for name in ["kept", "pinned", "loose", "unused"] {
+        let own = (file_layer(name, &noise(300 << 10, 7)), Packing::Gzip);
+        publish(&registry, name, &[own], false);
+    }
+    let name = |tag: &str| format!("{}/team/app:{tag}", registry.address);
+    for tag in ["kept", "pinned", "loose", "unused"] {
+        let pulled = world
+            .runtime
+            .pull(&name(tag), &PullOptions::default())
+            .await;
+        assert!(!pulled.unwrap().pinned);
+    }
+    world
+        .runtime
+        .pin_image(&name("pinned"), true)
+        .await
+        .unwrap();
+    let missing = world.runtime.pin_image("no/such:image", true).await;
+    assert!(matches!(missing, Err(RuntimeError::ImageNotPresent { .. })));
+
+    // A container that has ended, but is still there, was made from IMAGE.
+    let mut pod = World::pod();
+    pod.host_network = true;
+    world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let id = world
+        .runtime
+        .start(&world.container(&pod, "c", "true"))
+        .await
+        .unwrap();
+    world.exited(&id).await;
+
+    let mut reclaim = Reclaim {
+        keep: BTreeSet::from([name("kept")]),
+        min_age: Duration::from_secs(3600),
+        bytes: None,
+    };
+    assert_eq!(
+        world.runtime.reclaim_images(&reclaim).await.unwrap(),
+        0,
+        "too young"
+    );
+    reclaim.min_age = Duration::ZERO;
+    // One is enough; which one is settled by its use, which lies a moment further back.
+    reclaim.bytes = Some(1);
+    world.runtime.image(&name("loose")).await.unwrap();
+    let freed = world.runtime.reclaim_images(&reclaim).await.unwrap();
+    assert!(
+        (300 << 10..1 << 20).contains(&freed),
+        "{freed}: its own layer, packed and unpacked"
+    );
+    let left = |images: Vec<edgecore::edged::runtime::Image>| -> BTreeSet<String> {
+        images.into_iter().map(|image| image.reference).collect()
+    };
+    let all: BTreeSet<String> = ["kept", "pinned", "loose"].map(name).into();
+    let mut want = all.clone();
+    want.insert(IMAGE.to_owned());
+    assert_eq!(left(world.runtime.images().await.unwrap()), want);
+
+    reclaim.bytes = None;
+    world.runtime.reclaim_images(&reclaim).await.unwrap();
+    want.remove(&name("loose"));
+    assert_eq!(left(world.runtime.images().await.unwrap()), want);
+
+    world.clean(&pod).await;
+    world
+        .runtime
+        .pin_image(&name("pinned"), false)
+        .await
+        .unwrap();
+    reclaim.keep.clear();
+    world.runtime.reclaim_images(&reclaim).await.unwrap();
+    assert_eq!(world.runtime.images().await.unwrap(), vec![]);
+    assert_eq!(world.ctr(&["content", "ls", "-q"]).trim(), "");
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+
+    let disk = world.runtime.image_fs().await.unwrap();
+    assert!(
+        disk.available_bytes > 0 && disk.available_bytes <= disk.capacity_bytes,
+        "{disk:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_removed_is_gone_and_its_name_free() {
+    if skipped("an_image_removed_is_gone_and_its_name_free") {
+        return;
+    }
+    let world = World::new().await;
+    world.runtime.remove_image(IMAGE).await.unwrap();
+    assert_eq!(world.runtime.image(IMAGE).await.unwrap(), None);
+    let archive = world.directory.path().join("again.tar");
+    write_archive(&ImageSpec::busybox(IMAGE), &archive).unwrap();
+    world.runtime.import_archive(&archive, None).await.unwrap();
+    assert!(world.runtime.image(IMAGE).await.unwrap().is_some());
+}
