@@ -246,6 +246,11 @@ impl World {
                 "modules.edged.tailoredKubeletConfig.podLogsDir",
                 format!("{dir}/logs"),
             ),
+            (
+                // What is proven here must not depend on how full the machine's disk is.
+                "modules.edged.tailoredKubeletConfig.evictionHard",
+                "{nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%}".into(),
+            ),
             ("modules.edged.nodeIP", "127.0.0.1".into()),
             ("modules.edged.rootDirectory", format!("{dir}/pods")),
             (
