@@ -13,6 +13,7 @@ use crate::clock;
 use crate::config::{BusConfig, Config, RuntimeConfig};
 use crate::edged::runtime::Runtime;
 use crate::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
+use crate::edged::statics::{StaticDeps, StaticPods};
 use crate::edged::{self, Edged, EdgedHandle};
 use crate::hub::tls::Floor;
 use crate::hub::{HubHandle, Link, LinkParts, Publisher, rotate};
@@ -259,12 +260,21 @@ fn start_edged(
         images: runtime.image_policy.clone(),
         ..edged::Settings::new(config.node_name.clone())
     };
-    let handle = Edged::start(edged::Deps {
-        runtime: Arc::clone(&containers),
+    let statics = StaticPods::new(StaticDeps {
+        node: config.node_name.clone(),
+        directory: runtime.static_pods.clone(),
         desired: Arc::new(meta.clone()),
         sink: Arc::new(hub.clone()),
+        hub: Arc::new(hub.clone()),
+    });
+    let handle = Edged::start(edged::Deps {
+        runtime: Arc::clone(&containers),
+        desired: Arc::new(statics.clone()),
+        sink: Arc::new(statics.clone()),
         settings,
     });
+    let stop = supervisor.token(Phase::Core);
+    supervisor.spawn("static pods", statics.run(stop));
     let (ask, questions) = mpsc::channel(PODS_QUERIES_MAX);
     let stop = supervisor.token(Phase::Core);
     supervisor.spawn("edged", own_edged(handle, questions, stop));

@@ -3,10 +3,14 @@
 use std::{
     future::poll_fn,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+    task::JoinSet,
+};
 use tokio_tungstenite::tungstenite::Message as WsMessage;
 use tokio_util::sync::CancellationToken;
 use wire::{
@@ -18,7 +22,19 @@ use wire::{
 };
 
 use super::{Close, Registry, SessionHandle, Socket, socket::close_for};
-use crate::{clock, downstream::Downstream, ledger::Ledger, upstream::Upstream};
+use crate::{
+    clock,
+    downstream::Downstream,
+    ledger::Ledger,
+    upstream::{Upstream, is_event},
+};
+
+/// Events of a node that wait to be stored. Nobody waits for them, and they wait for nobody: a
+/// status does not stand behind six events of each pod. Beyond this many they are handled in turn.
+const EVENTS_MAX: usize = 256;
+
+/// The last events of a session may take this long.
+const EVENTS_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a session needs from the rest of the hub.
 pub struct Services {
@@ -52,7 +68,22 @@ pub async fn run<S>(
         services.downstream.sync(&handle, None).await;
     }
     tracing::info!(node = %handle.node, extensions = %handle.extensions.to_header(), "node connected");
-    let close = step_until_closed(&mut socket, &mut hub, &handle, &services, &stop).await;
+    let (events, waiting) = mpsc::channel(EVENTS_MAX);
+    let mut storing = JoinSet::new();
+    storing.spawn(store_events(
+        waiting,
+        Arc::clone(&handle),
+        Arc::clone(&services),
+    ));
+    let session = Session {
+        handle: &handle,
+        services: &services,
+        events,
+    };
+    let close = step_until_closed(&mut socket, &mut hub, &session, &stop).await;
+    // The last ones are stored; whatever hangs ends with the set.
+    drop(session);
+    drop(tokio::time::timeout(EVENTS_WITHIN, storing.join_next()).await);
     let gone = services.registry.disconnect(&handle, Instant::now());
     if gone {
         services.ledger.forget(&handle.node);
@@ -65,23 +96,41 @@ pub async fn run<S>(
     Box::pin(socket.close(close)).await;
 }
 
+struct Session<'s> {
+    handle: &'s Arc<SessionHandle>,
+    services: &'s Arc<Services>,
+    events: mpsc::Sender<Box<Message>>,
+}
+
+/// Stores events until the session drops its end.
+async fn store_events(
+    mut waiting: mpsc::Receiver<Box<Message>>,
+    handle: Arc<SessionHandle>,
+    services: Arc<Services>,
+) {
+    while let Some(message) = waiting.recv().await {
+        // Events are never answered.
+        drop(services.upstream.handle(&handle, &message).await);
+    }
+}
+
 /// `None` when the connection is gone already.
 async fn step_until_closed<S>(
     socket: &mut Socket<S>,
     hub: &mut HubSession,
-    handle: &Arc<SessionHandle>,
-    services: &Arc<Services>,
+    session: &Session<'_>,
     stop: &CancellationToken,
 ) -> Option<Close>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
+    let handle = session.handle;
     loop {
         if let Some(close) = take_mail(hub, handle) {
             return Some(close);
         }
         while let Some(event) = hub.poll_event() {
-            if let Err(close) = Box::pin(act(event, hub, handle, services)).await {
+            if let Err(close) = Box::pin(act(event, hub, session)).await {
                 return Some(close);
             }
         }
@@ -172,12 +221,8 @@ fn take_input(
     }
 }
 
-async fn act(
-    event: Event,
-    hub: &mut HubSession,
-    handle: &Arc<SessionHandle>,
-    services: &Arc<Services>,
-) -> Result<(), Close> {
+async fn act(event: Event, hub: &mut HubSession, session: &Session<'_>) -> Result<(), Close> {
+    let (handle, services) = (session.handle, session.services);
     match event {
         Event::Batch(batch) => match services.ledger.commit(&handle.node, &batch).await {
             Ok(acked) => hub.ack_batch(&batch.epoch, acked),
@@ -188,6 +233,14 @@ async fn act(
         },
         Event::Inventory(inventory) => services.downstream.sync(handle, Some(inventory)).await,
         Event::Request(message) => {
+            let message = if is_event(&message) {
+                match session.events.try_send(message) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => error.into_inner(),
+                }
+            } else {
+                message
+            };
             for reply in services.upstream.handle(handle, &message).await {
                 hub.send(reply);
             }

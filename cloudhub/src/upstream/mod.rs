@@ -30,6 +30,18 @@ use crate::{
     session::SessionHandle,
 };
 
+/// Whether a message reports an Event: best effort, never answered.
+pub fn is_event(message: &Message) -> bool {
+    let path = ResourcePath::parse(&message.route.resource);
+    matches!(
+        path,
+        ResourcePath::Object {
+            kind: Kind::Event,
+            ..
+        }
+    )
+}
+
 /// Takes requests and reports.
 pub struct Upstream {
     kube: Kube,

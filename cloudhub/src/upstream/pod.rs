@@ -12,6 +12,37 @@ use crate::{
 /// Marks a mirror of a static pod.
 const MIRROR: &str = "/metadata/annotations/kubernetes.io~1config.mirror";
 
+/// What of the API a pod refers to, for people (Kubernetes: `HasAPIObjectReference`).
+fn reference(namespace: &str, pod: &Value) -> Option<String> {
+    if let Some(need) = pod_needs(namespace, pod).first() {
+        return Some(format!(
+            "secrets or configmaps: {:?} \"{}\"",
+            need.kind, need.id
+        ));
+    }
+    for member in ["serviceAccountName", "serviceAccount"] {
+        let account = text(pod, &format!("/spec/{member}"));
+        if !account.is_empty() {
+            return Some(format!("service accounts: \"{account}\""));
+        }
+    }
+    let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array);
+    for volume in volumes.into_iter().flatten() {
+        if volume.get("persistentVolumeClaim").is_some() {
+            return Some("persistentvolumeclaims".to_owned());
+        }
+        let sources = volume.pointer("/projected/sources");
+        let sources = sources.and_then(Value::as_array).into_iter().flatten();
+        if sources
+            .clone()
+            .any(|s| s.get("serviceAccountToken").is_some())
+        {
+            return Some("service accounts: a projected token".to_owned());
+        }
+    }
+    None
+}
+
 impl Upstream {
     async fn own(
         &self,
@@ -106,7 +137,7 @@ impl Upstream {
 
     pub(super) async fn create_mirror(&self, request: &Request<'_>, namespace: &str) -> Answer {
         let create = async {
-            let pod = request.document()?;
+            let mut pod = request.document()?;
             request.own_pod(&pod)?;
             if text(&pod, MIRROR).is_empty() {
                 let why = format!(
@@ -121,18 +152,34 @@ impl Upstream {
                     &why,
                 ));
             }
-            // Else a node could make a pod that refers to any Secret, and then ask for that.
-            if let Some(need) = pod_needs(namespace, &pod).first() {
-                let why = format!(
-                    "mirror pods cannot reference secrets or configmaps: {:?} \"{}\"",
-                    need.kind, need.id
-                );
+            // Else a node could make a pod that refers to any Secret, and then ask for that; or one
+            // of any ServiceAccount, and then ask for its token.
+            if let Some(what) = reference(namespace, &pod) {
+                let why = format!("mirror pods cannot reference {what}");
                 let name = text(&pod, "/metadata/name");
                 return Err(ApiError::forbidden("", "pods", name, &why));
             }
+            self.own_by_node(request.node(), &mut pod).await?;
             self.kube.create(&resources::pods(), namespace, pod).await
         };
         object_answer(create.await)
+    }
+
+    /// A mirror belongs to its node (Kubernetes' NodeRestriction asks the same), and to nobody else
+    /// whatever the node wrote.
+    async fn own_by_node(&self, node: &str, pod: &mut Value) -> Result<(), ApiError> {
+        let owner = self.kube.get(&resources::nodes(), "", node).await?;
+        if let Some(metadata) = pod.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.insert(
+                "ownerReferences".to_owned(),
+                json!([{
+                    "apiVersion": "v1", "kind": "Node", "name": node,
+                    "uid": text(&owner, "/metadata/uid"), "controller": true,
+                }]),
+            );
+            metadata.remove("finalizers");
+        }
+        Ok(())
     }
 
     /// KubeEdge's older edges: one `{"UID","Name","Status"}` or a list of them.

@@ -397,11 +397,38 @@ async fn a_mirror_pod_is_no_key_to_secrets() {
         .request(Operation::Query, "default/secret/s", Content::null())
         .await;
     assert!(asked.content.raw().contains("Forbidden"), "{asked:?}");
+    for (member, value) in [
+        ("serviceAccountName", json!("admin")),
+        (
+            "volumes",
+            json!([{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]),
+        ),
+        (
+            "volumes",
+            json!([{"name": "t", "persistentVolumeClaim": {"claimName": "c"}}]),
+        ),
+    ] {
+        let mut pod: Value = mirror("thief", json!([])).decode().unwrap();
+        pod["spec"][member] = value;
+        let reply = node
+            .request(
+                Operation::Insert,
+                "default/pod/thief",
+                Content::json(&pod).unwrap(),
+            )
+            .await;
+        assert!(reply.content.raw().contains("Forbidden"), "{reply:?}");
+    }
     let honest = mirror("honest", json!([]));
     let reply = node
         .request(Operation::Insert, "default/pod/honest", honest)
         .await;
     assert!(reply.content.raw().contains("\"Err\":null"), "{reply:?}");
+    // It is the node's, so that the API shows to whom it belongs.
+    assert!(
+        reply.content.raw().contains("\"kind\":\"Node\""),
+        "{reply:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -103,6 +103,7 @@ pub(super) struct Kubelet {
     pub pod_pids_limit: i64,
     pub resolv_conf: String,
     pub seccomp_default: bool,
+    pub static_pod_path: String,
     pub system_reserved: BTreeMap<String, String>,
 }
 

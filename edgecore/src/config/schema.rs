@@ -270,6 +270,11 @@ pub(super) const FIELDS: &[Field] = &[
         "containers that say nothing of seccomp get RuntimeDefault; false: Unconfined",
     ),
     f(
+        "modules.edged.tailoredKubeletConfig.staticPodPath",
+        "\"/etc/edgecore/manifests\"",
+        "directory of static pods; need not exist",
+    ),
+    f(
         "modules.edged.tailoredKubeletConfig.systemReserved",
         "{}",
         "as kubeReserved; both together are kept back",
@@ -447,7 +452,7 @@ pub(super) const IGNORED: &[&str] = &[
 const KUBELET: &str = "modules.edged.tailoredKubeletConfig";
 
 /// The rest of `tailoredKubeletConfig`: kubelet's knobs that are not used.
-const IGNORED_KUBELET: &str = "staticPodPath syncFrequency fileCheckFrequency address readOnlyPort \
+const IGNORED_KUBELET: &str = "syncFrequency fileCheckFrequency address readOnlyPort \
     registryPullQPS registryBurst eventRecordQPS eventBurst enableDebuggingHandlers \
     enableContentionProfiling oomScoreAdj streamingConnectionIdleTimeout nodeStatusUpdateFrequency \
     nodeStatusReportFrequency nodeLeaseDurationSeconds imageMinimumGCAge imageMaximumGCAge \

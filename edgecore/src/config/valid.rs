@@ -120,6 +120,8 @@ pub struct RuntimeConfig {
     /// Addresses of the built-in pod network.
     pub pod_cidr: Option<String>,
     pub report_events: bool,
+    /// Directory of static pods.
+    pub static_pods: PathBuf,
 }
 
 /// Which brokers there are.
@@ -471,6 +473,7 @@ fn runtime(raw: &Raw) -> Result<Option<RuntimeConfig>, ConfigError> {
         unsafe_sysctls: kubelet.allowed_unsafe_sysctls.clone(),
         pod_cidr: pod_cidr(&kubelet.pod_cidr)?,
         report_events: edged.report_event,
+        static_pods: static_pods(&kubelet.static_pod_path)?,
     }))
 }
 
@@ -535,6 +538,16 @@ fn image_policy(raw: &Raw) -> Result<ImagePolicy, ConfigError> {
         listed_max: usize::try_from(kubelet.node_status_max_images).ok(),
         ..ImagePolicy::default()
     })
+}
+
+/// KubeEdge's files carry the key empty.
+fn static_pods(path: &str) -> Result<PathBuf, ConfigError> {
+    let path = if path.is_empty() {
+        "/etc/edgecore/manifests"
+    } else {
+        path
+    };
+    absolute("modules.edged.tailoredKubeletConfig.staticPodPath", path)
 }
 
 fn bus(raw: &Raw, node_name: &str) -> Result<Option<BusConfig>, ConfigError> {

@@ -24,6 +24,10 @@ use super::runtime::{Container, Sandbox};
 /// Tried again after a listing or the store failed, should nothing wake the loop earlier.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Listings and readings of the store are at least this far apart: each is of everything, so a
+/// burst of n pods that each caused one would cost n². The first is never delayed.
+const LIST_SPACING: Duration = Duration::from_millis(100);
+const READ_SPACING: Duration = Duration::from_millis(20);
 
 mod admit;
 
@@ -46,7 +50,6 @@ pub(super) struct MainLoop {
     stamp: u64,
     /// What earlier processes left has been looked at.
     adopted: bool,
-    retry: Option<(Instant, Duration)>,
     runtime_lost: bool,
 }
 
@@ -59,6 +62,47 @@ struct Tracked {
     over: bool,
     /// The wish to tell everything again that has been heeded.
     told_over: u64,
+}
+
+/// Something to be done when wanted, but not too often, and again after it failed.
+struct Due {
+    spacing: Duration,
+    at: Option<Instant>,
+    done_at: Option<Instant>,
+    retry: Duration,
+}
+
+impl Due {
+    /// Due at once.
+    fn new(spacing: Duration) -> Self {
+        Self {
+            spacing,
+            at: Some(Instant::now()),
+            done_at: None,
+            retry: RETRY_FIRST,
+        }
+    }
+
+    fn want(&mut self) {
+        let now = Instant::now();
+        let earliest = self.done_at.map_or(now, |at| (at + self.spacing).max(now));
+        self.at = Some(self.at.map_or(earliest, |at| at.min(earliest)));
+    }
+
+    fn is_due(&self) -> bool {
+        self.at.is_some_and(|at| at <= Instant::now())
+    }
+
+    fn done(&mut self, ok: bool) {
+        let now = Instant::now();
+        self.done_at = Some(now);
+        self.at = (!ok).then(|| now + self.retry);
+        self.retry = if ok {
+            RETRY_FIRST
+        } else {
+            (self.retry * 2).min(RETRY_MAX)
+        };
+    }
 }
 
 impl MainLoop {
@@ -86,33 +130,31 @@ impl MainLoop {
             sandboxes: BTreeMap::new(),
             stamp: 0,
             adopted: false,
-            retry: None,
             runtime_lost: false,
         }
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) {
-        let mut read_desired = true;
-        let mut list = true;
+        let mut read = Due::new(READ_SPACING);
+        let mut list = Due::new(LIST_SPACING);
+        // Something is known that was not handed out yet.
+        let mut fresh = true;
         loop {
-            let mut failed = false;
-            if read_desired {
-                failed |= !self.read_desired().await;
+            if read.is_due() {
+                read.done(self.read_desired().await);
+                fresh = true;
             }
-            if list {
-                failed |= !self.list().await;
+            if list.is_due() {
+                list.done(self.list().await);
+                fresh = true;
             }
-            self.dispatch();
             let resend = *self.resend.borrow_and_update();
-            self.node.refresh(self.runtime_lost, resend).await;
-            self.schedule_retry(failed);
-            (read_desired, list) = (false, false);
-            let due = self
-                .retry
-                .map(|(at, _)| at)
-                .into_iter()
-                .chain(self.node.due())
-                .min();
+            if std::mem::take(&mut fresh) {
+                self.dispatch();
+                self.node.refresh(self.runtime_lost, resend).await;
+            }
+            let due = [self.node.due(), read.at, list.at];
+            let due = due.into_iter().flatten().min();
             let timer = async {
                 match due {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -125,20 +167,23 @@ impl MainLoop {
                 () = stop.cancelled() => return,
                 changed = self.generation.changed() => {
                     if changed.is_err() { return; }
-                    read_desired = true;
+                    read.want();
                 }
                 changed = self.changes.changed() => {
                     if changed.is_err() { return; }
-                    list = true;
+                    list.want();
                 }
-                () = context.poke.notified() => list = true,
+                () = context.poke.notified() => list.want(),
                 changed = self.pressure.changed() => {
                     if changed.is_err() { return; }
+                    fresh = true;
                 }
                 changed = self.resend.changed() => {
                     if changed.is_err() { return; }
+                    fresh = true;
                 }
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    fresh = true;
                     match ended {
                         Ok(uid) => self.ended(&uid),
                         Err(error) => {
@@ -148,20 +193,9 @@ impl MainLoop {
                         }
                     }
                 }
-                () = timer => (read_desired, list) = (true, true),
+                () = timer => fresh = self.node.due().is_some_and(|at| at <= Instant::now()),
             }
         }
-    }
-
-    fn schedule_retry(&mut self, failed: bool) {
-        self.retry = if failed {
-            let delay = self
-                .retry
-                .map_or(RETRY_FIRST, |(_, last)| (last * 2).min(RETRY_MAX));
-            Some((Instant::now() + delay, delay))
-        } else {
-            None
-        };
     }
 
     async fn read_desired(&mut self) -> bool {

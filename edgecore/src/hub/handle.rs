@@ -106,12 +106,17 @@ pub(super) struct Shared {
     news: Mutex<News>,
     wake: Notify,
     outbox: Arc<Notify>,
+    connected: watch::Sender<bool>,
 }
 
 impl Shared {
     pub(super) fn news(&self) -> MutexGuard<'_, News> {
         // The section holds no invariant across panics: maps and flags only.
         self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_connected(&self, connected: bool) {
+        self.connected.send_replace(connected);
     }
 
     pub(super) async fn woken(&self) {
@@ -145,6 +150,7 @@ pub(super) fn channel(phase: LinkPhase) -> (HubHandle, Inbox) {
         news: Mutex::default(),
         wake: Notify::new(),
         outbox: Arc::default(),
+        connected: watch::Sender::new(false),
     });
     let (asks, inbox) = mpsc::channel(ASKS_MAX);
     let (sender, link) = watch::channel(LinkState::new(phase));
@@ -170,6 +176,11 @@ impl HubHandle {
     /// The link's state, and a way to wait for it to change.
     pub fn link(&self) -> watch::Receiver<LinkState> {
         self.link.clone()
+    }
+
+    /// Whether the link stands, and a way to wait for that to change.
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        self.shared.connected.subscribe()
     }
 
     /// Notify this after a commit that wrote an outbox row.

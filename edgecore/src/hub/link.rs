@@ -231,9 +231,11 @@ impl Running {
             state.extensions = extensions;
             state.connects += 1;
         });
+        self.driver.inbox.shared.set_connected(true);
         tracing::info!(hub = %self.config.server, extensions = extensions.to_header(), "link is up");
         self.remember_time().await;
         let ended = self.drive(&mut socket, stop).await;
+        self.driver.inbox.shared.set_connected(false);
         self.driver.session.handle_disconnected();
         // Answers the waiters whose replies will not come.
         self.driver.pump(clock::monotonic()).await;

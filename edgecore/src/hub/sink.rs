@@ -1,11 +1,15 @@
 //! Edged's news as messages (protocol §5.1.1, §5.1.2, §5.1.4).
 
+use async_trait::async_trait;
 use serde_json::{Value, json};
+use tokio::sync::watch;
+use wire::body::Reply;
 use wire::message::{Content, Message, Operation, Route};
 
 use super::HubHandle;
 use crate::clock;
 use crate::edged::StatusSink;
+use crate::edged::statics::MirrorHub;
 
 pub(super) fn message(operation: &Operation, resource: String, content: Content) -> Message {
     let route = Route::new("edged", "meta", operation, resource);
@@ -24,6 +28,26 @@ pub(super) fn patch(resource: String, body: &Value) -> Message {
 
 fn pod_key(namespace: &str, name: &str, uid: &str) -> String {
     format!("pod/{namespace}/{name}/{uid}")
+}
+
+#[async_trait]
+impl MirrorHub for HubHandle {
+    async fn create_mirror(&self, namespace: &str, name: &str, pod: Value) -> Result<(), String> {
+        let content = Content::json(&pod).map_err(|error| error.to_string())?;
+        let path = format!("{namespace}/pod/{name}");
+        let asked = self.request(message(&Operation::Insert, path, content));
+        let reply = asked.await.map_err(|error| error.to_string())?;
+        match Reply::classify(&reply.content) {
+            Reply::Object(_) | Reply::Ok => Ok(()),
+            Reply::Failed(status) => Err(status.message),
+            Reply::Text(text) => Err(text),
+            Reply::Empty | Reply::UnknownError => Err("the hub's answer is no object".to_owned()),
+        }
+    }
+
+    fn connected(&self) -> watch::Receiver<bool> {
+        Self::connected(self)
+    }
 }
 
 impl StatusSink for HubHandle {

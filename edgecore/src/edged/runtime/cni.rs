@@ -12,6 +12,8 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
+use super::masquerade::{self, Masquerade};
+
 /// A plugin that hangs (waiting for DHCP, for the xtables lock) is given this long.
 const PLUGIN_MAX: Duration = Duration::from_secs(60);
 const IF_NAME: &str = "eth0";
@@ -56,6 +58,7 @@ pub(super) struct Cni {
     conf_dir: PathBuf,
     bin_dirs: Vec<PathBuf>,
     state_dir: PathBuf,
+    masquerade: Masquerade,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,7 @@ impl Cni {
             conf_dir,
             bin_dirs,
             state_dir,
+            masquerade: Masquerade::default(),
         }
     }
 
@@ -129,7 +133,7 @@ impl Cni {
         let bridge = format!("edge{}", hex::encode(&hash[..4]));
         let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
         let third = free_subnet(&routes, &bridge, hash[4]);
-        let has_iptables = has_iptables();
+        let has_iptables = masquerade::iptables().is_some();
         if !has_iptables {
             tracing::warn!("no iptables; pods reach only this node, host ports do not work");
         }
@@ -191,6 +195,13 @@ impl Cni {
             result: None,
         };
         self.write_cache(&attachment.pod_uid, &cached)?;
+        self.masquerade
+            .ensure(&cached.conflist)
+            .await
+            .map_err(|reason| CniError::Plugin {
+                plugin: "iptables".to_owned(),
+                reason,
+            })?;
         match self.walk_add(&attachment.pod_uid, &cached).await {
             Ok(result) => {
                 let ips = addresses(&result);
@@ -209,7 +220,7 @@ impl Cni {
 
     async fn walk_add(&self, uid: &str, cached: &Cached) -> Result<Value, CniError> {
         let mut previous = None;
-        for plugin in plugins(&cached.conflist) {
+        for plugin in plugins(&cached.conflist).filter(|plugin| concerns(plugin, cached)) {
             let answer = self
                 .run(Command::Add, uid, plugin, cached, previous.as_ref())
                 .await?;
@@ -226,19 +237,30 @@ impl Cni {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
         };
-        match serde_json::from_slice::<Cached>(&bytes) {
+        let cached = match serde_json::from_slice::<Cached>(&bytes) {
             Err(error) => {
                 tracing::warn!(%error, pod = uid, "network cache unreadable; network not undone");
+                return Ok(std::fs::remove_file(path)?);
             }
-            Ok(cached) => {
-                let all: Vec<&Value> = plugins(&cached.conflist).collect();
-                for plugin in all.into_iter().rev() {
-                    self.run(Command::Del, uid, plugin, &cached, cached.result.as_ref())
-                        .await?;
-                }
-            }
+            Ok(cached) => cached,
+        };
+        let all: Vec<&Value> = plugins(&cached.conflist)
+            .filter(|plugin| concerns(plugin, &cached))
+            .collect();
+        for plugin in all.into_iter().rev() {
+            self.run(Command::Del, uid, plugin, &cached, cached.result.as_ref())
+                .await?;
         }
-        Ok(std::fs::remove_file(path)?)
+        std::fs::remove_file(&path)?;
+        self.masquerade
+            .forget_if(&cached.conflist, || !self.has_attachments())
+            .await;
+        Ok(())
+    }
+
+    fn has_attachments(&self) -> bool {
+        std::fs::read_dir(self.state_dir.join("results"))
+            .is_ok_and(|entries| entries.flatten().next().is_some())
     }
 
     async fn run(
@@ -306,17 +328,25 @@ pub(super) fn is_namespace(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|stat| i128::from(stat.f_type) == NSFS_MAGIC)
 }
 
+/// Whether a plugin has anything to do for this pod. `portmap` without mappings hands its input on,
+/// and its DEL executes iptables several times to find nothing.
+fn concerns(plugin: &Value, cached: &Cached) -> bool {
+    let mappings = cached.runtime.get("portMappings").and_then(Value::as_array);
+    plugin_type(plugin) != "portmap" || mappings.is_some_and(|list| !list.is_empty())
+}
+
 /// The built-in network. Masquerading and host ports are both done by iptables.
 fn builtin_conflist(bridge: &str, third: u8, ipam_dir: &Path, has_iptables: bool) -> Value {
+    let subnet = format!("10.88.{third}.0/24");
     let mut plugins = vec![json!({
         "type": "bridge",
         "bridge": bridge,
         "isGateway": true,
-        "ipMasq": has_iptables,
+        "ipMasq": false,
         "hairpinMode": true,
         "ipam": {
             "type": "host-local",
-            "ranges": [[{ "subnet": format!("10.88.{third}.0/24") }]],
+            "ranges": [[{ "subnet": subnet }]],
             "routes": [{ "dst": "0.0.0.0/0" }],
             "dataDir": ipam_dir,
         },
@@ -324,14 +354,11 @@ fn builtin_conflist(bridge: &str, third: u8, ipam_dir: &Path, has_iptables: bool
     if has_iptables {
         plugins.push(json!({ "type": "portmap", "capabilities": { "portMappings": true } }));
     }
-    json!({ "cniVersion": "0.4.0", "name": "edgecore", "plugins": plugins })
-}
-
-fn has_iptables() -> bool {
-    let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':')
-        .chain(["/usr/sbin", "/sbin"])
-        .any(|directory| Path::new(directory).join("iptables").exists())
+    let mut list = json!({ "cniVersion": "0.4.0", "name": "edgecore", "plugins": plugins });
+    if has_iptables {
+        masquerade::ask(&mut list, &subnet, bridge);
+    }
+    list
 }
 
 /// The plugin's own words: `msg` and `details` of its error object, else its stderr.

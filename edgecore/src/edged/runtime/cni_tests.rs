@@ -138,7 +138,8 @@ fn a_single_conf_becomes_a_list() {
 fn without_iptables_there_is_a_bridge_alone() {
     let kinds = |has_iptables| {
         let list = builtin_conflist("edge0", 3, Path::new("/run/ipam"), has_iptables);
-        assert_eq!(list["plugins"][0]["ipMasq"], has_iptables);
+        assert_eq!(list["plugins"][0]["ipMasq"], false);
+        assert_eq!(list["outpostMasquerade"].is_object(), has_iptables);
         let kinds: Vec<String> = plugins(&list).map(|p| plugin_type(p).to_owned()).collect();
         kinds
     };

@@ -6,6 +6,7 @@ pub mod containerd;
 pub mod fake;
 mod image;
 mod keyring;
+mod masquerade;
 pub mod sandbox;
 mod security;
 pub mod session;

@@ -26,6 +26,8 @@ pub(crate) struct Context {
     pub(crate) dirs: Dirs,
     /// Commands of probes in containers at the same time.
     pub(crate) execs: Arc<Semaphore>,
+    /// Sandboxes and containers being made at the same time.
+    pub(crate) starts: Arc<Semaphore>,
     /// Orders listings of containers and actions on them.
     pub(crate) ticks: AtomicU64,
     pub(crate) images: Board,

@@ -21,6 +21,9 @@ use crate::edged::volumes;
 /// Exit code of a container of which no process came to be (containerd: `StartError`).
 const EXIT_CODE_UNSTARTED: i32 = 128;
 
+/// Longest wait for a slot to start in.
+const SLOT_WAIT: Duration = Duration::from_secs(3);
+
 /// How far a start got.
 pub(super) enum Failure {
     /// Nothing to tell; tried again when the runtime is back.
@@ -52,7 +55,11 @@ impl Worker {
         let image = self.image(container).await?;
         security::verify_non_root(&pod, container, &image.user)
             .map_err(|error| config(error.to_string()))?;
+        let slot = self.start_slot().await;
+        let begun = Instant::now();
         let sandbox = self.sandbox().await?;
+        // What follows may ask the hub, which may take long.
+        drop(slot);
         let refs = References::of(&pod);
         let sources = sources::fetch(&*self.context.desired, &self.id.namespace, &refs)
             .await
@@ -76,7 +83,9 @@ impl Worker {
         if attempt == 0 {
             self.tell_ignored_limits(name, &spec.resources);
         }
+        let slot = self.start_slot().await;
         let result = self.context.runtime.start(&spec).await;
+        drop(slot);
         let image_id = image_id(&spec.image, &image.digest);
         let seen = |id: String, state: ContainerState| Seen {
             id,
@@ -116,7 +125,8 @@ impl Worker {
         ] {
             self.event(Severity::Normal, reason, Some(name), &message);
         }
-        info!(pod = %self.id.name, namespace = %self.id.namespace, container = name, attempt, "container started");
+        info!(pod = %self.id.name, namespace = %self.id.namespace, container = name, attempt,
+            took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX), "container started");
         let state = ContainerState::Running {
             started_at_ms: now_ms,
         };
@@ -160,6 +170,16 @@ impl Worker {
                 );
             }
         }
+    }
+
+    /// Waits for a free slot, but not for long: a start that hangs (a network plugin, runc) must
+    /// not keep other pods from starting.
+    async fn start_slot(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
+        let slots = self.context.starts.clone();
+        tokio::time::timeout(SLOT_WAIT, slots.acquire_owned())
+            .await
+            .ok()?
+            .ok()
     }
 
     fn start_failure(&mut self, name: &str, error: RuntimeError) -> Failure {

@@ -248,7 +248,8 @@ async fn nothing_is_told_twice_and_everything_again_on_request() {
     world.start();
     world.apply(pod("web"));
     world.until_running("web", 0).await;
-    world.settle().await;
+    // The listing that confirms the start comes a moment later.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let (told, nodes) = (
         world.sink.0.borrow().told,
         world.sink.0.borrow().nodes.len(),
