@@ -1,7 +1,12 @@
 //! Puts the hub together: opens the data directory and the store, binds, starts every long-lived
 //! task. The only place that makes channels and tasks, beside one task per connection.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Instant};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use apiserver::{
@@ -28,7 +33,7 @@ use crate::{
         tls::{ClientAuth, server_config},
         ws::{self, WsState},
     },
-    node::{lease::Leases, lifecycle::Lifecycle},
+    node::{evict::Evictor, lease::Leases, lifecycle::Lifecycle},
     pki::{Enrollment, Pki},
     scheduler::Scheduler,
     session::{Registry, Services},
@@ -164,10 +169,17 @@ fn start_controllers(tasks: &mut Supervisor, parts: &Parts) {
         kube: parts.kube.clone(),
         registry: Arc::clone(&parts.registry),
         leases: Arc::clone(&parts.leases),
-        recorder,
+        recorder: Arc::clone(&recorder),
         limits: parts.config.session.clone(),
     };
     tasks.spawn("node lifecycle", lifecycle.run(tasks.stop()));
+    let limits = &parts.config.session;
+    let evictor = Evictor {
+        kube: parts.kube.clone(),
+        recorder,
+        grace: Duration::from_secs(limits.gone_secs.min(limits.silent_secs)),
+    };
+    tasks.spawn("pod eviction", evictor.run(tasks.stop()));
     tasks.spawn(
         "device statuses",
         device_status::run(Arc::clone(&parts.store), tasks.stop()),

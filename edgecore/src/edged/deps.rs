@@ -61,6 +61,10 @@ pub trait StatusSink: Send + Sync + 'static {
     fn pod_gone(&self, namespace: &str, name: &str, uid: &str);
     /// A whole v1 Node (metadata, spec, status); called only when it differs from the one before.
     fn node_status(&self, node: Value);
+    /// Whether the hub can be reached now; `None` where there is none.
+    fn hub_link(&self) -> Option<watch::Receiver<bool>> {
+        None
+    }
     /// A v1 Event. The same `metadata.name` again with a higher `count` replaces the earlier one.
     fn event(&self, event: Value);
 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::Settings;
+use super::disconnect::{self, Absence};
 use super::eviction::Active;
 use super::node::{Machine, Pressure, Reporter};
 use super::pod::convert::PodId;
@@ -51,6 +52,9 @@ pub(super) struct MainLoop {
     /// What earlier processes left has been looked at.
     adopted: bool,
     runtime_lost: bool,
+    absence: Absence,
+    /// Pods that ask to be stopped while the hub is away, and when.
+    stops: BTreeMap<String, Duration>,
 }
 
 struct Tracked {
@@ -114,7 +118,10 @@ impl MainLoop {
         active: watch::Sender<Active>,
         pressure: watch::Receiver<Pressure>,
     ) -> Self {
+        let away_file = settings.disk_dir.with_file_name("hub-away.json");
         Self {
+            absence: Absence::new(context.sink.hub_link(), away_file, machine.boot_id.clone()),
+            stops: BTreeMap::new(),
             generation: context.desired.generation(),
             changes: context.runtime.changes(),
             node: Reporter::new(context.clone(), settings, machine, pressure.clone()),
@@ -153,7 +160,8 @@ impl MainLoop {
                 self.dispatch();
                 self.node.refresh(self.runtime_lost, resend).await;
             }
-            let due = [self.node.due(), read.at, list.at];
+            let stop_due = self.absence.keep(self.stops.values().copied());
+            let due = [self.node.due(), read.at, list.at, stop_due];
             let due = due.into_iter().flatten().min();
             let timer = async {
                 match due {
@@ -164,7 +172,7 @@ impl MainLoop {
             let context = self.context.clone();
             // Cancel-safe: watches, a notification and a timer lose nothing by being dropped.
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.absence.leave(),
                 changed = self.generation.changed() => {
                     if changed.is_err() { return; }
                     read.want();
@@ -193,7 +201,14 @@ impl MainLoop {
                         }
                     }
                 }
-                () = timer => fresh = self.node.due().is_some_and(|at| at <= Instant::now()),
+                () = self.absence.changed() => {
+                    self.absence.look();
+                    fresh = true;
+                }
+                () = timer => {
+                    let others = [self.node.due(), stop_due];
+                    fresh = others.into_iter().flatten().any(|at| at <= Instant::now());
+                }
             }
         }
     }
@@ -208,7 +223,9 @@ impl MainLoop {
                     let kept = old.get(&uid).filter(|before| ***before == pod).cloned();
                     Some((uid, kept.unwrap_or_else(|| Arc::new(pod))))
                 });
-                self.desired = Some(pods.collect());
+                let pods: BTreeMap<String, Arc<Pod>> = pods.collect();
+                self.stops = stops(&pods, &old);
+                self.desired = Some(pods);
                 true
             }
             Err(error) => {
@@ -347,6 +364,7 @@ impl MainLoop {
         let resend = *self.resend.borrow();
         let seen = self.seen.get(uid).cloned().unwrap_or_default();
         let host_ip = self.node.host_ip().to_owned();
+        let suspended = self.absence.is_over(self.stops.get(uid).copied());
         let verdicts = self.context.verdicts.lock();
         let verdict = verdicts
             .unwrap_or_else(PoisonError::into_inner)
@@ -370,6 +388,7 @@ impl MainLoop {
                     || input.resend != resend
                     || input.host_ip != host_ip
                     || input.verdict != verdict
+                    || input.suspended != suspended
                     || input.seen != seen;
                 *input = Input {
                     pod: pod.clone(),
@@ -380,6 +399,7 @@ impl MainLoop {
                     resend,
                     host_ip,
                     verdict,
+                    suspended,
                 };
                 changed
             });
@@ -394,6 +414,7 @@ impl MainLoop {
             resend,
             host_ip,
             verdict,
+            suspended,
         });
         let acted = Arc::new(AtomicBool::new(false));
         let sandbox = self.sandboxes.get(uid).cloned();
@@ -422,6 +443,27 @@ impl MainLoop {
         }
         self.seen.remove(uid);
     }
+}
+
+/// What pods ask for while the hub is away. What cannot be read is told once and counts as "keep".
+fn stops(
+    pods: &BTreeMap<String, Arc<Pod>>,
+    before: &BTreeMap<String, Arc<Pod>>,
+) -> BTreeMap<String, Duration> {
+    let mut stops = BTreeMap::new();
+    for (uid, pod) in pods {
+        match disconnect::stop_after(pod) {
+            Ok(after) => stops.extend(after.map(|after| (uid.clone(), after))),
+            Err(reason) => {
+                if before.get(uid).is_none_or(|old| !Arc::ptr_eq(old, pod)) {
+                    let id = PodId::of(pod);
+                    warn!(pod = %id.name, namespace = %id.namespace, annotation = disconnect::ON_DISCONNECT,
+                        reason, "annotation not understood; the pod is kept while the hub is away");
+                }
+            }
+        }
+    }
+    stops
 }
 
 /// What is known of a pod from the labels of its container.

@@ -15,6 +15,7 @@
 pub mod admission;
 pub mod capacity;
 mod deps;
+pub mod disconnect;
 mod events;
 pub mod eviction;
 pub mod image_gc;

@@ -7,6 +7,7 @@ use wire::body::Reply;
 use wire::message::{Content, Message, Operation, Route};
 
 use super::HubHandle;
+use super::handle::LinkPhase;
 use crate::clock;
 use crate::edged::StatusSink;
 use crate::edged::statics::MirrorHub;
@@ -76,6 +77,11 @@ impl StatusSink for HubHandle {
 
     fn node_status(&self, node: Value) {
         self.set_node(node);
+    }
+
+    fn hub_link(&self) -> Option<watch::Receiver<bool>> {
+        let is_there = self.link().borrow().phase != LinkPhase::Disabled;
+        is_there.then(|| Self::connected(self))
     }
 
     fn event(&self, event: Value) {

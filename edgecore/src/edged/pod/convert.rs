@@ -95,6 +95,7 @@ pub fn desired(pod: &Pod, removed: bool) -> Desired {
     });
     Desired {
         delete,
+        suspended: false,
         grace: Duration::from_secs(u64::try_from(grace_secs).unwrap_or(0)),
         restart,
         finished: matches!(phase, Some("Succeeded" | "Failed")),

@@ -135,6 +135,8 @@ pub enum Why {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Desired {
     pub delete: bool,
+    /// Nothing is to run for now; what ran goes on later (`outpost.dev/on-disconnect`).
+    pub suspended: bool,
     pub grace: Duration,
     pub restart: RestartPolicy,
     /// The API already has `Succeeded` or `Failed`: final, even if the records here were lost.

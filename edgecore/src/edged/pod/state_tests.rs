@@ -8,6 +8,7 @@ use super::*;
 fn want(delete: bool, restart: RestartPolicy) -> Desired {
     Desired {
         delete,
+        suspended: false,
         grace: Duration::from_secs(30),
         restart,
         finished: false,

@@ -28,7 +28,7 @@ use super::probe::Probes;
 use super::state::{self, Action, Desired, Key, Memory, Observed, Phase, SeenContainer, SeenState};
 use super::status::Trouble;
 use super::verdict::Verdict;
-use crate::edged::events::Recorder;
+use crate::edged::events::{Recorder, Severity};
 use crate::edged::runtime::{Container as Seen, ContainerState, Image, RuntimeError, Sandbox};
 use crate::edged::volumes;
 pub(crate) use context::Context;
@@ -53,6 +53,8 @@ pub(crate) struct Input {
     pub(crate) host_ip: String,
     /// This node ends the pod although it is wanted.
     pub(crate) verdict: Option<Verdict>,
+    /// Nothing of it is to run until the hub is back.
+    pub(crate) suspended: bool,
 }
 
 /// An image pull that is over: for which container, how long it took, what it brought.
@@ -101,6 +103,8 @@ pub(crate) struct Worker {
     probes: Probes,
     probing: JoinSet<Probed>,
     hooks: JoinSet<HookOver>,
+    /// Nothing runs until the hub is back.
+    suspended: bool,
     /// A verdict somebody else on this node gave.
     sentence: Option<Verdict>,
     /// When this process first knew the pod, and how long it had been here then.
@@ -154,6 +158,7 @@ impl Worker {
             probes: Probes::default(),
             probing: JoinSet::new(),
             hooks: JoinSet::new(),
+            suspended: false,
             sentence: None,
             born: (Instant::now(), Duration::ZERO),
             recorder,
@@ -209,6 +214,7 @@ impl Worker {
             self.want = convert::desired(&input.pod, input.removed);
             self.want.verdict = self.record.verdict.as_ref().map(|v| v.grace);
             self.has_live_volumes = volumes::has_live_content(&input.pod);
+            self.want.suspended = self.suspended;
             self.pod = input.pod;
             self.removed = input.removed;
         }
@@ -223,6 +229,7 @@ impl Worker {
         }
         self.host_ip = input.host_ip;
         self.sentence = input.verdict;
+        self.suspend(input.suspended);
         if input.generation != self.generation {
             self.generation = input.generation;
             self.volumes_stale = self.has_live_volumes && self.sandbox.is_some();
@@ -237,6 +244,24 @@ impl Worker {
         for key in std::mem::take(&mut self.on_runtime) {
             self.memory.release(&key);
         }
+    }
+
+    /// The pod asked to be stopped while the hub is away, and to go on when it is back.
+    fn suspend(&mut self, suspended: bool) {
+        self.want.suspended = suspended;
+        if std::mem::replace(&mut self.suspended, suspended) == suspended {
+            return;
+        }
+        let (reason, message) = if suspended {
+            (
+                "HubAway",
+                "Stopping the pod's containers until the hub is back",
+            )
+        } else {
+            ("HubBack", "The hub is back; the pod goes on")
+        };
+        info!(pod = %self.id.name, namespace = %self.id.namespace, suspended, "what the pod asked for while the hub is away");
+        self.event(Severity::Normal, reason, None, message);
     }
 
     fn observed(&self) -> Observed {

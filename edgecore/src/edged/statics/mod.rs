@@ -337,6 +337,10 @@ impl StatusSink for StaticPods {
         self.shared.deps.sink.node_status(node);
     }
 
+    fn hub_link(&self) -> Option<tokio_watch::Receiver<bool>> {
+        self.shared.deps.sink.hub_link()
+    }
+
     fn event(&self, event: Value) {
         self.shared.deps.sink.event(event);
     }

@@ -54,6 +54,12 @@ impl Plan<'_> {
 
     pub(super) fn sync(&mut self, want: &Desired) {
         self.drop_leftovers(want);
+        if want.suspended {
+            for wanted in &want.containers {
+                self.end(want, &wanted.name);
+            }
+            return;
+        }
         let main_runs = want.containers.iter().any(|wanted| {
             wanted.role == Role::Main && self.current(&wanted.name).is_some_and(SeenContainer::runs)
         });
