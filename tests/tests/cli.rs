@@ -192,12 +192,15 @@ fn terminal(run: &Run) -> Result<()> {
 }
 
 fn logs(run: &Run) -> Result<()> {
-    let output = self::run(run, "logs", &["web"])?;
-    ensure!(output.stdout == b"started\n" && output.stderr == b"complaint\n");
-    ensure!(say(run, "logs", &["web", "--limit-bytes", "3"])? == "sta");
+    let all = say(run, "logs", &["web"])?;
+    let mut lines: Vec<&str> = all.lines().collect();
+    lines.sort_unstable();
+    ensure!(lines == ["complaint", "started"], "{all}");
+    let start = say(run, "logs", &["web", "--limit-bytes", "3"])?;
+    ensure!(start.len() == 3 && all.starts_with(&start), "{start}");
     let stamped = say(run, "logs", &["web", "--timestamps", "--since", "1h"])?;
     ensure!(
-        stamped.starts_with("20") && stamped.ends_with("Z started\n"),
+        stamped.lines().count() == 2 && stamped.lines().all(|line| line.starts_with("20")),
         "{stamped}"
     );
     ensure!(say(run, "logs", &["two", "-c", "a", "--tail", "0"])?.is_empty());

@@ -74,13 +74,14 @@ async fn ask(
     let stream = UnixStream::connect(socket).await.map_err(|error| {
         use std::io::ErrorKind::{ConnectionRefused, NotFound, PermissionDenied};
         let socket = socket.to_owned();
-        match error.kind() {
-            NotFound | ConnectionRefused => AskError::NotRunning { socket },
-            PermissionDenied => AskError::NotAllowed { socket },
-            _ => AskError::NoAnswer {
-                socket,
-                reason: error.to_string(),
-            },
+        let kind = error.kind();
+        if matches!(kind, NotFound | ConnectionRefused) {
+            AskError::NotRunning { socket }
+        } else if kind == PermissionDenied {
+            AskError::NotAllowed { socket }
+        } else {
+            let reason = error.to_string();
+            AskError::NoAnswer { socket, reason }
         }
     })?;
     let asked = async {

@@ -40,6 +40,11 @@ pub enum ConsoleError {
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error(
+        "edgecore is not running and containerd does not answer at `{containerd}`; \
+         `edgecore check` says what is wrong"
+    )]
+    Nobody { containerd: PathBuf },
     #[error("cannot read the log directory `{path}`")]
     LogDirectory {
         path: PathBuf,
@@ -61,18 +66,21 @@ pub enum ConsoleError {
 impl ConsoleError {
     /// The exit code that a shell would have given, where there is one.
     pub fn exit_code(&self) -> Option<i32> {
-        match self {
-            Self::Ask(AskError::Refused { exit_code, .. }) => *exit_code,
-            Self::Runtime(RuntimeError::Exec { exit_code, .. }) => Some(*exit_code),
-            _ => None,
+        if let Self::Ask(AskError::Refused { exit_code, .. }) = self {
+            return *exit_code;
         }
+        if let Self::Runtime(RuntimeError::Exec { exit_code, .. }) = self {
+            return Some(*exit_code);
+        }
+        None
     }
 
     /// Neither edgecore nor containerd answers.
     pub fn is_unavailable(&self) -> bool {
         matches!(
             self,
-            Self::Ask(AskError::NotRunning { .. } | AskError::NoAnswer { .. })
+            Self::Nobody { .. }
+                | Self::Ask(AskError::NotRunning { .. } | AskError::NoAnswer { .. })
                 | Self::Runtime(RuntimeError::Unavailable { .. })
         )
     }

@@ -13,7 +13,7 @@ use crate::app;
 use crate::config::{Config, RuntimeConfig};
 use crate::edged::runtime::containerd::ContainerdRuntime;
 use crate::edged::runtime::session::Session;
-use crate::edged::runtime::{Container, ContainerState, Runtime};
+use crate::edged::runtime::{Container, ContainerState, Runtime, RuntimeError};
 use crate::edged::{ContainerSummary, PodSummary};
 
 /// What a finished session may still have to clean up.
@@ -46,8 +46,13 @@ impl Source {
             Ok(pods) => Ok((Self::Daemon(socket), pods)),
             Err(AskError::NotRunning { .. }) => {
                 let runtime = containerd(config)?;
-                let pods = summaries(&runtime.containers().await?);
-                Ok((Self::Containerd(runtime), pods))
+                match runtime.containers().await {
+                    Ok(containers) => Ok((Self::Containerd(runtime), summaries(&containers))),
+                    Err(RuntimeError::Unavailable { .. }) => Err(ConsoleError::Nobody {
+                        containerd: runtime_config(config)?.containerd.clone(),
+                    }),
+                    Err(error) => Err(error.into()),
+                }
             }
             Err(error) => Err(error.into()),
         }
@@ -177,7 +182,8 @@ fn summaries(containers: &[Container]) -> Vec<PodSummary> {
             (a, b) => a.or(b),
         };
         if pod.status.is_empty() || is_running {
-            pod.status = if is_running { "Running" } else { &reason }.to_owned();
+            let status = if is_running { "Running" } else { &reason };
+            status.clone_into(&mut pod.status);
         }
         pod.members.push(ContainerSummary {
             name: container.name.clone(),

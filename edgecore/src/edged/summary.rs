@@ -91,7 +91,7 @@ pub(super) fn in_words(status: &PodStatus, terminating: bool) -> String {
         }
     }
     if words == "Completed" && has_ready {
-        words = "Running".to_owned();
+        "Running".clone_into(&mut words);
     }
     words
 }

@@ -103,16 +103,15 @@ impl Lines {
     }
 
     fn show(&mut self, entry: &Entry<'_>) {
-        let is_shown = match self.open {
-            Some((_, is_shown)) => is_shown,
-            None => {
-                let is_shown = self.is_wanted(entry);
-                if is_shown && self.timestamps {
-                    self.write(entry.stream, entry.time.as_bytes());
-                    self.write(entry.stream, b" ");
-                }
-                is_shown
+        let is_shown = if let Some((_, is_shown)) = self.open {
+            is_shown
+        } else {
+            let is_shown = self.is_wanted(entry);
+            if is_shown && self.timestamps {
+                self.write(entry.stream, entry.time.as_bytes());
+                self.write(entry.stream, b" ");
             }
+            is_shown
         };
         if is_shown {
             self.write(entry.stream, entry.text);

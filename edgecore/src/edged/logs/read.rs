@@ -73,14 +73,13 @@ impl LogReader {
     /// # Errors
     /// [`LogError::Absent`] if there is no such file, or it cannot be read.
     pub fn open(path: &Path, query: &Query) -> Result<Self, LogError> {
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => LogError::Absent {
-                path: path.to_owned(),
-            },
-            _ => LogError::Read {
-                path: path.to_owned(),
-                source,
-            },
+        let failed = |source: io::Error| {
+            let path = path.to_owned();
+            if source.kind() == io::ErrorKind::NotFound {
+                LogError::Absent { path }
+            } else {
+                LogError::Read { path, source }
+            }
         };
         let parts = files::open_all(path).map_err(failed)?;
         if parts.is_empty() {

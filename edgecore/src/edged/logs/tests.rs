@@ -30,6 +30,12 @@ fn numbered(from: u32, to: u32) -> String {
         .collect()
 }
 
+/// What `numbered` shows as.
+fn lines(from: u32, to: u32) -> String {
+    let lines: Vec<String> = (from..to).map(|n| format!("line {n}\n")).collect();
+    lines.concat()
+}
+
 fn shown(chunks: &[Chunk]) -> String {
     let bytes: Vec<u8> = chunks.iter().flat_map(|c| c.bytes.clone()).collect();
     String::from_utf8(bytes).unwrap()
@@ -88,11 +94,6 @@ fn tail_since_limit_and_times_over_rotated_and_compressed_files() {
     gzip.finish().unwrap();
     std::fs::write(dir.path().join("0.log.1"), numbered(10, 20)).unwrap();
     std::fs::write(&path, numbered(20, 30) + "torn by a power cut").unwrap();
-    let lines = |from: u32, to: u32| {
-        (from..to)
-            .map(|n| format!("line {n}\n"))
-            .collect::<String>()
-    };
     let with = |change: fn(&mut Query)| {
         let mut query = Query::default();
         change(&mut query);
@@ -221,9 +222,7 @@ async fn following_sees_writes_rotations_and_the_end() {
     std::fs::rename(at("0.log.1"), at("0.log.2")).unwrap();
     std::fs::rename(at("0.log"), at("0.log.1")).unwrap();
     tailed.append(&numbered(5, 9));
-    tailed
-        .until(&(0..9).map(|n| format!("line {n}\n")).collect::<String>())
-        .await;
+    tailed.until(&lines(0, 9)).await;
     // Cut in place, as a logger that keeps one file does.
     let file = std::fs::File::options()
         .write(true)
@@ -335,13 +334,13 @@ proptest! {
 
     #[test]
     fn never_more_bytes_than_asked(limit in 0_u64..60, count in 0_u32..20) {
-        let mut lines = Lines::new(&Query { limit_bytes: Some(limit), ..Query::default() }, 0);
+        let mut selected = Lines::new(&Query { limit_bytes: Some(limit), ..Query::default() }, 0);
         let text = numbered(0, count);
         for line in text.lines() {
-            lines.push(&parse(line.as_bytes()).unwrap());
+            selected.push(&parse(line.as_bytes()).unwrap());
         }
-        let all: String = (0..count).map(|n| format!("line {n}\n")).collect();
+        let all = lines(0, count);
         let wanted = usize::try_from(limit).unwrap().min(all.len());
-        prop_assert_eq!(shown(&lines.take()), &all[..wanted]);
+        prop_assert_eq!(shown(&selected.take()), &all[..wanted]);
     }
 }

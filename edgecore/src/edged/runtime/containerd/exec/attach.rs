@@ -54,17 +54,15 @@ impl Execs {
 
 /// The writing end of a container's input.
 fn open_input(path: &Path, has_terminal: bool) -> Result<Sender, RuntimeError> {
-    OpenOptions::new()
-        .open_sender(path)
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound if has_terminal => {
-                failed("the container takes no input (its spec has no `stdin: true`)")
-            }
-            io::ErrorKind::NotFound => failed(
-                "the container takes no input (its spec needs `stdin: true` and `tty: true`)",
-            ),
-            _ => failed(&format!("the container's input: {error}")),
-        })
+    OpenOptions::new().open_sender(path).map_err(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            failed(&format!("the container's input: {error}"))
+        } else if has_terminal {
+            failed("the container takes no input (its spec has no `stdin: true`)")
+        } else {
+            failed("the container takes no input (its spec needs `stdin: true` and `tty: true`)")
+        }
+    })
 }
 
 struct Joined {
