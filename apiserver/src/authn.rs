@@ -1,7 +1,38 @@
 //! Who asks, and whether they may. Identities are established by the program that owns the
 //! listener (certificates, tokens) and arrive as a request extension.
 
+use async_trait::async_trait;
+use serde_json::Value;
+
 use crate::status::ApiError;
+
+/// Whom a token belongs to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reviewed {
+    /// Who it is.
+    pub user: User,
+    /// For whom, of those that were asked about.
+    pub audiences: Vec<String>,
+    /// `extra` of the user's info.
+    pub extra: Value,
+}
+
+/// Issues and recognises tokens of service accounts; the embedding program has the keys.
+#[async_trait]
+pub trait Tokens: Send + Sync + 'static {
+    /// Answers a TokenRequest.
+    async fn issue(
+        &self,
+        namespace: &str,
+        account: &str,
+        request: &Value,
+    ) -> Result<Value, ApiError>;
+
+    /// Whom the token belongs to; `None` if it is nobody's, is over, or is for others than
+    /// `audiences` (none: the API itself).
+    async fn review(&self, token: &str, audiences: &[String])
+    -> Result<Option<Reviewed>, ApiError>;
+}
 
 /// The group whose members may do everything.
 pub const MASTERS: &str = "system:masters";

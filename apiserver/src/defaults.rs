@@ -9,7 +9,7 @@ mod core;
 mod pod;
 mod workloads;
 
-pub use admission::{pod_admission, qos_class};
+pub use admission::{pod_account, pod_admission, qos_class};
 pub use canon::canonical;
 
 use serde_json::{Map, Value, json};

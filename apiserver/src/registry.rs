@@ -238,6 +238,15 @@ const BUILT_INS: &[BuiltIn] = &[
         ..plain("nodes", "Node", &["no"])
     },
     BuiltIn {
+        has_status: true,
+        ..plain("persistentvolumeclaims", "PersistentVolumeClaim", &["pvc"])
+    },
+    BuiltIn {
+        namespaced: false,
+        has_status: true,
+        ..plain("persistentvolumes", "PersistentVolume", &["pv"])
+    },
+    BuiltIn {
         categories: &["all"],
         has_status: true,
         tracks_generation: true,
@@ -258,6 +267,11 @@ const BUILT_INS: &[BuiltIn] = &[
         create_on_update: true,
         ..plain("", "Lease", &[])
     },
+    BuiltIn {
+        gvr: ("storage.k8s.io", "v1", "storageclasses"),
+        namespaced: false,
+        ..plain("", "StorageClass", &["sc"])
+    },
 ];
 
 impl BuiltIn {
@@ -277,6 +291,15 @@ impl BuiltIn {
                 group: "policy",
                 version: "v1",
                 kind: "Eviction",
+                verbs: &["create"],
+            });
+        }
+        if plural == "serviceaccounts" {
+            subresources.push(Subresource {
+                name: "token",
+                group: "authentication.k8s.io",
+                version: "v1",
+                kind: "TokenRequest",
                 verbs: &["create"],
             });
         }

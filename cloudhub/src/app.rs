@@ -20,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    accounts::Accounts,
     clock,
     config::Config,
     crds, device_status, downstream,
@@ -39,6 +40,7 @@ use crate::{
     session::{Registry, Services},
     supervise::{Exit, Supervisor},
     upstream::Upstream,
+    volumes,
 };
 
 /// The bound ports, also in `<data_dir>/ports.json`.
@@ -73,6 +75,7 @@ struct Parts {
     pki: Arc<Pki>,
     enrollment: Arc<Enrollment>,
     kube: Kube,
+    accounts: Arc<Accounts>,
     store: Arc<dyn Store>,
     registry: Arc<Registry>,
     ledger: Arc<Ledger>,
@@ -130,6 +133,10 @@ async fn open(config: Config) -> Result<Parts, anyhow::Error> {
     crds::install(&kube)
         .await
         .context("the device kinds could not be installed")?;
+    volumes::install(&kube)
+        .await
+        .context("the storage class could not be installed")?;
+    let accounts = Arc::new(Accounts::open(&config.data_dir, kube.clone())?);
     let enrollment = Arc::new(Enrollment::new(
         Arc::clone(&pki.authority),
         pki.token_secret(),
@@ -146,6 +153,7 @@ async fn open(config: Config) -> Result<Parts, anyhow::Error> {
         pki,
         enrollment,
         kube,
+        accounts,
         store,
     })
 }
@@ -164,6 +172,10 @@ fn start_controllers(tasks: &mut Supervisor, parts: &Parts) {
     tasks.spawn(
         "scheduler",
         Scheduler::new(parts.kube.clone(), Arc::clone(&recorder)).run(tasks.stop()),
+    );
+    tasks.spawn(
+        "volumes",
+        volumes::Controller::new(parts.kube.clone()).run(tasks.stop()),
     );
     let lifecycle = Lifecycle {
         kube: parts.kube.clone(),
@@ -208,6 +220,7 @@ fn start_listeners(
         downstream.clone(),
         Arc::clone(&parts.ledger),
         Arc::clone(&parts.leases),
+        Arc::clone(&parts.accounts),
         authority.pem().to_owned(),
     );
     let services = Arc::new(Services {
@@ -238,12 +251,15 @@ fn start_listeners(
     });
 
     let tls = server_config(authority, leaf, ClientAuth::Optional, &h2)?;
-    let state = Arc::new(ApiState {
-        pki: Arc::clone(&parts.pki),
-        enrollment: Arc::clone(&parts.enrollment),
-        ledger: Arc::clone(&parts.ledger),
-        service: Service::new(parts.kube.api().clone(), Arc::new(AllowMasters)),
-    });
+    let state =
+        Arc::new(ApiState {
+            pki: Arc::clone(&parts.pki),
+            enrollment: Arc::clone(&parts.enrollment),
+            ledger: Arc::clone(&parts.ledger),
+            service: Service::new(parts.kube.api().clone(), Arc::new(AllowMasters))
+                .with_tokens(Arc::<Accounts>::clone(&parts.accounts)),
+            accounts: Arc::clone(&parts.accounts),
+        });
     let stop = tasks.stop();
     tasks.spawn("api listener", async move {
         https::serve(listeners.api, tls, stop, move |peer, request| {

@@ -32,6 +32,26 @@ pub mod resources {
         Gvr::core("secrets")
     }
 
+    /// persistentvolumeclaims
+    pub fn claims() -> Gvr {
+        Gvr::core("persistentvolumeclaims")
+    }
+
+    /// persistentvolumes
+    pub fn volumes() -> Gvr {
+        Gvr::core("persistentvolumes")
+    }
+
+    /// storageclasses
+    pub fn storage_classes() -> Gvr {
+        Gvr::new("storage.k8s.io", "v1", "storageclasses")
+    }
+
+    /// serviceaccounts
+    pub fn service_accounts() -> Gvr {
+        Gvr::core("serviceaccounts")
+    }
+
     /// events
     pub fn events() -> Gvr {
         Gvr::core("events")

@@ -12,6 +12,7 @@
 //! [`app`] puts the parts together. Everything durable is in one store; a hub has no state of its
 //! own that could not be rebuilt from it.
 
+pub mod accounts;
 pub mod app;
 pub mod cli;
 pub mod clock;
@@ -32,3 +33,4 @@ pub mod session;
 pub mod supervise;
 pub mod telemetry;
 pub mod upstream;
+pub mod volumes;

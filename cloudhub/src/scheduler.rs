@@ -14,6 +14,7 @@ use apiserver::{
     ApiError, Reason,
     store::{Event, StoreError},
 };
+pub(crate) use fit::fits_volume;
 use fit::{NodeFacts, choose};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -23,11 +24,13 @@ use crate::{
     events::Recorder,
     keys::{ObjectKey, REGISTRY},
     kube::{Kube, resources, text},
+    volumes::{Binder, Refusal},
 };
 
 /// The task.
 pub struct Scheduler {
     kube: Kube,
+    binder: Binder,
     recorder: Arc<Recorder>,
     nodes: BTreeMap<String, NodeFacts>,
     /// Node of each bound pod that is not over.
@@ -43,6 +46,7 @@ impl Scheduler {
     /// Puts the parts together.
     pub fn new(kube: Kube, recorder: Arc<Recorder>) -> Self {
         Self {
+            binder: Binder::new(kube.clone()),
             kube,
             recorder,
             nodes: BTreeMap::new(),
@@ -81,6 +85,10 @@ impl Scheduler {
         let store = Arc::clone(self.kube.api().store());
         let mut pod_watch = store.watch(&prefix("pods"), revision).await?;
         let mut node_watch = store.watch(&prefix("nodes"), nodes_revision).await?;
+        let mut claim_watch = store
+            .watch(&prefix("persistentvolumeclaims"), revision)
+            .await?;
+        let mut volume_watch = store.watch(&prefix("persistentvolumes"), revision).await?;
         self.dirty = true;
         loop {
             if std::mem::take(&mut self.dirty) {
@@ -91,6 +99,9 @@ impl Scheduler {
                 () = stop.cancelled() => return Ok(()),
                 events = pod_watch.next() => self.take_all(&events?),
                 events = node_watch.next() => self.take_all(&events?),
+                // What a pod waits for may be a claim, or the volume of one.
+                events = claim_watch.next() => self.dirty |= !events?.is_empty(),
+                events = volume_watch.next() => self.dirty |= !events?.is_empty(),
             }
         }
     }
@@ -153,12 +164,37 @@ impl Scheduler {
             for node in self.bound.values() {
                 *counts.entry(node.as_str()).or_default() += 1;
             }
-            match choose(&pod, &self.nodes, &counts) {
+            let wishes = match self.binder.wishes(&pod).await {
+                Ok(wishes) => wishes,
+                Err(refusal) => {
+                    self.refused(&id, &pod, &refusal).await;
+                    continue;
+                }
+            };
+            match choose(&pod, &self.nodes, &counts, &wishes) {
                 Ok(node) => {
                     let node = node.to_owned();
-                    self.bind(&id, &pod, &node).await;
+                    match self.binder.bind_for(&pod, &node).await {
+                        Ok(()) => self.bind(&id, &pod, &node).await,
+                        Err(refusal) => self.refused(&id, &pod, &refusal).await,
+                    }
                 }
                 Err(why) => self.tell(&id, &pod, why).await,
+            }
+        }
+    }
+
+    /// A claim keeps the pod from being placed.
+    async fn refused(&mut self, id: &str, pod: &Value, refusal: &Refusal) {
+        match refusal {
+            Refusal::Waits(why) => {
+                let nodes = self.nodes.len();
+                let why = format!("0/{nodes} nodes are available: {why}.");
+                self.tell(id, pod, why).await;
+            }
+            // Another writer was faster, which is a change that wakes the scheduler.
+            Refusal::Api(error) => {
+                tracing::debug!(pod = id, %error, "claims of a pod not bound");
             }
         }
     }

@@ -9,11 +9,9 @@ const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Adds to a new, defaulted pod: service account, priority, the two default tolerations, `status`.
 ///
-/// The token volume is added only when `automountServiceAccountToken` is true: a node here has no API endpoint of
-/// its own to offer, so a mount nobody asked for would only keep the pod from starting.
+/// What its account adds is added by [`pod_account`].
 pub fn pod_admission(pod: &mut Value) {
     let Value::Object(pod) = pod else { return };
-    let token = token_volume_name(pod);
     let Some(spec) = made(pod, "spec") else {
         return;
     };
@@ -29,14 +27,45 @@ pub fn pod_admission(pod: &mut Value) {
     ] {
         tolerate(spec, key);
     }
-    if spec.get("automountServiceAccountToken") == Some(&json!(true)) {
-        mount_token(spec, &token);
-    }
     let class = qos_class(spec);
     pod.insert(
         "status".into(),
         json!({"phase": "Pending", "qosClass": class}),
     );
+}
+
+/// Adds what the pod's ServiceAccount gives it: its pull secrets, if the pod names none, and the
+/// token volume, if the pod, else the account, else the namespace (`by_default`) says so. Mirrors of
+/// static pods stay as they are (plugin `ServiceAccount`).
+///
+/// Kubernetes mounts a token unless somebody says no. Here it takes a yes (ADR 11): a token nobody
+/// asked for would only keep a pod on an edge node from starting.
+pub fn pod_account(pod: &mut Value, account: &Value, by_default: bool) {
+    let Value::Object(pod) = pod else { return };
+    let annotations = pod.get("metadata").and_then(|m| m.get("annotations"));
+    if annotations.is_some_and(|a| a.get("kubernetes.io/config.mirror").is_some()) {
+        return;
+    }
+    let token = token_volume_name(pod);
+    let Some(spec) = made(pod, "spec") else {
+        return;
+    };
+    let has_own = spec
+        .get("imagePullSecrets")
+        .and_then(Value::as_array)
+        .is_some_and(|list| !list.is_empty());
+    if let (false, Some(secrets)) = (has_own, account.get("imagePullSecrets"))
+        && secrets.as_array().is_some_and(|list| !list.is_empty())
+    {
+        spec.insert("imagePullSecrets".into(), secrets.clone());
+    }
+    let says = |object: Option<&Value>| object.and_then(Value::as_bool);
+    let wanted = says(spec.get("automountServiceAccountToken"))
+        .or_else(|| says(account.get("automountServiceAccountToken")))
+        .unwrap_or(by_default);
+    if wanted {
+        mount_token(spec, &token);
+    }
 }
 
 fn tolerate(spec: &mut Object, key: &str) {

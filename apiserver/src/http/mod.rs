@@ -21,7 +21,7 @@ use serde_json::json;
 
 pub use answer::Body;
 
-use crate::authn::{Attributes, Authorizer, UNAUTHENTICATED, User};
+use crate::authn::{Attributes, Authorizer, Tokens, UNAUTHENTICATED, User};
 use crate::discovery::{self, Document};
 use crate::status::ApiError;
 use crate::{Api, openapi};
@@ -37,6 +37,7 @@ const GIT_VERSION: &str = concat!("v1.32.0+outpost-", env!("CARGO_PKG_VERSION"))
 pub struct Service {
     api: Api,
     authorizer: Arc<dyn Authorizer>,
+    tokens: Option<Arc<dyn Tokens>>,
 }
 
 impl std::fmt::Debug for Service {
@@ -78,7 +79,24 @@ impl Asked {
 impl Service {
     /// A service that asks `authorizer` before everything.
     pub fn new(api: Api, authorizer: Arc<dyn Authorizer>) -> Self {
-        Self { api, authorizer }
+        Self {
+            api,
+            authorizer,
+            tokens: None,
+        }
+    }
+
+    /// Serves tokens of service accounts too.
+    #[must_use]
+    pub fn with_tokens(self, tokens: Arc<dyn Tokens>) -> Self {
+        Self {
+            tokens: Some(tokens),
+            ..self
+        }
+    }
+
+    fn tokens(&self) -> Result<&Arc<dyn Tokens>, ApiError> {
+        self.tokens.as_ref().ok_or_else(ApiError::no_such_resource)
     }
 
     /// Answers one request. Never fails: refusals are responses.
@@ -120,7 +138,7 @@ impl Service {
         let route = route::parse(&asked.path);
         if let Route::Resource(path) = route {
             if let Some(kind) = reviews::kind(&path) {
-                return self.review(&asked, kind);
+                return self.review(&asked, kind).await;
             }
             return self.resource(asked, path).await;
         }

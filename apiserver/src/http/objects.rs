@@ -167,6 +167,11 @@ impl Service {
                 let status = pipeline.bind(at(def, path), &binding, options).await?;
                 return Ok(answer::json(201, &status));
             }
+            ("create", Some("token")) => {
+                let request = body::options(&content_type, &bytes)?;
+                let issued = self.tokens()?.issue(&path.namespace, &path.name, &request);
+                return Ok(answer::json(201, &issued.await?));
+            }
             ("create", Some("eviction")) => {
                 let eviction = body::options(&content_type, &bytes)?;
                 let status = pipeline.evict(at(def, path), &eviction).await?;

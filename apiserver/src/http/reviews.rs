@@ -1,11 +1,12 @@
-//! Questions about oneself: `kubectl auth can-i` and `auth whoami`. Nothing is stored.
+//! Questions about oneself, `kubectl auth can-i` and `auth whoami`, and about a token's owner.
+//! Nothing is stored.
 
 use http::{Method, Response};
 use serde_json::{Value, json};
 
 use super::route::ResourcePath;
 use super::{Asked, Body, Service, answer, body};
-use crate::authn::Attributes;
+use crate::authn::{Attributes, User};
 use crate::pipeline::meta;
 use crate::status::ApiError;
 
@@ -14,6 +15,7 @@ use crate::status::ApiError;
 pub(super) enum Review {
     Access,
     User,
+    Token,
 }
 
 pub(super) fn kind(path: &ResourcePath) -> Option<Review> {
@@ -24,12 +26,17 @@ pub(super) fn kind(path: &ResourcePath) -> Option<Review> {
     ) {
         ("authorization.k8s.io", "v1", "selfsubjectaccessreviews") => Some(Review::Access),
         ("authentication.k8s.io", "v1", "selfsubjectreviews") => Some(Review::User),
+        ("authentication.k8s.io", "v1", "tokenreviews") => Some(Review::Token),
         _ => None,
     }
 }
 
 impl Service {
-    pub(super) fn review(&self, asked: &Asked, review: Review) -> Result<Response<Body>, ApiError> {
+    pub(super) async fn review(
+        &self,
+        asked: &Asked,
+        review: Review,
+    ) -> Result<Response<Body>, ApiError> {
         if asked.method != Method::POST {
             return Err(ApiError::method_not_allowed());
         }
@@ -39,6 +46,7 @@ impl Service {
         let now = meta::rfc3339(self.api.now());
         let metadata = json!({"creationTimestamp": now});
         Ok(match review {
+            Review::Token => self.review_token(user, question, &metadata).await?,
             Review::User => answer::json(
                 201,
                 &json!({"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1",
@@ -61,6 +69,45 @@ impl Service {
                 )
             }
         })
+    }
+}
+
+impl Service {
+    async fn review_token(
+        &self,
+        user: &User,
+        question: Value,
+        metadata: &Value,
+    ) -> Result<Response<Body>, ApiError> {
+        self.authorizer.check(
+            user,
+            &Attributes::Resource {
+                verb: "create",
+                group: "authentication.k8s.io",
+                resource: "tokenreviews",
+                namespace: "",
+                name: "",
+                fields: "",
+            },
+        )?;
+        let spec = question.get("spec").cloned().unwrap_or(Value::Null);
+        let wanted = spec["audiences"].as_array().into_iter().flatten();
+        let wanted: Vec<String> = wanted
+            .filter_map(|audience| audience.as_str().map(str::to_owned))
+            .collect();
+        let token = meta::text(&spec, "/token");
+        let status = match self.tokens()?.review(token, &wanted).await? {
+            Some(known) => json!({
+                "authenticated": true,
+                "user": {"username": known.user.name, "uid": known.user.uid,
+                         "groups": known.user.groups, "extra": known.extra},
+                "audiences": known.audiences,
+            }),
+            None => json!({"user": {}, "error": "invalid bearer token"}),
+        };
+        let review = json!({"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1",
+            "metadata": metadata, "spec": spec, "status": status});
+        Ok(answer::json(201, &review))
     }
 }
 

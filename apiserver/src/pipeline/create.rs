@@ -87,6 +87,9 @@ impl Pipeline {
         if def.gvr == Gvr::core("pods") {
             self.admit_pod(namespace, &mut object).await?;
         }
+        if def.gvr == Gvr::core("persistentvolumeclaims") {
+            self.admit_claim(&mut object).await?;
+        }
         refuse_invalid(def, &name, engines::validate_new(def, &object))?;
         txn = txn.put(at.key(), encode(def, &object)?);
         if def.gvr == Gvr::core("namespaces") {

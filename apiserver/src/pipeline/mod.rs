@@ -5,6 +5,7 @@
 //! One write is: read the object, compute what it becomes (pure), compare-and-swap. Nothing is
 //! remembered between requests, so several servers may share one store.
 
+mod claims;
 mod create;
 mod definitions;
 mod delete;

@@ -6,6 +6,9 @@ use super::{At, DeleteOptions, Pipeline, WriteOptions, meta};
 use crate::defaults;
 use crate::status::{self, ApiError, Reason};
 
+/// What a namespace says of pods whose account says nothing.
+const AUTOMOUNT: &str = "/metadata/annotations/outpost.dev~1automount-service-account-token";
+
 impl Pipeline {
     /// Fills in what kube-apiserver's admission plugins fill in; the service account must exist.
     pub(super) async fn admit_pod(&self, namespace: &str, pod: &mut Value) -> Result<(), ApiError> {
@@ -18,13 +21,21 @@ impl Pipeline {
         defaults::pod_admission(pod);
         let account = meta::text(pod, "/spec/serviceAccountName");
         let key = format!("/registry/core/serviceaccounts/{namespace}/{account}");
-        if self.store.get(&key).await?.is_none() {
+        let Some(found) = self.store.get(&key).await? else {
             let why = format!(
                 "error looking up service account {namespace}/{account}: serviceaccount \
                  \"{account}\" not found"
             );
             return Err(ApiError::forbidden("", "pods", meta::name(pod), &why));
-        }
+        };
+        let account = serde_json::from_slice(&found.value).map_err(ApiError::internal)?;
+        let key = format!("/registry/core/namespaces/{namespace}");
+        let namespace = match self.store.get(&key).await? {
+            Some(found) => serde_json::from_slice(&found.value).map_err(ApiError::internal)?,
+            None => Value::Null,
+        };
+        let by_default = meta::text(&namespace, AUTOMOUNT) == "true";
+        defaults::pod_account(pod, &account, by_default);
         Ok(())
     }
 

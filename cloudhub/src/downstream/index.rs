@@ -25,15 +25,21 @@ pub enum NeededKind {
     Secret,
     /// The model of a device.
     DeviceModel,
+    /// The volume that a claim is bound to; `id` is `null/name`.
+    Volume,
+    /// A PersistentVolumeClaim that a pod refers to.
+    Claim,
 }
 
-/// Kinds that are placed on a node by their spec.
+/// Kinds that are placed on a node by what they say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PlacedKind {
     /// `spec.nodeName` of a Pod.
     Pod,
     /// `spec.nodeName` of a Device.
     Device,
+    /// A PersistentVolume whose data lies on the node: told until the data is gone.
+    Volume,
 }
 
 /// What a change of a placed object means for its node.
@@ -84,6 +90,19 @@ pub struct Index {
     placed: HashMap<(PlacedKind, String), Placed>,
     nodes: HashMap<String, OnNode>,
     users: HashMap<Needed, BTreeSet<String>>,
+    /// Name of the volume that a claim is bound to: who needs the claim needs the volume.
+    bound: HashMap<String, String>,
+}
+
+/// What a claim's new volume means for a node.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rebound {
+    /// The node.
+    pub node: String,
+    /// To be sent before the claim.
+    pub needs: Vec<Needed>,
+    /// No longer needed by anything on the node.
+    pub dropped: Vec<Needed>,
 }
 
 impl Index {
@@ -128,21 +147,92 @@ impl Index {
         changes
     }
 
+    /// Takes in which volume a claim is bound to (`None`: it is gone, or not bound).
+    pub fn bind_claim(&mut self, claim: &str, volume: Option<&str>) -> Vec<Rebound> {
+        let old = match volume {
+            Some(volume) => self.bound.insert(claim.to_owned(), volume.to_owned()),
+            None => self.bound.remove(claim),
+        };
+        if old.as_deref() == volume {
+            return Vec::new();
+        }
+        let need = Needed {
+            kind: NeededKind::Claim,
+            id: claim.to_owned(),
+        };
+        let nodes: Vec<String> = self.users(&need).map(str::to_owned).collect();
+        let mut changes = Vec::new();
+        for node in nodes {
+            let (mut needs, mut dropped) = (Vec::new(), Vec::new());
+            if let Some(volume) = volume {
+                self.count_up(&node, &volume_of(volume), &mut needs);
+            }
+            if let Some(old) = &old {
+                self.count_down(&node, &volume_of(old), &mut dropped);
+            }
+            changes.push(Rebound {
+                node,
+                needs,
+                dropped,
+            });
+        }
+        changes
+    }
+
+    /// One more on the node needs this; and, with a claim, its volume.
+    fn count_up(&mut self, node: &str, need: &Needed, fresh: &mut Vec<Needed>) {
+        let on = self.nodes.entry(node.to_owned()).or_default();
+        let count = on.needs.entry(need.clone()).or_insert(0);
+        *count += 1;
+        if *count > 1 {
+            return;
+        }
+        let users = self.users.entry(need.clone()).or_default();
+        users.insert(node.to_owned());
+        if let Some(volume) = self.volume_behind(need) {
+            self.count_up(node, &volume, fresh);
+        }
+        fresh.push(need.clone());
+    }
+
+    fn count_down(&mut self, node: &str, need: &Needed, dropped: &mut Vec<Needed>) {
+        let Some(on) = self.nodes.get_mut(node) else {
+            return;
+        };
+        let Some(count) = on.needs.get_mut(need) else {
+            return;
+        };
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        on.needs.remove(need);
+        dropped.push(need.clone());
+        if let Some(users) = self.users.get_mut(need) {
+            users.remove(node);
+            if users.is_empty() {
+                self.users.remove(need);
+            }
+        }
+        if let Some(volume) = self.volume_behind(need) {
+            self.count_down(node, &volume, dropped);
+        }
+    }
+
+    fn volume_behind(&self, need: &Needed) -> Option<Needed> {
+        let volume = self.bound.get(&need.id);
+        volume
+            .filter(|_| need.kind == NeededKind::Claim)
+            .map(|volume| volume_of(volume))
+    }
+
     /// Adds the object and its needs to its node; returns what the node did not need before.
     fn attach(&mut self, key: &(PlacedKind, String), placed: &Placed) -> Vec<Needed> {
         let node = self.nodes.entry(placed.node.clone()).or_default();
         node.objects.insert(key.clone());
         let mut fresh = Vec::new();
         for need in &placed.needs {
-            let count = node.needs.entry(need.clone()).or_insert(0);
-            *count += 1;
-            if *count == 1 {
-                fresh.push(need.clone());
-                self.users
-                    .entry(need.clone())
-                    .or_default()
-                    .insert(placed.node.clone());
-            }
+            self.count_up(&placed.node, need, &mut fresh);
         }
         fresh
     }
@@ -157,23 +247,10 @@ impl Index {
         }
         let mut dropped = Vec::new();
         for need in &placed.needs {
-            let Some(count) = node.needs.get_mut(need) else {
-                continue;
-            };
-            *count -= 1;
-            if *count > 0 {
-                continue;
-            }
-            node.needs.remove(need);
-            dropped.push(need.clone());
-            if let Some(users) = self.users.get_mut(need) {
-                users.remove(&placed.node);
-                if users.is_empty() {
-                    self.users.remove(need);
-                }
-            }
+            self.count_down(&placed.node, need, &mut dropped);
         }
-        if node.objects.is_empty() && node.needs.is_empty() {
+        let on = self.nodes.get(&placed.node);
+        if on.is_some_and(|on| on.objects.is_empty() && on.needs.is_empty()) {
             self.nodes.remove(&placed.node);
         }
         dropped
@@ -215,14 +292,15 @@ impl Index {
 
 impl Placed {
     fn of(kind: PlacedKind, object: &Value) -> Option<Self> {
-        let node = object
-            .pointer("/spec/nodeName")?
-            .as_str()
-            .filter(|n| !n.is_empty())?;
-        let namespace = object.pointer("/metadata/namespace")?.as_str()?;
-        let needs = match kind {
-            PlacedKind::Pod => pod_needs(namespace, object),
-            PlacedKind::Device => device_needs(namespace, object),
+        let named = || {
+            let node = object.pointer("/spec/nodeName")?.as_str();
+            node.filter(|n| !n.is_empty())
+        };
+        let namespace = || object.pointer("/metadata/namespace")?.as_str();
+        let (node, needs) = match kind {
+            PlacedKind::Pod => (named()?, pod_needs(namespace()?, object)),
+            PlacedKind::Device => (named()?, device_needs(namespace()?, object)),
+            PlacedKind::Volume => (crate::volumes::node_of(object)?, BTreeSet::new()),
         };
         Some(Self {
             node: node.to_owned(),
@@ -259,6 +337,13 @@ pub fn digest(object: &Value) -> u64 {
     hasher.finish()
 }
 
+fn volume_of(name: &str) -> Needed {
+    Needed {
+        kind: NeededKind::Volume,
+        id: format!("null/{name}"),
+    }
+}
+
 fn items<'v>(value: &'v Value, pointer: &str) -> impl Iterator<Item = &'v Value> {
     value
         .pointer(pointer)
@@ -267,7 +352,7 @@ fn items<'v>(value: &'v Value, pointer: &str) -> impl Iterator<Item = &'v Value>
         .flatten()
 }
 
-/// ConfigMaps and Secrets that a pod refers to.
+/// ConfigMaps, Secrets and claims that a pod refers to.
 pub(crate) fn pod_needs(namespace: &str, pod: &Value) -> BTreeSet<Needed> {
     let mut needs = BTreeSet::new();
     let mut add = |kind, name: Option<&Value>| {
@@ -282,6 +367,10 @@ pub(crate) fn pod_needs(namespace: &str, pod: &Value) -> BTreeSet<Needed> {
     for volume in items(pod, "/spec/volumes") {
         add(map, volume.pointer("/configMap/name"));
         add(secret, volume.pointer("/secret/secretName"));
+        add(
+            NeededKind::Claim,
+            volume.pointer("/persistentVolumeClaim/claimName"),
+        );
         for source in items(volume, "/projected/sources") {
             add(map, source.pointer("/configMap/name"));
             add(secret, source.pointer("/secret/name"));
@@ -343,6 +432,68 @@ mod tests {
             kind,
             id: id.into(),
         }
+    }
+
+    #[test]
+    fn a_claim_brings_its_volume_and_takes_it_away() {
+        use NeededKind::{Claim, Volume};
+        let mut index = Index::default();
+        let pod = |node: &str| {
+            json!({"metadata": {"namespace": "d", "name": "p"},
+                   "spec": {"nodeName": node,
+                            "volumes": [{"persistentVolumeClaim": {"claimName": "c"}}]}})
+        };
+        let (c, v1, v2) = (
+            need(Claim, "d/c"),
+            need(Volume, "null/v1"),
+            need(Volume, "null/v2"),
+        );
+        let placed = |node: &str, needs: &[&Needed]| Change::Placed {
+            node: node.into(),
+            needs: needs.iter().map(|n| (*n).clone()).collect(),
+        };
+        assert_eq!(
+            index.put(PlacedKind::Pod, "d/p", Some(&pod("e1"))),
+            [placed("e1", &[&c])]
+        );
+        let rebound = |needs: &[&Needed], dropped: &[&Needed]| Rebound {
+            node: "e1".into(),
+            needs: needs.iter().map(|n| (*n).clone()).collect(),
+            dropped: dropped.iter().map(|n| (*n).clone()).collect(),
+        };
+        assert_eq!(index.bind_claim("d/c", Some("v1")), [rebound(&[&v1], &[])]);
+        assert_eq!(index.bind_claim("d/c", Some("v1")), []);
+        assert!(index.is_needed("e1", &v1));
+        // A second pod needs nothing new, and its end drops nothing.
+        assert_eq!(
+            index.put(PlacedKind::Pod, "d/q", Some(&pod("e1"))),
+            [placed("e1", &[])]
+        );
+        index.put(PlacedKind::Pod, "d/q", None);
+        assert!(index.is_needed("e1", &v1) && index.is_needed("e1", &c));
+        assert_eq!(
+            index.bind_claim("d/c", Some("v2")),
+            [rebound(&[&v2], &[&v1])]
+        );
+        assert_eq!(
+            index.put(PlacedKind::Pod, "d/p", Some(&pod("e2"))),
+            [
+                Change::Removed {
+                    node: "e1".into(),
+                    dropped: vec![c.clone(), v2.clone()]
+                },
+                placed("e2", &[&v2, &c]),
+            ]
+        );
+        assert_eq!(index.on_node("e1"), Default::default());
+        index.put(PlacedKind::Pod, "d/p", None);
+        assert_eq!(index.bind_claim("d/c", None), []);
+        // A volume of local-path storage is the node's as long as it is there.
+        let volume = json!({"metadata": {"name": "v", "annotations": {
+            "pv.kubernetes.io/provisioned-by": "outpost.dev/local-path",
+            "outpost.dev/node": "e1"}}});
+        let put = index.put(PlacedKind::Volume, "null/v", Some(&volume));
+        assert_eq!(put, [placed("e1", &[])]);
     }
 
     #[test]

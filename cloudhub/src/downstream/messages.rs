@@ -38,6 +38,12 @@ impl Travel {
         group: "core",
         plural: "nodes",
     };
+    const VOLUME: Self = Self {
+        path: "persistentvolume",
+        source: EDGE_CONTROLLER,
+        group: "core",
+        plural: "persistentvolumes",
+    };
     const DEVICE: Self = Self {
         path: "device",
         source: DEVICE_CONTROLLER,
@@ -50,6 +56,7 @@ impl Travel {
         match kind {
             PlacedKind::Pod => Self::POD,
             PlacedKind::Device => Self::DEVICE,
+            PlacedKind::Volume => Self::VOLUME,
         }
     }
 
@@ -67,6 +74,13 @@ impl Travel {
                 source: EDGE_CONTROLLER,
                 group: "core",
                 plural: "secrets",
+            },
+            NeededKind::Volume => Self::VOLUME,
+            NeededKind::Claim => Self {
+                path: "persistentvolumeclaim",
+                source: EDGE_CONTROLLER,
+                group: "core",
+                plural: "persistentvolumeclaims",
             },
             NeededKind::DeviceModel => Self {
                 path: "devicemodel",

@@ -16,7 +16,7 @@ use std::{
 use apiserver::store::{
     Entry, Event, ListQuery, Revision, Store, StoreError, Watcher, set_resource_version,
 };
-use index::{Change, Index, Needed, NeededKind, PlacedKind};
+use index::{Change, Index, Needed, NeededKind, PlacedKind, Rebound};
 use messages::Travel;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -159,6 +159,10 @@ impl Controller {
                 PlacedKind::Device,
                 format!("{REGISTRY}{DEVICES_GROUP}/devices/"),
             ),
+            (
+                PlacedKind::Volume,
+                format!("{REGISTRY}core/persistentvolumes/"),
+            ),
         ] {
             let query = ListQuery {
                 prefix,
@@ -169,7 +173,17 @@ impl Controller {
                 let Some(key) = ObjectKey::parse(&entry.key) else {
                     continue;
                 };
-                fresh.put(kind, &key.id(), decode(&entry).as_ref());
+                fresh.put(kind, &id_of(&key), decode(&entry).as_ref());
+            }
+        }
+        let query = ListQuery {
+            prefix: format!("{REGISTRY}core/persistentvolumeclaims/"),
+            at: Some(at),
+            ..ListQuery::default()
+        };
+        for entry in self.store.list(query).await?.entries {
+            if let Some(key) = ObjectKey::parse(&entry.key) {
+                fresh.bind_claim(&key.id(), decode(&entry).as_ref().and_then(volume_name));
             }
         }
         let old = self.index(|index| std::mem::replace(index, fresh));
@@ -209,6 +223,12 @@ impl Controller {
                 self.needed(NeededKind::DeviceModel, &key, event);
                 Ok(())
             }
+            ("core", "persistentvolumes") => {
+                self.placed(PlacedKind::Volume, &key, event).await?;
+                self.needed(NeededKind::Volume, &key, event);
+                Ok(())
+            }
+            ("core", "persistentvolumeclaims") => self.claim(&key, event).await,
             ("core", "nodes") => {
                 self.node(&key, event);
                 Ok(())
@@ -217,13 +237,33 @@ impl Controller {
         }
     }
 
+    /// A claim, and before it the volume that it is bound to.
+    async fn claim(&self, key: &ObjectKey<'_>, event: &Event) -> Result<(), StoreError> {
+        let now = event.object();
+        let volume = now.as_deref().and_then(volume_name);
+        let rebound = self.index(|index| index.bind_claim(&key.id(), volume));
+        for change in &rebound {
+            if let Some(session) = self.registry.get(&change.node) {
+                self.offer_needs(&session, change.needs.clone(), event.revision)
+                    .await?;
+            }
+        }
+        self.needed(NeededKind::Claim, key, event);
+        for Rebound { node, dropped, .. } in &rebound {
+            if let Some(session) = self.registry.get(node) {
+                self.drop_needs(&session, dropped);
+            }
+        }
+        Ok(())
+    }
+
     async fn placed(
         &self,
         kind: PlacedKind,
         key: &ObjectKey<'_>,
         event: &Event,
     ) -> Result<(), StoreError> {
-        let id = key.id();
+        let id = id_of(key);
         let now = event.object();
         let travel = Travel::placed(kind);
         for change in self.index(|index| index.put(kind, &id, now.as_deref())) {
@@ -259,7 +299,7 @@ impl Controller {
                             messages::push(travel, &id, &Operation::Update, object),
                         );
                     }
-                    drop_needs(&session, &dropped);
+                    self.drop_needs(&session, &dropped);
                 }
                 Change::Removed { node, dropped } => {
                     let Some(session) = self.registry.get(&node) else {
@@ -272,7 +312,7 @@ impl Controller {
                             messages::push(travel, &id, &Operation::Delete, &object),
                         );
                     }
-                    drop_needs(&session, &dropped);
+                    self.drop_needs(&session, &dropped);
                 }
             }
         }
@@ -306,7 +346,10 @@ impl Controller {
     }
 
     fn needed(&self, kind: NeededKind, key: &ObjectKey<'_>, event: &Event) {
-        let need = Needed { kind, id: key.id() };
+        let need = Needed {
+            kind,
+            id: id_of(key),
+        };
         let nodes: Vec<String> =
             self.index(|index| index.users(&need).map(str::to_owned).collect());
         let (object, operation) = match (event.object(), event.previous()) {
@@ -429,6 +472,18 @@ impl Controller {
         Ok(())
     }
 
+    fn drop_needs(&self, session: &SessionHandle, dropped: &[Needed]) {
+        for need in dropped {
+            // A volume whose data lies there is told until the data is gone.
+            let stays = need.kind == NeededKind::Volume
+                && self.index(|i| i.is_placed(&session.node, PlacedKind::Volume, &need.id));
+            if !stays {
+                let path = Travel::needed(need.kind).path_of(&need.id);
+                offer(session, messages::orphan(&path, ""));
+            }
+        }
+    }
+
     /// Whether this store has the record that every join writes.
     async fn has_joined(&self, node: &str) -> Result<bool, StoreError> {
         Ok(self.store.get(&node_key(node)).await?.is_some())
@@ -442,7 +497,7 @@ impl Controller {
     ) -> Result<Option<Value>, StoreError> {
         let (namespace, name) = id.split_once('/').unwrap_or(("", id));
         let key = match namespace {
-            "null" => keys::node(name),
+            "null" => format!("{REGISTRY}{}/{}/{name}", travel.group, travel.plural),
             _ => keys::object(travel.group, travel.plural, namespace, name),
         };
         let Some(newest) = self.store.get(&key).await? else {
@@ -476,19 +531,39 @@ impl Controller {
 fn is_ours(path: &str) -> bool {
     matches!(
         path.split('/').nth(1),
-        Some("pod" | "configmap" | "secret" | "device" | "devicemodel")
+        Some(
+            "pod"
+                | "configmap"
+                | "secret"
+                | "device"
+                | "devicemodel"
+                | "persistentvolume"
+                | "persistentvolumeclaim"
+        )
     )
 }
 
+/// Plain nodes ask for volumes and claims, and are not sent them (wire specification §5.1.3).
 fn offer(session: &SessionHandle, (key, message): (String, wire::message::Message)) {
-    session.offer(key, message);
+    let kind = key.split('/').nth(1);
+    let is_asked_for = matches!(kind, Some("persistentvolume" | "persistentvolumeclaim"));
+    if session.extensions.inventory || !is_asked_for {
+        session.offer(key, message);
+    }
 }
 
-fn drop_needs(session: &SessionHandle, dropped: &[Needed]) {
-    for need in dropped {
-        let path = Travel::needed(need.kind).path_of(&need.id);
-        offer(session, messages::orphan(&path, ""));
+/// `namespace/name`, with `null` for cluster-scoped objects as on the wire.
+fn id_of(key: &ObjectKey<'_>) -> String {
+    match key.namespace {
+        "" => format!("null/{}", key.name),
+        _ => key.id(),
     }
+}
+
+/// The volume that a claim is bound to.
+fn volume_name(claim: &Value) -> Option<&str> {
+    let name = claim.pointer("/spec/volumeName")?.as_str();
+    name.filter(|name| !name.is_empty())
 }
 
 fn decode(entry: &Entry) -> Option<Value> {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use apiserver::{authn::User, http::Service};
+use apiserver::{
+    authn::{Tokens as _, UNAUTHENTICATED, User},
+    http::Service,
+};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
@@ -12,6 +15,7 @@ use serde_json::json;
 
 use super::http::{Peer, json};
 use crate::{
+    accounts::Accounts,
     clock,
     ledger::Ledger,
     pki::{ADMIN_GROUP, EnrollError, Enrollment, Pki, tokens::Record},
@@ -27,6 +31,8 @@ pub struct Caller {
     pub user: String,
     /// Groups, with `system:authenticated` or `system:unauthenticated`.
     pub groups: Vec<String>,
+    /// Of a service account; else empty.
+    pub uid: String,
 }
 
 impl Caller {
@@ -44,6 +50,8 @@ pub struct ApiState {
     pub enrollment: Arc<Enrollment>,
     /// What nodes have reported.
     pub ledger: Arc<Ledger>,
+    /// Service accounts.
+    pub accounts: Arc<Accounts>,
     /// The Kubernetes API.
     pub service: Service,
 }
@@ -65,20 +73,38 @@ pub async fn handle(
     peer: Peer,
     mut request: Request<Incoming>,
 ) -> Response<AnyBody> {
-    let Ok(caller) = authenticate(&state.pki, &peer, request.headers()) else {
-        return any(status(
-            StatusCode::UNAUTHORIZED,
-            "Unauthorized",
-            "Unauthorized",
-        ));
+    let caller = match authenticate(&state.pki, &peer, request.headers()) {
+        Ok(caller) => caller,
+        Err(Unauthorized) => match account(&state.accounts, request.headers()).await {
+            Some(caller) => caller,
+            None => {
+                return any(status(
+                    StatusCode::UNAUTHORIZED,
+                    "Unauthorized",
+                    "Unauthorized",
+                ));
+            }
+        },
     };
+    let is_known = !caller.groups.iter().any(|g| g == UNAUTHENTICATED);
+    let issuer = match (
+        request.uri().path(),
+        is_known && request.method() == Method::GET,
+    ) {
+        ("/.well-known/openid-configuration", true) => Some(Accounts::configuration()),
+        ("/openid/v1/jwks", true) => Some(state.accounts.key_set()),
+        _ => None,
+    };
+    if let Some(document) = issuer {
+        return any(json(StatusCode::OK, &document));
+    }
     if request.uri().path().starts_with("/outpost/") {
         return any(outpost(&state, &caller, request).await);
     }
     let user = User {
         name: caller.user,
         groups: caller.groups,
-        uid: String::new(),
+        uid: caller.uid,
     };
     request.extensions_mut().insert(user);
     any(state.service.handle(request).await)
@@ -102,26 +128,44 @@ pub fn authenticate(
         return Ok(Caller {
             user: identity.user.clone(),
             groups,
+            uid: String::new(),
         });
     }
     let Some(value) = headers.get(header::AUTHORIZATION) else {
         return Ok(Caller {
             user: "system:anonymous".to_owned(),
-            groups: vec!["system:unauthenticated".to_owned()],
+            groups: vec![UNAUTHENTICATED.to_owned()],
+            uid: String::new(),
         });
     };
-    let token = value
-        .to_str()
-        .ok()
-        .and_then(|v| v.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| token.trim());
-    match token {
+    match bearer(value) {
         Some(token) if pki.is_admin_token(token) => Ok(Caller {
             user: "kubernetes-admin".to_owned(),
             groups: vec![ADMIN_GROUP.to_owned(), "system:authenticated".to_owned()],
+            uid: String::new(),
         }),
         _ => Err(Unauthorized),
+    }
+}
+
+fn bearer(value: &http::HeaderValue) -> Option<&str> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The service account whose token this is. A store that cannot be read knows nobody.
+async fn account(accounts: &Accounts, headers: &http::HeaderMap) -> Option<Caller> {
+    let token = headers.get(header::AUTHORIZATION).and_then(bearer)?;
+    match accounts.review(token, &[]).await {
+        Ok(known) => known.map(|known| Caller {
+            user: known.user.name,
+            groups: known.user.groups,
+            uid: known.user.uid,
+        }),
+        Err(error) => {
+            tracing::warn!(%error, "token of a service account could not be checked");
+            None
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::kube::text;
+use crate::{kube::text, volumes::Wish};
 
 /// What the scheduler looks at.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -46,7 +46,13 @@ impl NodeFacts {
 }
 
 /// Why a node does not suit; the words are kube-scheduler's.
-fn refusal(pod: &Value, name: &str, node: &NodeFacts, pods: usize) -> Option<String> {
+fn refusal(
+    pod: &Value,
+    name: &str,
+    node: &NodeFacts,
+    pods: usize,
+    wishes: &[Wish],
+) -> Option<String> {
     if node.unschedulable {
         return Some("node(s) were unschedulable".to_owned());
     }
@@ -65,6 +71,9 @@ fn refusal(pod: &Value, name: &str, node: &NodeFacts, pods: usize) -> Option<Str
     }
     if !matches_selector(pod, node) || !matches_affinity(pod, name, node) {
         return Some("node(s) didn't match Pod's node affinity/selector".to_owned());
+    }
+    if let Some(why) = wishes.iter().find_map(|w| w.refuses(name, &node.labels)) {
+        return Some(why.to_owned());
     }
     (pods >= node.pods_max).then(|| "Too many pods".to_owned())
 }
@@ -110,9 +119,18 @@ fn matches_selector(pod: &Value, node: &NodeFacts) -> bool {
 fn matches_affinity(pod: &Value, name: &str, node: &NodeFacts) -> bool {
     let pointer = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution\
                    /nodeSelectorTerms";
-    let Some(terms) = pod.pointer(pointer).and_then(Value::as_array) else {
-        return true;
-    };
+    let terms = pod.pointer(pointer).and_then(Value::as_array);
+    terms.is_none_or(|terms| matches_terms(terms, name, &node.labels))
+}
+
+/// Whether a volume can be used on a node (`spec.nodeAffinity` of a PersistentVolume).
+pub(crate) fn fits_volume(volume: &Value, node: &str, labels: &BTreeMap<String, String>) -> bool {
+    let terms = volume.pointer("/spec/nodeAffinity/required/nodeSelectorTerms");
+    let terms = terms.and_then(Value::as_array);
+    terms.is_none_or(|terms| matches_terms(terms, node, labels))
+}
+
+fn matches_terms(terms: &[Value], name: &str, known: &BTreeMap<String, String>) -> bool {
     let list = |term: &Value, member: &str| {
         term.get(member)
             .and_then(Value::as_array)
@@ -121,7 +139,7 @@ fn matches_affinity(pod: &Value, name: &str, node: &NodeFacts) -> bool {
     };
     terms.iter().any(|term| {
         let (labels, fields) = (list(term, "matchExpressions"), list(term, "matchFields"));
-        let by_label = |e: &Value| holds(e, node.labels.get(text(e, "/key")).map(String::as_str));
+        let by_label = |e: &Value| holds(e, known.get(text(e, "/key")).map(String::as_str));
         let by_field = |e: &Value| holds(e, (text(e, "/key") == "metadata.name").then_some(name));
         !(labels.is_empty() && fields.is_empty())
             && labels.iter().all(by_label)
@@ -151,12 +169,13 @@ pub(super) fn choose<'n>(
     pod: &Value,
     nodes: &'n BTreeMap<String, NodeFacts>,
     counts: &BTreeMap<&str, usize>,
+    wishes: &[Wish],
 ) -> Result<&'n str, String> {
     let mut refusals: BTreeMap<String, usize> = BTreeMap::new();
     let mut best: Option<(usize, &str)> = None;
     for (name, node) in nodes {
         let pods = counts.get(name.as_str()).copied().unwrap_or(0);
-        match refusal(pod, name, node, pods) {
+        match refusal(pod, name, node, pods, wishes) {
             Some(why) => *refusals.entry(why).or_default() += 1,
             None if best.is_none_or(|(fewest, _)| pods < fewest) => best = Some((pods, name)),
             None => {}
@@ -199,9 +218,9 @@ mod tests {
         let short = json!([{"key": "node.kubernetes.io/memory-pressure", "effect": "NoSchedule"}]);
         let nodes = BTreeMap::from([("a".to_owned(), node(&json!({}), &short, "True"))]);
         let asks = json!({"spec": {"containers": [{"resources": {"requests": {"cpu": "1m"}}}]}});
-        assert_eq!(choose(&asks, &nodes, &BTreeMap::new()), Ok("a"));
+        assert_eq!(choose(&asks, &nodes, &BTreeMap::new(), &[]), Ok("a"));
         let none = json!({"spec": {"containers": [{"resources": {}}]}});
-        assert!(choose(&none, &nodes, &BTreeMap::new()).is_err());
+        assert!(choose(&none, &nodes, &BTreeMap::new(), &[]).is_err());
     }
 
     #[test]
@@ -245,15 +264,15 @@ mod tests {
                     .to_owned()),
             ),
         ] {
-            assert_eq!(choose(&pod, &nodes, &counts), want, "{name}");
+            assert_eq!(choose(&pod, &nodes, &counts, &[]), want, "{name}");
         }
         let full = BTreeMap::from([("a", 2), ("b", 2)]);
         assert!(
-            choose(&json!({"spec": {}}), &nodes, &full)
+            choose(&json!({"spec": {}}), &nodes, &full, &[])
                 .unwrap_err()
                 .contains("Too many pods")
         );
-        let none = choose(&json!({}), &BTreeMap::new(), &BTreeMap::new()).unwrap_err();
+        let none = choose(&json!({}), &BTreeMap::new(), &BTreeMap::new(), &[]).unwrap_err();
         assert_eq!(none, "no nodes available to schedule pods");
     }
 }

@@ -10,6 +10,7 @@ mod event;
 mod node;
 mod pod;
 mod query;
+mod volume;
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ use wire::{
 };
 
 use crate::{
+    accounts::Accounts,
     clock,
     downstream::{Downstream, messages::EDGE_CONTROLLER},
     kube::{Kube, text},
@@ -48,6 +50,7 @@ pub struct Upstream {
     downstream: Downstream,
     ledger: Arc<Ledger>,
     leases: Arc<Leases>,
+    accounts: Arc<Accounts>,
     ca_pem: String,
 }
 
@@ -82,6 +85,7 @@ impl Upstream {
         downstream: Downstream,
         ledger: Arc<Ledger>,
         leases: Arc<Leases>,
+        accounts: Arc<Accounts>,
         ca_pem: String,
     ) -> Self {
         Self {
@@ -89,6 +93,7 @@ impl Upstream {
             downstream,
             ledger,
             leases,
+            accounts,
             ca_pem,
         }
     }
@@ -171,9 +176,17 @@ impl Upstream {
             (Kind::Pod, Operation::Delete) => self.delete_pod(request, namespace, name).await,
             (Kind::Pod, Operation::Query) => self.query_pod(request, namespace, name).await,
             (Kind::PodStatus, Operation::Update) => self.pod_status(request, namespace, name).await,
-            (Kind::ConfigMap | Kind::Secret, Operation::Query) => {
-                self.query_needed(request, kind, namespace, name).await
+            (Kind::ServiceAccountToken, Operation::Query) => {
+                self.issue_token(request, namespace, name).await
             }
+            (Kind::PersistentVolume, Operation::Delete) => self.volume_gone(request, name).await,
+            (
+                Kind::ConfigMap
+                | Kind::Secret
+                | Kind::PersistentVolume
+                | Kind::PersistentVolumeClaim,
+                Operation::Query,
+            ) => self.query_needed(request, kind, namespace, name).await,
             (Kind::Device, Operation::Query) => self.query_device(request, namespace, name).await,
             (Kind::Event, _) => self.event(request, operation, namespace, name).await,
             (_, Operation::Query) => Answer::Error(ApiError::new(

@@ -17,12 +17,16 @@ impl Upstream {
         namespace: &str,
         name: &str,
     ) -> Answer {
-        let (needed, resource) = if *kind == Kind::Secret {
-            (NeededKind::Secret, resources::secrets())
-        } else {
-            (NeededKind::ConfigMap, resources::configmaps())
+        let (needed, resource) = match kind {
+            Kind::Secret => (NeededKind::Secret, resources::secrets()),
+            Kind::PersistentVolume => (NeededKind::Volume, resources::volumes()),
+            Kind::PersistentVolumeClaim => (NeededKind::Claim, resources::claims()),
+            _ => (NeededKind::ConfigMap, resources::configmaps()),
         };
-        let id = format!("{namespace}/{name}");
+        let id = match namespace {
+            "" => format!("null/{name}"),
+            _ => format!("{namespace}/{name}"),
+        };
         let result = if self.downstream.is_needed(request.node(), needed, &id) {
             self.kube.get(&resource, namespace, name).await
         } else {

@@ -420,7 +420,8 @@ impl TestNode {
 
     pub(crate) async fn register(&mut self, ready: bool) {
         let node = json!({
-            "metadata": {"name": self.node, "labels": {"node-role.kubernetes.io/edge": ""}},
+            "metadata": {"name": self.node, "labels": {
+                "node-role.kubernetes.io/edge": "", "kubernetes.io/hostname": self.node}},
             "status": {
                 "nodeInfo": {"kubeletVersion": "v1.32.10-outpost"},
                 "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" },

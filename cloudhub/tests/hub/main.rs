@@ -6,3 +6,4 @@ mod faults;
 mod harness;
 mod load;
 mod node;
+mod storage;

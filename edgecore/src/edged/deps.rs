@@ -2,9 +2,11 @@
 //! The daemon plugs in its store and its hub link; tests plug in scripted ones.
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use serde_json::Value;
 use tokio::sync::watch;
+
+use crate::clock::UnixMillis;
 
 /// Why a desired object could not be read. An absent object is `Ok(None)`, never an error: Edged
 /// keeps what runs when it gets an error and acts on an absence.
@@ -20,6 +22,33 @@ pub enum DesiredError {
         name: String,
         reason: String,
     },
+}
+
+/// A token of a service account, for one pod.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TokenWish {
+    pub account: String,
+    pub pod_name: String,
+    pub pod_uid: String,
+    /// Empty: the API itself.
+    pub audience: String,
+    pub ttl_secs: i64,
+}
+
+/// A token that was issued.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    pub token: String,
+    /// When it should be replaced by a new one.
+    pub refresh_at_ms: UnixMillis,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Token")
+            .field("refresh_at_ms", &self.refresh_at_ms)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The desired objects of this node, read from its own store.
@@ -41,6 +70,42 @@ pub trait DesiredState: Send + Sync + 'static {
     /// See [`DesiredState::configmap`].
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, DesiredError>;
 
+    /// See [`DesiredState::configmap`].
+    async fn claim(
+        &self,
+        _namespace: &str,
+        _name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, DesiredError> {
+        Ok(None)
+    }
+
+    /// See [`DesiredState::configmap`].
+    async fn volume(&self, _name: &str) -> Result<Option<PersistentVolume>, DesiredError> {
+        Ok(None)
+    }
+
+    /// Every volume that this node knows of.
+    ///
+    /// # Errors
+    /// When the store cannot be read: Edged then removes nothing.
+    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError> {
+        Ok(Vec::new())
+    }
+
+    /// A token for a pod: the one that is kept, or a new one of the hub when that is due. One that
+    /// is kept is good enough while the hub is away, even after its time.
+    ///
+    /// # Errors
+    /// When there is none and the hub cannot be asked, or refuses.
+    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
+        Err(DesiredError::Unreachable {
+            kind: "token of ServiceAccount",
+            namespace: namespace.to_owned(),
+            name: wish.account.clone(),
+            reason: "no hub".to_owned(),
+        })
+    }
+
     /// Whether [`DesiredState::pods`] is everything. Not so after the store was lost, until the
     /// hub has told it all again: what is not listed then is left alone.
     fn is_complete(&self) -> bool {
@@ -59,6 +124,9 @@ pub trait StatusSink: Send + Sync + 'static {
     /// The pod has finished terminating and left nothing behind: the hub may delete it with
     /// grace 0. Repeated after a restart while the pod is still desired, so it may be lost.
     fn pod_gone(&self, namespace: &str, name: &str, uid: &str);
+    /// The data of a deleted volume has been removed. Repeated while the volume is still known, so
+    /// it may be lost.
+    fn volume_gone(&self, _name: &str, _uid: &str) {}
     /// A whole v1 Node (metadata, spec, status); called only when it differs from the one before.
     fn node_status(&self, node: Value);
     /// Whether the hub can be reached now; `None` where there is none.

@@ -24,6 +24,7 @@ mod main_loop;
 pub mod node;
 pub mod pod;
 pub mod quantity;
+mod reclaim;
 pub mod runtime;
 pub mod statics;
 mod summary;
@@ -46,7 +47,7 @@ use runtime::Runtime;
 
 pub use summary::ContainerSummary;
 
-pub use deps::{DesiredError, DesiredState, StatusSink};
+pub use deps::{DesiredError, DesiredState, StatusSink, Token, TokenWish};
 
 /// Commands of probes at the same time on one node: each starts a process of the runtime's own.
 const PROBE_EXECS_MAX: usize = 4;
@@ -251,11 +252,13 @@ impl Edged {
         let main =
             main_loop::MainLoop::new(context.clone(), settings, machine, told, active, short);
         let stopped = stop.clone();
+        let reclaim = reclaim::run(context.clone(), stop.clone());
         let task = tokio::spawn(async move {
-            // Neither goes on without the other.
+            // None goes on without the others.
             tokio::select! {
                 () = main.run(stopped.clone()) => {}
-                () = evictor.run(stopped) => {}
+                () = evictor.run(stopped.clone()) => {}
+                () = reclaim => {}
             }
         });
         EdgedHandle {

@@ -50,7 +50,13 @@ async fn look(context: &Context) -> Result<bool, DesiredError> {
     for volume in volumes.into_iter().filter(claim::is_doomed) {
         let name = volume.metadata.name.clone().unwrap_or_default();
         let uid = volume.metadata.uid.clone().unwrap_or_default();
-        if context.desired.pods().await?.iter().any(|pod| uses(pod, &volume)) {
+        if context
+            .desired
+            .pods()
+            .await?
+            .iter()
+            .any(|pod| uses(pod, &volume))
+        {
             // Its end changes the generation.
             continue;
         }

@@ -75,6 +75,14 @@ impl StatusSink for HubHandle {
         self.set_latest(&pod_key(namespace, name, uid), delete);
     }
 
+    fn volume_gone(&self, name: &str, uid: &str) {
+        let body = json!({"preconditions": {"uid": uid}});
+        let content = Content::json(&body).unwrap_or_default();
+        let resource = format!("null/persistentvolume/{name}");
+        let delete = message(&Operation::Delete, resource, content);
+        self.set_latest(&format!("volume/{name}/{uid}"), delete);
+    }
+
     fn node_status(&self, node: Value) {
         self.set_node(node);
     }

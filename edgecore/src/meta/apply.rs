@@ -219,7 +219,14 @@ fn is_not_newer(incoming: &str, stored: &str) -> bool {
 }
 
 fn is_edgeds(kind: &Kind) -> bool {
-    matches!(kind, Kind::Pod | Kind::ConfigMap | Kind::Secret)
+    matches!(
+        kind,
+        Kind::Pod
+            | Kind::ConfigMap
+            | Kind::Secret
+            | Kind::PersistentVolume
+            | Kind::PersistentVolumeClaim
+    )
 }
 
 fn delete(

@@ -5,30 +5,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use wire::body::Reply;
 use wire::message::{Content, Message, Operation, Route};
-use wire::resource::Kind;
+use wire::resource::{Kind, NULL_NAMESPACE};
 
 use super::objects::{self, Key};
 use super::{Sealer, apply};
 use crate::clock;
-use crate::edged::{DesiredError, DesiredState};
+use crate::edged::{DesiredError, DesiredState, Token, TokenWish};
 use crate::hub::HubHandle;
 use crate::store::{Store, StoreError};
 
 /// Clones share everything.
 #[derive(Clone, Debug)]
 pub struct MetaHandle {
-    store: Store,
-    sealer: Arc<Sealer>,
+    pub(super) store: Store,
+    pub(super) sealer: Arc<Sealer>,
     node: Arc<str>,
     generation: watch::Sender<u64>,
     /// False after the database was lost, until the hub has told everything again.
     complete: Arc<AtomicBool>,
-    hub: HubHandle,
+    pub(super) hub: HubHandle,
     /// One query a path at a time; the others find its result in the store (protocol C4).
     asking: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
 }
@@ -181,7 +181,7 @@ impl MetaHandle {
     clippy::needless_pass_by_value,
     reason = "the shape that map_err wants"
 )]
-fn store_error(error: StoreError) -> DesiredError {
+pub(super) fn store_error(error: StoreError) -> DesiredError {
     DesiredError::Store {
         reason: error.to_string(),
     }
@@ -226,6 +226,45 @@ impl DesiredState for MetaHandle {
 
     async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, DesiredError> {
         self.object(Kind::Secret, "Secret", namespace, name).await
+    }
+
+    async fn claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, DesiredError> {
+        self.object(
+            Kind::PersistentVolumeClaim,
+            "PersistentVolumeClaim",
+            namespace,
+            name,
+        )
+        .await
+    }
+
+    async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>, DesiredError> {
+        self.object(
+            Kind::PersistentVolume,
+            "PersistentVolume",
+            NULL_NAMESPACE,
+            name,
+        )
+        .await
+    }
+
+    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError> {
+        let sealer = Arc::clone(&self.sealer);
+        let objects = self
+            .store
+            .read(move |tx| objects::list(tx, &sealer, &Kind::PersistentVolume))
+            .await
+            .map_err(store_error)?;
+        objects.iter().map(|object| decode(&object.json)).collect()
+    }
+
+    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
+        self.issued_token(namespace, wish, clock::unix_millis())
+            .await
     }
 
     fn is_complete(&self) -> bool {

@@ -10,6 +10,7 @@ mod devices;
 mod handle;
 mod objects;
 mod seal;
+mod tokens;
 
 pub use apply::{Applied, apply, apply_in_order};
 pub use handle::MetaHandle;

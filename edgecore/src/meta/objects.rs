@@ -29,9 +29,11 @@ impl Key {
         format!("{}/{}/{}", self.namespace, self.kind, self.name)
     }
 
-    /// Secrets do not lie on the disk in clear text.
+    /// Secrets and tokens do not lie on the disk in clear text.
     fn is_sealed(&self) -> bool {
-        self.kind == Kind::Secret.as_str()
+        [&Kind::Secret, &Kind::ServiceAccountToken]
+            .iter()
+            .any(|kind| kind.as_str() == self.kind)
     }
 }
 
@@ -157,6 +159,16 @@ fn open(sealer: &Sealer, row: Stored) -> Option<Object> {
     Some(object)
 }
 
+/// Forgets tokens of pods that this node no longer has; their rows bear the uid of the pod.
+pub(super) fn forget_tokens(tx: &Connection) -> Result<(), StoreError> {
+    tx.execute(
+        "DELETE FROM objects WHERE kind = ?1 AND uid NOT IN
+           (SELECT uid FROM objects WHERE kind = ?2)",
+        params![Kind::ServiceAccountToken.as_str(), Kind::Pod.as_str()],
+    )?;
+    Ok(())
+}
+
 /// Forgets sealed rows that this node's key does not open, so that the inventory does not claim
 /// them and the hub sends them again. Returns how many.
 pub(super) fn forget_unreadable(tx: &Connection, sealer: &Sealer) -> Result<usize, StoreError> {
@@ -208,9 +220,10 @@ pub(super) fn set_complete(tx: &Connection) -> Result<(), StoreError> {
 pub fn inventory(tx: &Connection) -> Result<Inventory, StoreError> {
     let mut query = tx.prepare_cached(
         "SELECT kind, namespace, name, uid, resource_version FROM objects
-         ORDER BY kind, namespace, name",
+         WHERE kind <> ?1 ORDER BY kind, namespace, name",
     )?;
-    let rows = query.query_map([], |row| {
+    // Tokens are this node's own to keep.
+    let rows = query.query_map([Kind::ServiceAccountToken.as_str()], |row| {
         let key = Key {
             kind: row.get(0)?,
             namespace: row.get(1)?,

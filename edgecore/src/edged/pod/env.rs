@@ -5,17 +5,26 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, EnvVarSource, ObjectFieldSelector, Pod, ResourceFieldSelector, Secret,
+    ServiceAccountTokenProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::convert::ConfigError;
+use crate::edged::deps::{Token, TokenWish};
 use crate::edged::quantity;
+use crate::edged::volumes::Claim;
+
+/// What a token lives if the pod does not say (core/v1 defaults).
+const TOKEN_TTL_SECS: i64 = 3600;
 
 /// The ConfigMaps and Secrets a pod names, as they were when it was asked; `None` is known absent.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sources {
     pub configmaps: BTreeMap<String, Option<ConfigMap>>,
     pub secrets: BTreeMap<String, Option<Secret>>,
+    pub claims: BTreeMap<String, Claim>,
+    /// Or why there is none.
+    pub tokens: BTreeMap<TokenWish, Result<Token, String>>,
 }
 
 /// What a pod is told about itself and its node.
@@ -35,6 +44,8 @@ pub struct Facts {
 pub struct References {
     pub configmaps: BTreeSet<String>,
     pub secrets: BTreeSet<String>,
+    pub claims: BTreeSet<String>,
+    pub tokens: BTreeSet<TokenWish>,
     /// Those that some reference does not call optional.
     pub required: BTreeSet<(Wanted, String)>,
 }
@@ -90,6 +101,9 @@ impl References {
                 let name = secret.secret_name.as_deref().unwrap_or_default();
                 refs.add(Wanted::Secret, name, secret.optional);
             }
+            if let Some(source) = &volume.persistent_volume_claim {
+                refs.claims.insert(source.claim_name.clone());
+            }
             let projected = volume.projected.iter();
             for part in projected.flat_map(|p| p.sources.iter().flatten()) {
                 if let Some(map) = &part.config_map {
@@ -97,6 +111,9 @@ impl References {
                 }
                 if let Some(secret) = &part.secret {
                     refs.add(Wanted::Secret, &secret.name, secret.optional);
+                }
+                if let Some(source) = &part.service_account_token {
+                    refs.tokens.insert(token_wish(pod, source));
                 }
             }
         }
@@ -117,11 +134,33 @@ impl References {
     fn merge(&mut self, other: Self) {
         self.configmaps.extend(other.configmaps);
         self.secrets.extend(other.secrets);
+        self.claims.extend(other.claims);
+        self.tokens.extend(other.tokens);
         self.required.extend(other.required);
     }
 
     pub fn is_empty(&self) -> bool {
-        self.configmaps.is_empty() && self.secrets.is_empty()
+        self.configmaps.is_empty()
+            && self.secrets.is_empty()
+            && self.claims.is_empty()
+            && self.tokens.is_empty()
+    }
+}
+
+/// The token that a source of a projected volume stands for.
+pub fn token_wish(pod: &Pod, source: &ServiceAccountTokenProjection) -> TokenWish {
+    let account = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.service_account_name.clone());
+    TokenWish {
+        account: account
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| "default".to_owned()),
+        pod_name: pod.metadata.name.clone().unwrap_or_default(),
+        pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
+        audience: source.audience.clone().unwrap_or_default(),
+        ttl_secs: source.expiration_seconds.unwrap_or(TOKEN_TTL_SECS),
     }
 }
 
@@ -552,6 +591,7 @@ mod tests {
         Sources {
             configmaps: [("cm".to_owned(), Some(map))].into(),
             secrets: [("s".to_owned(), Some(secret)), ("absent".to_owned(), None)].into(),
+            ..Sources::default()
         }
     }
 

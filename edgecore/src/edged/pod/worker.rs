@@ -112,6 +112,8 @@ pub(crate) struct Worker {
     recorder: Recorder,
     told: Option<PodStatus>,
     volumes_stale: bool,
+    /// When a token in a volume is to be replaced.
+    tokens_due: Option<Instant>,
 }
 
 impl Worker {
@@ -163,6 +165,7 @@ impl Worker {
             born: (Instant::now(), Duration::ZERO),
             recorder,
             told: None,
+            tokens_due: None,
         }
     }
 
@@ -171,6 +174,10 @@ impl Worker {
         self.recall().await;
         loop {
             self.take_input();
+            if self.tokens_due.is_some_and(|due| due <= Instant::now()) {
+                self.tokens_due = None;
+                self.volumes_stale = true;
+            }
             if std::mem::take(&mut self.volumes_stale) {
                 self.refresh_volumes().await;
             }
@@ -191,7 +198,16 @@ impl Worker {
             self.phase = step.phase;
             self.publish(now);
             if step.actions.is_empty() {
-                if !self.wait(step.wake.into_iter().chain(deadline).min()).await {
+                if !self
+                    .wait(
+                        step.wake
+                            .into_iter()
+                            .chain(deadline)
+                            .chain(self.tokens_due)
+                            .min(),
+                    )
+                    .await
+                {
                     return self.id.uid;
                 }
                 continue;

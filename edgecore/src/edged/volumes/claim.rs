@@ -7,10 +7,15 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{
+    HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod,
+};
 
 use super::ownership::{ChangePolicy, give_to_group};
-use super::{Dirs, Ready, VolumeError, fs_group, io_error, is_plain_name, local, mountinfo, not_ready, unsupported};
+use super::{
+    Dirs, Ready, VolumeError, fs_group, io_error, is_plain_name, local, mountinfo, not_ready,
+    unsupported,
+};
 
 /// Who made a volume, and that we did.
 const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
@@ -30,14 +35,17 @@ pub struct Claim {
 /// Whether the volume lies in this node's storage directory.
 pub(super) fn is_ours(volume: &PersistentVolume) -> bool {
     let annotations = volume.metadata.annotations.as_ref();
-    annotations.and_then(|a| a.get(PROVISIONED_BY)).map(String::as_str) == Some(PROVISIONER)
+    annotations
+        .and_then(|a| a.get(PROVISIONED_BY))
+        .map(String::as_str)
+        == Some(PROVISIONER)
 }
 
 /// The directory of a volume of ours: the last part of the path that the hub gave it.
 pub(super) fn directory(volume: &PersistentVolume, dirs: &Dirs) -> Option<PathBuf> {
     let path = &volume.spec.as_ref()?.local.as_ref()?.path;
     let name = Path::new(path).file_name()?.to_str()?;
-    (is_plain_name(name) && !name.starts_with("..")).then(|| dirs.storage.join(name))
+    (is_plain_name(name) && !name.starts_with("..")).then(|| dirs.storage().join(name))
 }
 
 /// The volume behind the claim, ready to be bound
@@ -61,9 +69,6 @@ pub(super) fn prepare(
             "failed to fetch PVC from API server: persistentvolumeclaims \"{claim_name}\" not found"
         )));
     };
-    if claim.metadata.deletion_timestamp.is_some() && claim.metadata.finalizers.is_none() {
-        return Err(refused("PVC is being deleted"));
-    }
     let phase = claim.status.as_ref().and_then(|s| s.phase.as_deref());
     let bound_to = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref());
     let Some(bound_to) = bound_to.filter(|n| !n.is_empty() && phase == Some("Bound")) else {
@@ -82,7 +87,10 @@ pub(super) fn prepare(
         )));
     }
     if spec.volume_mode.as_deref() == Some("Block") {
-        return Err(unsupported(name, "volumeMode Block is not supported on this node"));
+        return Err(unsupported(
+            name,
+            "volumeMode Block is not supported on this node",
+        ));
     }
     let group = fs_group(pod);
     let path = if is_ours(volume) {
@@ -109,16 +117,29 @@ pub(super) fn prepare(
             "persistent volumes other than local and hostPath are not supported on this node",
         ));
     };
-    if let Some(group) = group {
+    let done = dirs.place(pod_uid(pod), "local-volume", name, false);
+    if let Some(group) = group.filter(|_| !done.exists()) {
         let security = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
         let policy = security.and_then(|s| s.fs_group_change_policy.as_deref());
-        give_to_group(&path, group, ChangePolicy::parse(policy))
-            .map_err(io_error(name, "set the group of", &path))?;
+        give_to_group(&path, group, ChangePolicy::parse(policy)).map_err(io_error(
+            name,
+            "set the group of",
+            &path,
+        ))?;
+        // Once for a pod, as kubelet does: a container that starts again does not wait for it.
+        let parent = done.parent().unwrap_or(Path::new("/"));
+        std::fs::create_dir_all(parent)
+            .and_then(|()| std::fs::write(&done, b""))
+            .map_err(io_error(name, "write", &done))?;
     }
     Ok(Ready {
         path,
         read_only: false,
     })
+}
+
+fn pod_uid(pod: &Pod) -> &str {
+    pod.metadata.uid.as_deref().unwrap_or_default()
 }
 
 fn host_path(name: &str, source: &HostPathVolumeSource) -> Result<Ready, VolumeError> {

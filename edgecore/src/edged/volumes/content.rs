@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Component, PathBuf};
 
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, VolumeProjection,
+    DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, ServiceAccountTokenProjection,
+    VolumeProjection,
 };
 
 use super::atomic::{File, Payload};
+use super::{fs_group, fs_user};
 use crate::edged::pod::convert::{self, ConfigError};
 use crate::edged::pod::env::{self, Facts, Sources};
 
@@ -263,16 +265,45 @@ fn projected_part(
     if let Some(downward) = &part.downward_api {
         return downward_files(pod, downward.items.as_deref(), mode, facts);
     }
+    if let Some(source) = &part.service_account_token {
+        return token_file(pod, source, mode, sources);
+    }
     let kind = if part.cluster_trust_bundle.is_some() {
         "clusterTrustBundle"
-    } else if part.service_account_token.is_some() {
-        "serviceAccountToken"
     } else {
         "unknown"
     };
     Err(Problem::Bad(format!(
         "projected source {kind} is not supported on this node"
     )))
+}
+
+/// Readable by the pod's user or group alone where there is one
+/// (`pkg/volume/projected: collectData`).
+fn token_file(
+    pod: &Pod,
+    source: &ServiceAccountTokenProjection,
+    mode: u32,
+    sources: &Sources,
+) -> Result<Payload, Problem> {
+    let found = sources.tokens.get(&env::token_wish(pod, source));
+    let token = match found {
+        Some(Ok(token)) => token,
+        Some(Err(why)) => return Err(Problem::Missing(format!("failed to fetch token: {why}"))),
+        None => {
+            return Err(Problem::Missing(
+                "failed to fetch token: not asked for".to_owned(),
+            ));
+        }
+    };
+    let user = fs_user(pod);
+    let is_private = user.is_some() || fs_group(pod).is_some();
+    let file = File {
+        content: token.token.clone().into_bytes(),
+        mode: if is_private { 0o600 } else { mode },
+        user,
+    };
+    Ok([(inside(&source.path)?, file)].into())
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //! container has the directory bound, so it sees the new content whole.
 
 mod atomic;
+pub(super) mod claim;
 mod content;
 mod etc;
 mod local;
@@ -32,6 +33,7 @@ use super::pod::env::{Facts, Sources};
 use atomic::Payload;
 use content::{Problem, Source, Wish, downward_files, mode_of, projected_files};
 
+pub use claim::Claim;
 pub use etc::{Files, write_etc};
 pub use mounts::mounts;
 pub use usage::Usage;
@@ -46,6 +48,16 @@ pub enum VolumeError {
     /// The pod asks for what this node does not have.
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : {reason}")]
     Unsupported { volume: String, reason: String },
+    /// A claim that is not there, or not bound; in the words of kubelet's volume manager.
+    #[error(
+        "Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[], \
+         failed to process volumes=[{volume}]: error processing PVC {claim}: {reason}"
+    )]
+    Claim {
+        volume: String,
+        claim: String,
+        reason: String,
+    },
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : cannot {step} `{}`", path.display())]
     Io {
         volume: String,
@@ -89,6 +101,11 @@ impl Dirs {
         } else {
             self.disk.join(uid)
         }
+    }
+
+    /// Where volumes of local-path storage lie, beside the pods: they outlive them.
+    fn storage(&self) -> PathBuf {
+        self.disk.with_file_name("storage")
     }
 
     /// Where the ends of a pod's containers are kept; nothing for a uid that is no file name.
@@ -207,6 +224,29 @@ pub fn prepare(
     facts: &Facts,
     dirs: &Dirs,
 ) -> Result<Prepared, VolumeError> {
+    prepare_those(pod, sources, facts, dirs, |_| true)
+}
+
+/// Brings the volumes up to date whose content follows the API, and looks at no other.
+///
+/// # Errors
+/// See [`prepare`].
+pub fn refresh(
+    pod: &Pod,
+    sources: &Sources,
+    facts: &Facts,
+    dirs: &Dirs,
+) -> Result<(), VolumeError> {
+    prepare_those(pod, sources, facts, dirs, is_live).map(drop)
+}
+
+fn prepare_those(
+    pod: &Pod,
+    sources: &Sources,
+    facts: &Facts,
+    dirs: &Dirs,
+    wanted: impl Fn(&Volume) -> bool,
+) -> Result<Prepared, VolumeError> {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     if !is_plain_name(uid) {
         return Err(unsupported(
@@ -220,7 +260,7 @@ pub fn prepare(
     };
     let used = mounted_names(pod);
     for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-        if !used.contains(volume.name.as_str()) {
+        if !used.contains(volume.name.as_str()) || !wanted(volume) {
             continue;
         }
         if !is_plain_name(&volume.name) {
@@ -250,12 +290,14 @@ pub(super) fn has_live_content(pod: &Pod) -> bool {
     pod.spec
         .iter()
         .flat_map(|s| s.volumes.iter().flatten())
-        .any(|v| {
-            v.config_map.is_some()
-                || v.secret.is_some()
-                || v.projected.is_some()
-                || v.downward_api.is_some()
-        })
+        .any(is_live)
+}
+
+fn is_live(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.projected.is_some()
+        || volume.downward_api.is_some()
 }
 
 fn unsupported(volume: &str, reason: &str) -> VolumeError {
@@ -269,6 +311,29 @@ fn not_ready(volume: &str, reason: &str) -> VolumeError {
     VolumeError::NotReady {
         volume: volume.to_owned(),
         reason: reason.to_owned(),
+    }
+}
+
+/// The user that all containers run as, if it is one (`pkg/volume/util: FsUserFrom`).
+fn fs_user(pod: &Pod) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let of_pod = spec.security_context.as_ref().and_then(|s| s.run_as_user);
+    let mut users = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers)
+        .map(|c| {
+            c.security_context
+                .as_ref()
+                .and_then(|s| s.run_as_user)
+                .or(of_pod)
+        });
+    let first = users.next()??;
+    if users.all(|user| user == Some(first)) {
+        u32::try_from(first).ok()
+    } else {
+        None
     }
 }
 
@@ -304,6 +369,13 @@ fn one(
             local::empty_dir(name, &path, group)?;
         }
         return Ok(writable(path));
+    }
+    if let Some(source) = &volume.persistent_volume_claim {
+        let ready = claim::prepare(pod, name, &source.claim_name, &sources.claims, dirs)?;
+        return Ok(Ready {
+            read_only: source.read_only == Some(true),
+            ..ready
+        });
     }
     let Some((kind, fast, payload)) = files(pod, volume, sources, facts) else {
         return Err(unsupported(

@@ -21,6 +21,8 @@ use crate::edged::volumes;
 
 /// Exit code of a container of which no process came to be (containerd: `StartError`).
 const EXIT_CODE_UNSTARTED: i32 = 128;
+/// Time between two requests for a token that could not be had.
+const TOKEN_RETRY: Duration = Duration::from_secs(30);
 
 /// Longest wait for a slot to start in.
 const SLOT_WAIT: Duration = Duration::from_secs(3);
@@ -375,6 +377,7 @@ impl Worker {
         sources: &Sources,
         facts: &Facts,
     ) -> Result<volumes::Prepared, Failure> {
+        self.note_tokens(sources);
         let (pod, dirs) = (self.pod.clone(), self.context.dirs.clone());
         let (sources, facts) = (sources.clone(), facts.clone());
         let names = convert::names(&pod, &self.context.placement);
@@ -407,6 +410,18 @@ impl Worker {
         })
     }
 
+    /// When tokens are to be replaced. One that is overdue could not be: the hub is away.
+    fn note_tokens(&mut self, sources: &Sources) {
+        let now_ms = (self.context.now_ms)();
+        let waits = sources.tokens.values().map(|token| match token {
+            Ok(token) => u64::try_from(token.refresh_at_ms.saturating_sub(now_ms))
+                .map_or(TOKEN_RETRY, Duration::from_millis)
+                .max(TOKEN_RETRY),
+            Err(_) => TOKEN_RETRY,
+        });
+        self.tokens_due = waits.min().map(|wait| tokio::time::Instant::now() + wait);
+    }
+
     /// Brings new content of ConfigMaps and Secrets into volumes that stand. What cannot be read
     /// now stays as it is.
     pub(super) async fn refresh_volumes(&mut self) {
@@ -422,8 +437,13 @@ impl Worker {
             return;
         };
         let facts = self.facts(&sandbox);
-        if let Err(Failure::Waiting { trouble, event, .. }) = self.prepare(&sources, &facts).await {
-            self.event(Severity::Warning, event, None, &trouble.message);
+        self.note_tokens(&sources);
+        let (pod, dirs) = (self.pod.clone(), self.context.dirs.clone());
+        let work = move || volumes::refresh(&pod, &sources, &facts, &dirs);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(work).await {
+            let source = std::error::Error::source(&error).map(|s| format!(": {s}"));
+            let message = format!("{error}{}", source.unwrap_or_default());
+            self.event(Severity::Warning, "FailedMount", None, &message);
         }
     }
 }

@@ -7,24 +7,32 @@ mod probes;
 mod resources;
 mod sidecars;
 mod verdicts;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::edged::runtime::fake::{EPOCH_MS, FakeRuntime};
 use crate::edged::runtime::{Container, ContainerState, RuntimeError};
-use crate::edged::{Deps, DesiredError, DesiredState, Edged, EdgedHandle, Settings, StatusSink};
+use crate::edged::{
+    Deps, DesiredError, DesiredState, Edged, EdgedHandle, Settings, StatusSink, Token, TokenWish,
+};
 
 #[derive(Default)]
 struct Store {
     pods: Mutex<BTreeMap<String, Pod>>,
     configmaps: Mutex<BTreeMap<String, ConfigMap>>,
+    claims: Mutex<BTreeMap<String, PersistentVolumeClaim>>,
+    volumes: Mutex<BTreeMap<String, PersistentVolume>>,
+    /// Tokens yet to be issued; none means that the hub is away.
+    tokens: Mutex<Vec<Token>>,
+    tokens_asked: watch::Sender<u64>,
     broken: Mutex<bool>,
     generation: watch::Sender<u64>,
 }
@@ -54,6 +62,36 @@ impl DesiredState for Store {
         })
     }
 
+    async fn claim(
+        &self,
+        _: &str,
+        name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, DesiredError> {
+        Ok(self.claims.lock().unwrap().get(name).cloned())
+    }
+
+    async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>, DesiredError> {
+        Ok(self.volumes.lock().unwrap().get(name).cloned())
+    }
+
+    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError> {
+        Ok(self.volumes.lock().unwrap().values().cloned().collect())
+    }
+
+    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
+        self.tokens_asked.send_modify(|asked| *asked += 1);
+        self.tokens
+            .lock()
+            .unwrap()
+            .pop()
+            .ok_or(DesiredError::Unreachable {
+                kind: "token of ServiceAccount",
+                namespace: namespace.to_owned(),
+                name: wish.account.clone(),
+                reason: "the link is down".to_owned(),
+            })
+    }
+
     fn generation(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
@@ -65,6 +103,7 @@ struct News {
     told: usize,
     nodes: Vec<Value>,
     gone: Vec<String>,
+    volumes_gone: Vec<String>,
     events: Vec<Value>,
 }
 
@@ -80,6 +119,11 @@ impl StatusSink for Sink {
 
     fn pod_gone(&self, _: &str, name: &str, _: &str) {
         self.0.send_modify(|news| news.gone.push(name.to_owned()));
+    }
+
+    fn volume_gone(&self, name: &str, _: &str) {
+        self.0
+            .send_modify(|news| news.volumes_gone.push(name.to_owned()));
     }
 
     fn node_status(&self, node: Value) {
