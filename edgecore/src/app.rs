@@ -314,6 +314,7 @@ pub(crate) fn containerd(runtime: &RuntimeConfig, run_dir: &Path) -> ContainerdC
         logger_path: runtime.logger.clone(),
         cgroup_root: runtime.cgroup_root.clone(),
         seccomp_root: runtime.seccomp_dir.clone(),
+        pod_cidr: runtime.pod_cidr.clone(),
         registries: runtime.registries.clone(),
         pulls_max: usize::try_from(runtime.image_pulls_max).unwrap_or(1),
         layers_max: usize::try_from(runtime.image_layers_max).unwrap_or(1),

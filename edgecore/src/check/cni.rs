@@ -1,5 +1,7 @@
 //! A network configuration for pods, and the plugins that it names.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::Finding;
@@ -21,12 +23,7 @@ pub(super) fn check(runtime: &RuntimeConfig) -> Finding {
         .collect();
     files.sort();
     let Some(file) = files.first() else {
-        return Finding::warn(
-            CHECK,
-            format!("no network configuration in {}", dir.display()),
-            "pods with hostNetwork run without one; for others install the plugins \
-             (`apt install containernetworking-plugins`) and write a bridge configuration there",
-        );
+        return builtin(runtime, dir);
     };
     let shown = file.display();
     let parsed = std::fs::read(file)
@@ -61,6 +58,40 @@ pub(super) fn check(runtime: &RuntimeConfig) -> Finding {
             missing.join(", ")
         ),
         "`apt install containernetworking-plugins`, or set outpost.cniBinDirectory",
+    )
+}
+
+/// What the built-in network is made of.
+const BUILTIN: [&str; 3] = ["bridge", "host-local", "portmap"];
+
+/// Without a configuration edgecore makes a bridge of its own, if the plugins are there.
+fn builtin(runtime: &RuntimeConfig, dir: &Path) -> Finding {
+    let missing: Vec<&str> = BUILTIN
+        .into_iter()
+        .filter(|plugin| {
+            let mut bins = runtime.cni_bin_dirs.iter();
+            !bins.any(|bin| bin.join(plugin).is_file())
+        })
+        .collect();
+    if missing.is_empty() {
+        let range = runtime.pod_cidr.as_deref().unwrap_or("a free 10.88.x.0/24");
+        return Finding::pass(
+            CHECK,
+            format!(
+                "no configuration in {}: pods get the built-in bridge with {range}",
+                dir.display()
+            ),
+        );
+    }
+    Finding::warn(
+        CHECK,
+        format!(
+            "no network configuration in {}, and the built-in network lacks {}",
+            dir.display(),
+            missing.join(", ")
+        ),
+        "pods with hostNetwork run without; for others `apt install containernetworking-plugins`, \
+         or set outpost.cniBinDirectory",
     )
 }
 

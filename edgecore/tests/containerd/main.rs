@@ -7,6 +7,7 @@ mod exec;
 mod images;
 mod namespaces;
 mod pods;
+mod ports;
 mod pull;
 mod registries;
 mod registry;

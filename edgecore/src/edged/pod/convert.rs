@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::dns::{self, Names};
 pub use super::resources::{Qos, cgroup, qos, resources};
 use super::state::{Desired, RestartPolicy, Role, WantContainer};
-use super::{env, hooks, security, sysctl};
+use super::{env, hooks, network, security, sysctl};
 use crate::edged::runtime::{ContainerSpec, Mount, SandboxSpec};
 
 /// A container that cannot be made from what the pod says; shown as `CreateContainerConfigError`.
@@ -196,6 +196,8 @@ pub fn sandbox_spec(pod: &Pod, placement: &Placement) -> SandboxSpec {
         host_ipc: spec.and_then(|s| s.host_ipc) == Some(true),
         port_mappings,
         sysctls: sysctl::of(pod).collect(),
+        // What cannot be read was refused before.
+        network: network::of(pod).unwrap_or_default(),
         share_pid: spec.and_then(|s| s.share_process_namespace) == Some(true),
         cgroup_parent: cgroup(pod, placement),
         resources: super::resources::of_pod(pod, placement),

@@ -8,6 +8,7 @@ mod exits;
 mod hooks;
 mod image;
 mod last_words;
+pub mod network;
 mod probe;
 pub mod resources;
 pub mod security;

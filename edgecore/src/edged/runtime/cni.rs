@@ -2,21 +2,30 @@
 //! what was added is cached on disk together with the configuration that added it, so that DEL
 //! undoes exactly that, even after the configuration changed or we restarted.
 
+mod config;
+mod reservations;
+
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
+use super::NetworkWish;
+
 use super::masquerade::{self, Masquerade};
 
 /// A plugin that hangs (waiting for DHCP, for the xtables lock) is given this long.
 const PLUGIN_MAX: Duration = Duration::from_secs(60);
 const IF_NAME: &str = "eth0";
+
+/// Peaks are not bounded, only the mean (containerd's CRI does the same).
+const BURST_BITS: u32 = u32::MAX;
 
 /// A pod to be connected.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +36,7 @@ pub(super) struct Attachment {
     pub(super) netns: PathBuf,
     /// `(host_port, container_port, protocol, host ip or empty)`
     pub(super) port_mappings: Vec<(u16, u16, String, String)>,
+    pub(super) wish: NetworkWish,
 }
 
 /// Why a network could not be made or undone.
@@ -58,6 +68,9 @@ pub(super) struct Cni {
     conf_dir: PathBuf,
     bin_dirs: Vec<PathBuf>,
     state_dir: PathBuf,
+    /// Addresses of the built-in network, if the operator chose them.
+    pod_cidr: Option<String>,
+    plugin_max: Duration,
     masquerade: Masquerade,
 }
 
@@ -82,7 +95,44 @@ impl Cni {
             conf_dir,
             bin_dirs,
             state_dir,
+            pod_cidr: None,
+            plugin_max: PLUGIN_MAX,
             masquerade: Masquerade::default(),
+        }
+    }
+
+    /// With the operator's addresses for the built-in network.
+    pub(super) fn with_pod_cidr(self, pod_cidr: Option<String>) -> Self {
+        Self { pod_cidr, ..self }
+    }
+
+    /// Pods that are noted as connected, or half connected.
+    pub(super) fn attached(&self) -> BTreeSet<String> {
+        std::fs::read_dir(self.state_dir.join("results"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                Some(name.strip_suffix(".json")?.to_owned())
+            })
+            .collect()
+    }
+
+    /// Frees addresses that pods of before this boot held in the site's network.
+    pub(super) fn free_stale_addresses(&self) {
+        let now = SystemTime::now();
+        let (Ok(Some(list)), Some(boot)) =
+            (config::load(&self.conf_dir), reservations::boot_time(now))
+        else {
+            return;
+        };
+        let freed = reservations::free_stale(&list, &self.attached(), boot, now);
+        if !freed.is_empty() {
+            tracing::info!(
+                addresses = freed.len(),
+                "addresses that a reboot left reserved are free again"
+            );
         }
     }
 
@@ -90,32 +140,19 @@ impl Cni {
     pub(super) fn status(&self) -> Result<(), String> {
         let conflist = self.conflist().map_err(|error| error.to_string())?;
         for plugin in plugins(&conflist) {
-            self.find(plugin_type(plugin))
-                .map_err(|error| error.to_string())?;
+            let ipam = plugin.pointer("/ipam/type").and_then(Value::as_str);
+            for program in std::iter::once(plugin_type(plugin)).chain(ipam) {
+                self.find(program).map_err(|error| error.to_string())?;
+            }
         }
         Ok(())
     }
 
-    /// The operator's configuration: the first file by name, as every CNI runtime chooses. Ours
-    /// if there is none.
+    /// The operator's configuration; ours if there is none.
     fn conflist(&self) -> Result<Value, CniError> {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(&self.conf_dir)
-            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
-            .unwrap_or_default();
-        files.retain(|file| {
-            file.extension()
-                .and_then(|e| e.to_str())
-                .is_some_and(|e| matches!(e, "conf" | "conflist" | "json"))
-        });
-        files.sort();
-        match files.first() {
+        match config::load(&self.conf_dir)? {
+            Some(list) => Ok(list),
             None => self.builtin(),
-            Some(file) => {
-                let parsed: Value = serde_json::from_slice(&std::fs::read(file)?)
-                    .map_err(|error| CniError::Config(format!("{}: {error}", file.display())))?;
-                as_conflist(parsed)
-                    .ok_or_else(|| CniError::Config(format!("{}: no plugins", file.display())))
-            }
         }
     }
 
@@ -132,12 +169,22 @@ impl Cni {
         let hash = Sha256::digest(self.state_dir.as_os_str().as_encoded_bytes());
         let bridge = format!("edge{}", hex::encode(&hash[..4]));
         let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
-        let third = free_subnet(&routes, &bridge, hash[4]);
+        let subnet = self.pod_cidr.clone().unwrap_or_else(|| {
+            let third = free_subnet(&routes, &bridge, hash[4]);
+            format!("10.88.{third}.0/24")
+        });
         let has_iptables = masquerade::iptables().is_some();
         if !has_iptables {
             tracing::warn!("no iptables; pods reach only this node, host ports do not work");
         }
-        let conflist = builtin_conflist(&bridge, third, &self.state_dir.join("ipam"), has_iptables);
+        let mut conflist =
+            builtin_conflist(&bridge, &subnet, &self.state_dir.join("ipam"), has_iptables);
+        // Bounded bandwidth where it can be had; no reason to be without a network.
+        if self.find("bandwidth").is_ok()
+            && let Some(plugins) = conflist.get_mut("plugins").and_then(Value::as_array_mut)
+        {
+            plugins.push(json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } }));
+        }
         std::fs::create_dir_all(&self.state_dir)?;
         std::fs::write(path, conflist.to_string())?;
         Ok(conflist)
@@ -299,18 +346,23 @@ impl Cni {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| failed(error.to_string()))?;
         let stdin = child.stdin.take();
-        let answered = tokio::time::timeout(PLUGIN_MAX, async move {
+        let group = child.id();
+        let answered = tokio::time::timeout(self.plugin_max, async move {
             if let Some(mut stdin) = stdin {
                 stdin.write_all(input.as_bytes()).await?;
             }
             child.wait_with_output().await
         })
         .await
-        .map_err(|_| failed(format!("no answer within {PLUGIN_MAX:?}")))?
+        .map_err(|_| {
+            kill_group(group);
+            failed(format!("no answer within {:?}", self.plugin_max))
+        })?
         .map_err(|error| failed(error.to_string()))?;
         if !answered.status.success() {
             return Err(failed(complaint(&answered.stdout, &answered.stderr)));
@@ -328,16 +380,26 @@ pub(super) fn is_namespace(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|stat| i128::from(stat.f_type) == NSFS_MAGIC)
 }
 
-/// Whether a plugin has anything to do for this pod. `portmap` without mappings hands its input on,
-/// and its DEL executes iptables several times to find nothing.
+/// Whether a plugin has anything to do for this pod. `portmap` without mappings and `bandwidth`
+/// without rates hand their input on; `portmap`'s DEL executes iptables several times to find nothing.
 fn concerns(plugin: &Value, cached: &Cached) -> bool {
-    let mappings = cached.runtime.get("portMappings").and_then(Value::as_array);
-    plugin_type(plugin) != "portmap" || mappings.is_some_and(|list| !list.is_empty())
+    let asked = |name: &str| match cached.runtime.get(name) {
+        Some(Value::Array(list)) => !list.is_empty(),
+        Some(Value::Object(members)) => !members.is_empty(),
+        _ => false,
+    };
+    match plugin_type(plugin) {
+        "portmap" => asked("portMappings"),
+        "bandwidth" => {
+            let fixed = |name: &str| plugin.get(name).is_some();
+            asked("bandwidth") || fixed("ingressRate") || fixed("egressRate")
+        }
+        _ => true,
+    }
 }
 
 /// The built-in network. Masquerading and host ports are both done by iptables.
-fn builtin_conflist(bridge: &str, third: u8, ipam_dir: &Path, has_iptables: bool) -> Value {
-    let subnet = format!("10.88.{third}.0/24");
+fn builtin_conflist(bridge: &str, subnet: &str, ipam_dir: &Path, has_iptables: bool) -> Value {
     let mut plugins = vec![json!({
         "type": "bridge",
         "bridge": bridge,
@@ -356,12 +418,21 @@ fn builtin_conflist(bridge: &str, third: u8, ipam_dir: &Path, has_iptables: bool
     }
     let mut list = json!({ "cniVersion": "0.4.0", "name": "edgecore", "plugins": plugins });
     if has_iptables {
-        masquerade::ask(&mut list, &subnet, bridge);
+        masquerade::ask(&mut list, subnet, bridge);
     }
     list
 }
 
-/// The plugin's own words: `msg` and `details` of its error object, else its stderr.
+/// A plugin that does not answer goes with everything it started.
+fn kill_group(leader: Option<u32>) {
+    let leader = leader.and_then(|pid| i32::try_from(pid).ok());
+    if let Some(group) = leader.and_then(rustix::process::Pid::from_raw) {
+        // It may have ended this moment.
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+}
+
+/// The plugin's own words: code, `msg` and `details` of its error object, else its stderr.
 fn complaint(stdout: &[u8], stderr: &[u8]) -> String {
     const TEXT_MAX: usize = 512;
     let error: Value = serde_json::from_slice(stdout).unwrap_or_default();
@@ -370,25 +441,12 @@ fn complaint(stdout: &[u8], stderr: &[u8]) -> String {
     let text = if said.trim().is_empty() {
         String::from_utf8_lossy(stderr).into_owned()
     } else {
-        said
+        match error.get("code").and_then(Value::as_u64) {
+            Some(code) => format!("{} (code {code})", said.trim()),
+            None => said,
+        }
     };
     text.trim().chars().take(TEXT_MAX).collect()
-}
-
-fn as_conflist(parsed: Value) -> Option<Value> {
-    if parsed
-        .get("plugins")
-        .is_some_and(|p| p.as_array().is_some_and(|p| !p.is_empty()))
-    {
-        return Some(parsed);
-    }
-    // A single `.conf`.
-    parsed.get("type")?;
-    let (version, name) = (
-        parsed.get("cniVersion").cloned(),
-        parsed.get("name").cloned(),
-    );
-    Some(json!({ "cniVersion": version, "name": name, "plugins": [parsed] }))
 }
 
 fn plugins(conflist: &Value) -> impl Iterator<Item = &Value> {
@@ -420,7 +478,20 @@ fn runtime_config(attachment: &Attachment) -> Value {
             mapping
         })
         .collect();
-    json!({ "portMappings": mappings })
+    let wish = &attachment.wish;
+    let mut bandwidth = Map::new();
+    for (direction, bits) in [("ingress", wish.ingress_bits), ("egress", wish.egress_bits)] {
+        if let Some(bits) = bits {
+            bandwidth.insert(format!("{direction}Rate"), json!(bits));
+            bandwidth.insert(format!("{direction}Burst"), json!(BURST_BITS));
+        }
+    }
+    json!({
+        "portMappings": mappings,
+        "bandwidth": bandwidth,
+        "ips": wish.addresses,
+        "dns": wish.dns(),
+    })
 }
 
 /// One plugin's input: its own part, the list's name and version, what it may know of the pod by
@@ -436,7 +507,8 @@ fn plugin_config(plugin: &Value, cached: &Cached, previous: Option<&Value>) -> V
     let mut runtime = Map::new();
     for (name, value) in cached.runtime.as_object().into_iter().flatten() {
         let wanted = capabilities.get(name).and_then(Value::as_bool) == Some(true);
-        let is_empty = value.as_array().is_some_and(Vec::is_empty);
+        let is_empty = value.as_array().is_some_and(Vec::is_empty)
+            || value.as_object().is_some_and(Map::is_empty);
         if wanted && !is_empty {
             runtime.insert(name.clone(), value.clone());
         }

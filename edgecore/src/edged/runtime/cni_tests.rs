@@ -33,7 +33,7 @@ impl Fixture {
         std::fs::write(
             conf.join("10-test.conflist"),
             r#"{"cniVersion":"0.4.0","name":"net","plugins":[{"type":"first"},
-                {"type":"second","capabilities":{"portMappings":true}}]}"#,
+                {"type":"second","capabilities":{"portMappings":true,"bandwidth":true,"dns":true}}]}"#,
         )
         .unwrap();
         let cni = Cni::new(conf, vec![bin], directory.path().join("state"));
@@ -47,6 +47,10 @@ impl Fixture {
             name: "web".to_owned(),
             netns: self.directory.path().to_owned(),
             port_mappings: vec![(8080, 80, "tcp".to_owned(), String::new())],
+            wish: NetworkWish {
+                ingress_bits: Some(1_000_000),
+                ..NetworkWish::default()
+            },
         }
     }
 
@@ -80,6 +84,14 @@ async fn add_walks_forward_and_del_back() {
     assert!(first.get("prevResult").is_none() && first.get("runtimeConfig").is_none());
     assert_eq!(second["prevResult"]["ips"][0]["address"], "10.1.2.3/24");
     assert_eq!(second["runtimeConfig"]["portMappings"][0]["hostPort"], 8080);
+    assert_eq!(
+        second["runtimeConfig"]["bandwidth"]["ingressRate"],
+        1_000_000
+    );
+    assert!(
+        second["runtimeConfig"].get("dns").is_none(),
+        "nothing was said"
+    );
     assert!(second.get("capabilities").is_none());
 
     // The configuration is gone and we have restarted: what was cached undoes it.
@@ -98,11 +110,45 @@ async fn a_failed_add_is_undone_and_says_why() {
     let refuse = r#"[ "$CNI_COMMAND" = DEL ] || { echo '{"code":7,"msg":"no address","details":"range full"}'; exit 1; }"#;
     let fixture = Fixture::new(refuse);
     let error = fixture.cni.add(&fixture.attachment()).await.unwrap_err();
-    assert_eq!(error.to_string(), "plugin `second`: no address range full");
+    assert_eq!(
+        error.to_string(),
+        "plugin `second`: no address range full (code 7)"
+    );
     assert_eq!(
         fixture.calls(),
         ["ADD first", "ADD second", "DEL second", "DEL first"]
     );
+}
+
+#[tokio::test]
+async fn a_plugin_that_hangs_is_ended_with_what_it_started() {
+    let mut fixture = Fixture::new("[ \"$CNI_COMMAND\" = DEL ] || { sleep 3456 & wait; }");
+    fixture.cni.plugin_max = Duration::from_millis(300);
+    let error = fixture.cni.add(&fixture.attachment()).await.unwrap_err();
+    assert!(
+        error.to_string().contains("no answer within 300ms"),
+        "{error}"
+    );
+    assert!(fixture.cni.attached().is_empty(), "undone");
+    let sleeps = || {
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let lines = entries.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+        lines.filter(|line| line == b"sleep\x003456\0").count()
+    };
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    while sleeps() > 0 {
+        assert!(std::time::Instant::now() < end, "its child lives on");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn what_was_connected_is_listed_until_it_is_undone() {
+    let fixture = Fixture::new("");
+    fixture.cni.add(&fixture.attachment()).await.unwrap();
+    assert_eq!(fixture.cni.attached(), BTreeSet::from(["u1".to_owned()]));
+    fixture.cni.del("u1").await.unwrap();
+    assert!(fixture.cni.attached().is_empty());
 }
 
 #[test]
@@ -123,26 +169,45 @@ fn built_in_network_avoids_routes_of_others() {
 }
 
 #[test]
-fn a_single_conf_becomes_a_list() {
-    let list =
-        as_conflist(json!({ "cniVersion": "0.3.1", "name": "n", "type": "bridge" })).unwrap();
-    assert_eq!(list["name"], "n");
-    assert_eq!(
-        plugins(&list).map(plugin_type).collect::<Vec<_>>(),
-        ["bridge"]
-    );
-    assert!(as_conflist(json!({ "plugins": [] })).is_none());
-}
-
-#[test]
 fn without_iptables_there_is_a_bridge_alone() {
     let kinds = |has_iptables| {
-        let list = builtin_conflist("edge0", 3, Path::new("/run/ipam"), has_iptables);
+        let list = builtin_conflist(
+            "edge0",
+            "10.42.7.0/24",
+            Path::new("/run/ipam"),
+            has_iptables,
+        );
         assert_eq!(list["plugins"][0]["ipMasq"], false);
         assert_eq!(list["outpostMasquerade"].is_object(), has_iptables);
+        let ranges = &list["plugins"][0]["ipam"]["ranges"];
+        assert_eq!(ranges[0][0]["subnet"], "10.42.7.0/24");
         let kinds: Vec<String> = plugins(&list).map(|p| plugin_type(p).to_owned()).collect();
         kinds
     };
     assert_eq!(kinds(true), ["bridge", "portmap"]);
     assert_eq!(kinds(false), ["bridge"]);
+}
+
+#[test]
+fn plugins_without_anything_to_do_are_left_out() {
+    let cached = |runtime: Value| Cached {
+        conflist: json!({}),
+        netns: PathBuf::new(),
+        args: String::new(),
+        runtime,
+        result: None,
+    };
+    let plain = cached(runtime_config(&Attachment::default()));
+    let busy = cached(json!({
+        "portMappings": [{"hostPort": 1}], "bandwidth": {"ingressRate": 1}
+    }));
+    for (plugin, idle) in [
+        (json!({"type": "portmap"}), false),
+        (json!({"type": "bandwidth"}), false),
+        (json!({"type": "bandwidth", "ingressRate": 5}), true),
+        (json!({"type": "bridge"}), true),
+    ] {
+        assert_eq!(concerns(&plugin, &plain), idle, "{plugin}");
+        assert!(concerns(&plugin, &busy), "{plugin}");
+    }
 }

@@ -7,6 +7,7 @@ pub mod fake;
 mod image;
 mod keyring;
 mod masquerade;
+mod network;
 pub mod sandbox;
 mod security;
 pub mod session;
@@ -23,6 +24,7 @@ pub use self::image::{
     FsUsage, Image, OnProgress, PullOptions, PullProgress, Reclaim, RegistryAuth,
 };
 pub use self::keyring::Keyring;
+pub use self::network::NetworkWish;
 pub use self::security::{AppArmorChoice, GroupsPolicy, SeccompChoice};
 
 /// One pod's shared namespaces and network, before any container exists.
@@ -36,6 +38,7 @@ pub struct SandboxSpec {
     pub host_ipc: bool,
     /// `(host_port, container_port, protocol in lower case, host ip or empty)`
     pub port_mappings: Vec<(u16, u16, String, String)>,
+    pub network: NetworkWish,
     /// Named with dots; a slash stands for a dot within a part.
     pub sysctls: BTreeMap<String, String>,
     /// The containers see each other's processes.

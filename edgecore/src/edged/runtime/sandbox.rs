@@ -140,6 +140,7 @@ impl Sandboxes {
                     name: spec.name.clone(),
                     netns: directory.join("ns/net"),
                     port_mappings: spec.port_mappings.clone(),
+                    wish: spec.network.clone(),
                 })
                 .await
                 .map_err(|error| RuntimeError::Network {
@@ -174,8 +175,28 @@ impl Sandboxes {
         check_uid(uid).is_ok() && read_record(&self.directory(uid)).is_none_or(|r| r.share_pid)
     }
 
-    /// Every sandbox that stands or half stands; the latter without addresses.
+    /// Every sandbox that stands or half stands; the latter without addresses. Also pods of which
+    /// only a note of their network is left: removing them undoes it.
     pub(super) async fn list(&self) -> Result<Vec<Sandbox>, RuntimeError> {
+        let cni = self.cni.clone();
+        let attached = blocking("network notes", move || {
+            cni.free_stale_addresses();
+            Ok(cni.attached())
+        })
+        .await?;
+        let mut list = self.standing().await?;
+        for pod_uid in attached {
+            if !list.iter().any(|sandbox| sandbox.pod_uid == pod_uid) {
+                list.push(Sandbox {
+                    pod_uid,
+                    ips: Vec::new(),
+                });
+            }
+        }
+        Ok(list)
+    }
+
+    async fn standing(&self) -> Result<Vec<Sandbox>, RuntimeError> {
         let pods = self.state_dir.join("sandboxes");
         blocking("sandbox list", move || {
             let entries = match std::fs::read_dir(&pods) {

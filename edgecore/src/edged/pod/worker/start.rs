@@ -11,7 +11,7 @@ use super::super::dns::Notice;
 use super::super::env::{self, Facts, References, Sources};
 use super::super::status::Trouble;
 use super::super::verdict::Verdict;
-use super::super::{convert, last_words, security, sources, state, sysctl};
+use super::super::{convert, last_words, network, security, sources, state, sysctl};
 use super::{RETRY_FIRST, RETRY_MAX, Worker};
 use crate::edged::events::Severity;
 use crate::edged::runtime::{
@@ -344,7 +344,9 @@ impl Worker {
             });
         }
         let names = convert::names(&self.pod, placement);
-        names.check().map_err(|error| config(error.to_string()))
+        names.check().map_err(|error| config(error.to_string()))?;
+        let wish = network::of(&self.pod).map(drop);
+        wish.map_err(|error| config(error.to_string()))
     }
 
     /// Each once in the life of this worker.

@@ -32,9 +32,15 @@ pub(super) fn facts(cgroups: &Cgroups) -> HostFacts {
         capability_bounds: capability_mask(&status, "CapBnd:"),
         arch: std::env::consts::ARCH,
         kernel: kernel_version(&rustix::system::uname().release().to_string_lossy()),
-        has_seccomp: Path::new("/proc/sys/kernel/seccomp/actions_avail").exists(),
+        has_seccomp: has_seccomp(&status),
         apparmor_profiles: apparmor_profiles(),
     }
+}
+
+/// Kernels before 4.14 say it only by the line in every process's status.
+fn has_seccomp(status: &str) -> bool {
+    Path::new("/proc/sys/kernel/seccomp/actions_avail").exists()
+        || status.lines().any(|line| line.starts_with("Seccomp:"))
 }
 
 /// `6.1.0-18-amd64` is 6.1; what cannot be read is old.

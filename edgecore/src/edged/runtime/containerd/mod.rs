@@ -91,6 +91,8 @@ pub struct ContainerdConfig {
     pub pulls_max: usize,
     /// Layers of one image that come in at the same time.
     pub layers_max: usize,
+    /// Addresses of the built-in network; `None` takes a free range.
+    pub pod_cidr: Option<String>,
     /// Where `Localhost` seccomp profiles lie.
     pub seccomp_root: PathBuf,
 }
@@ -112,6 +114,7 @@ impl Default for ContainerdConfig {
             registries: Registries::default(),
             pulls_max: 2,
             layers_max: 3,
+            pod_cidr: None,
             seccomp_root: PathBuf::from("/var/lib/edgecore/seccomp"),
         }
     }
@@ -159,7 +162,8 @@ impl ContainerdRuntime {
             config.cni_conf_dir.clone(),
             config.cni_bin_dirs.clone(),
             config.state_dir.join("cni"),
-        );
+        )
+        .with_pod_cidr(config.pod_cidr.clone());
         let (announce, changes) = watch::channel(0);
         let events = tokio::spawn(events::watch_events(
             daemon.clone(),
