@@ -50,7 +50,7 @@ pub use summary::ContainerSummary;
 pub use deps::{DesiredError, DesiredState, StatusSink, Token, TokenWish};
 
 /// Commands of probes at the same time on one node: each starts a process of the runtime's own.
-const PROBE_EXECS_MAX: usize = 4;
+const PROBE_EXECS_MAX: usize = 8;
 
 /// Sandboxes and containers being made at the same time, per processor. A start waits for other
 /// processes most of its time; more at once only make all of them late (30 at once on two

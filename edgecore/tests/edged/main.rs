@@ -16,6 +16,8 @@ mod daemon;
 mod oci;
 mod resources;
 
+mod life;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};

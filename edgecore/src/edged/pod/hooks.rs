@@ -5,11 +5,14 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 
 use super::probe::{self, http};
-use crate::edged::runtime::Runtime;
+use crate::edged::runtime::{Runtime, RuntimeError};
 
 /// Longest that a postStart hook may take. Kubelet sets none; a container is held back by its hook
 /// either way, and this ends a hook whose end was lost.
 pub(super) const POST_START_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Pause before a hook is tried again while the daemon is away.
+const DAEMON_AWAY: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Hook {
@@ -41,7 +44,8 @@ pub(super) fn pre_stop(container: &Container) -> Option<&LifecycleHandler> {
     container.lifecycle.as_ref()?.pre_stop.as_ref()
 }
 
-/// Carries a hook out within `limit`.
+/// Carries a hook out; `limit` is what a command and a request may take, the caller bounds all of
+/// it.
 ///
 /// # Errors
 /// With what went wrong, which may hold what the hook wrote: it is for logs, not for events.
@@ -53,11 +57,7 @@ pub(super) async fn run(
     limit: Duration,
 ) -> Result<(), String> {
     match hook {
-        Hook::Exec(command) => match runtime.exec_sync(id, &command, limit).await {
-            Ok(output) if output.exit_code == 0 => Ok(()),
-            Ok(output) => Err(format!("exit code {}", output.exit_code)),
-            Err(error) => Err(error.to_string()),
-        },
+        Hook::Exec(command) => exec(runtime, id, &command, limit).await,
         // Any answer will do: kubelet does not look at the status of a hook.
         Hook::Http(get) => http::request(&get, address, limit, "kube-lifecycle")
             .await
@@ -65,6 +65,24 @@ pub(super) async fn run(
         Hook::Sleep(duration) => {
             tokio::time::sleep(duration.min(limit)).await;
             Ok(())
+        }
+    }
+}
+
+/// A daemon that is away says nothing about the hook: it is run when the daemon is back, perhaps
+/// again, rather than ending the container for it.
+async fn exec(
+    runtime: &dyn Runtime,
+    id: &str,
+    command: &[String],
+    limit: Duration,
+) -> Result<(), String> {
+    loop {
+        match runtime.exec_sync(id, command, limit).await {
+            Ok(output) if output.exit_code == 0 => return Ok(()),
+            Ok(output) => return Err(format!("exit code {}", output.exit_code)),
+            Err(RuntimeError::Unavailable { .. }) => tokio::time::sleep(DAEMON_AWAY).await,
+            Err(error) => return Err(error.to_string()),
         }
     }
 }

@@ -215,6 +215,8 @@ pub enum Action {
     Remove {
         id: String,
     },
+    /// The pod is over but stays to be looked at: remove its volumes.
+    Release,
     /// No container is left: remove sandbox, volumes and files.
     Cleanup,
 }
@@ -277,7 +279,9 @@ pub fn step(phase: Phase, want: &Desired, saw: &Observed, memory: &Memory, now: 
             Phase::Syncing
         }
         Phase::Ending { since, deadline } => {
-            plan.end_running(want, deadline, deadline <= since);
+            if !plan.end_running(want, deadline, deadline <= since) {
+                plan.release();
+            }
             phase
         }
         Phase::Terminating { deadline, .. } => plan.terminate(want, phase, deadline),
@@ -291,5 +295,5 @@ pub fn step(phase: Phase, want: &Desired, saw: &Observed, memory: &Memory, now: 
 }
 
 #[cfg(test)]
-#[path = "state_tests.rs"]
+#[path = "state_tests/mod.rs"]
 mod tests;

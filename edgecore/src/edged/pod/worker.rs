@@ -80,6 +80,8 @@ pub(crate) struct Worker {
     /// Listings that began before this do not count.
     acted_at: u64,
     sandbox: Option<Sandbox>,
+    /// A start failed: the sandbox is asked for again before the next one.
+    sandbox_doubted: bool,
     troubles: BTreeMap<String, Trouble>,
     /// Troubles that turn into another one, or are over, when due.
     flips: BTreeMap<String, (Instant, Option<Trouble>)>,
@@ -144,6 +146,7 @@ impl Worker {
             memory: Memory::default(),
             acted_at: 0,
             sandbox,
+            sandbox_doubted: false,
             troubles: BTreeMap::new(),
             flips: BTreeMap::new(),
             on_change: BTreeSet::new(),
@@ -377,6 +380,7 @@ impl Worker {
             Action::Signal { id, .. } => self.signal(&id).await,
             Action::Kill { id, name } => self.kill(&id, &name).await,
             Action::Remove { id } => self.remove(&id).await,
+            Action::Release => self.release().await,
             Action::Cleanup => self.clean_up().await,
         }
     }

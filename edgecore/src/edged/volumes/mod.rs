@@ -134,12 +134,24 @@ impl Dirs {
     /// # Errors
     /// When something cannot be unmounted or removed: nothing behind a mount is touched.
     pub fn remove_pod(&self, uid: &str) -> Result<(), VolumeError> {
+        self.remove(uid, &OURS)
+    }
+
+    /// Removes the volumes of a pod that is over, and keeps what is known of its end.
+    ///
+    /// # Errors
+    /// As [`Dirs::remove_pod`].
+    pub fn remove_volumes(&self, uid: &str) -> Result<(), VolumeError> {
+        self.remove(uid, &VOLUMES)
+    }
+
+    fn remove(&self, uid: &str, parts: &[&str]) -> Result<(), VolumeError> {
         if !is_plain_name(uid) {
             return Ok(());
         }
         for fast in [true, false] {
             let dir = self.pod(uid, fast);
-            for part in OURS {
+            for part in parts {
                 let part = dir.join(part);
                 // A bind of somebody's data must be gone before its place is removed.
                 mountinfo::unmount_all(&part).map_err(io_error("", "unmount", &part))?;
@@ -195,6 +207,9 @@ impl Dirs {
 
 /// The directories of a pod that are made and removed here.
 const OURS: [&str; 4] = ["volume-subpaths", "volumes", "etc", "exits"];
+
+/// Those of them that are volumes.
+const VOLUMES: [&str; 2] = ["volume-subpaths", "volumes"];
 
 fn io_error(
     volume: &str,

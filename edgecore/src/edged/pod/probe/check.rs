@@ -85,11 +85,12 @@ pub(super) fn join(host: &str, port: u16) -> String {
 
 fn words(error: &std::io::Error) -> String {
     use std::io::ErrorKind;
-    match error.kind() {
-        ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
-        ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
-        ErrorKind::NetworkUnreachable => "connect: network is unreachable".to_owned(),
-        ErrorKind::ConnectionReset => "connect: connection reset by peer".to_owned(),
-        _ => error.to_string(),
-    }
+    let known = [
+        (ErrorKind::ConnectionRefused, "connection refused"),
+        (ErrorKind::HostUnreachable, "no route to host"),
+        (ErrorKind::NetworkUnreachable, "network is unreachable"),
+        (ErrorKind::ConnectionReset, "connection reset by peer"),
+    ];
+    let found = known.iter().find(|(kind, _)| *kind == error.kind());
+    found.map_or_else(|| error.to_string(), |(_, text)| format!("connect: {text}"))
 }

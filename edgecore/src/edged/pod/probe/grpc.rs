@@ -59,25 +59,21 @@ pub(super) async fn probe(address: &str, port: u16, service: &str, timeout: Dura
     match tokio::time::timeout(timeout, asking).await {
         Err(_) => late(),
         Ok(Err(message)) => Outcome::Failure(message),
-        Ok(Ok(Ok(response))) => match response.status() {
-            ServingStatus::Serving => Outcome::Success,
-            status => Outcome::Failure(format!(
-                "service unhealthy (responded with \"{}\")",
-                status.name()
-            )),
-        },
-        Ok(Ok(Err(status))) => match status.code() {
-            Code::Unimplemented => Outcome::Failure(
-                "this server does not implement the grpc health protocol (grpc.health.v1.Health): "
-                    .to_owned()
-                    + status.message(),
-            ),
-            Code::DeadlineExceeded | Code::Cancelled => late(),
-            code => Outcome::Failure(format!(
-                "rpc error: code = {code:?} desc = {}",
-                status.message()
-            )),
-        },
+        Ok(Ok(Ok(response))) if response.status() == ServingStatus::Serving => Outcome::Success,
+        Ok(Ok(Ok(response))) => Outcome::Failure(format!(
+            "service unhealthy (responded with \"{}\")",
+            response.status().name()
+        )),
+        Ok(Ok(Err(status))) if status.code() == Code::Unimplemented => Outcome::Failure(format!(
+            "this server does not implement the grpc health protocol (grpc.health.v1.Health): {}",
+            status.message()
+        )),
+        Ok(Ok(Err(status))) if status.code() == Code::DeadlineExceeded => late(),
+        Ok(Ok(Err(status))) => Outcome::Failure(format!(
+            "rpc error: code = {:?} desc = {}",
+            status.code(),
+            status.message()
+        )),
     }
 }
 
@@ -112,3 +108,7 @@ async fn ask(
     let answer = client.unary(request, path, codec).await;
     Ok(answer.map(tonic::Response::into_inner))
 }
+
+#[cfg(test)]
+#[path = "grpc_tests.rs"]
+mod tests;

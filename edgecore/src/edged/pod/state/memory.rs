@@ -32,6 +32,7 @@ pub struct Memory {
     pub(super) started: BTreeMap<String, (u32, Instant)>,
     pub(super) stops: BTreeMap<String, Stop>,
     pub(super) killed: BTreeMap<String, Instant>,
+    pub(super) released: bool,
     holds: BTreeMap<Key, Instant>,
     pub(super) busy: BTreeSet<String>,
 }
@@ -75,6 +76,7 @@ impl Memory {
     /// The container was started.
     pub fn started(&mut self, name: &str, attempt: u32, now: Instant) {
         self.started.insert(name.to_owned(), (attempt, now));
+        self.released = false;
         self.holds.remove(&Key::Start(name.to_owned()));
     }
 
@@ -106,6 +108,16 @@ impl Memory {
     /// KILL was sent.
     pub fn killed(&mut self, id: &str, now: Instant) {
         self.killed.insert(id.to_owned(), now);
+    }
+
+    /// The pod holds nothing of the node any more.
+    pub fn released(&mut self) {
+        self.released = true;
+        self.holds.remove(&Key::Cleanup);
+    }
+
+    pub fn is_released(&self) -> bool {
+        self.released
     }
 
     /// Do not try this again before `until`.

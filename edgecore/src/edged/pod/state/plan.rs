@@ -64,6 +64,9 @@ impl Plan<'_> {
             wanted.role == Role::Main && self.current(&wanted.name).is_some_and(SeenContainer::runs)
         });
         let done = is_over(want, self.saw);
+        if done {
+            self.release();
+        }
         let mut gate_open = true;
         let mut hooks_over = true;
         for wanted in &want.containers {
@@ -98,6 +101,18 @@ impl Plan<'_> {
                 // An init container has to run (again); what may still run is left alone.
                 Role::Main => {}
             }
+        }
+    }
+
+    /// Nothing runs and nothing will: what the pod holds of the node is given back, but for what
+    /// there is to look at.
+    pub(super) fn release(&mut self) {
+        if self.memory.released || self.saw.containers.iter().any(SeenContainer::runs) {
+            return;
+        }
+        match self.memory.held(&Key::Cleanup, self.now) {
+            Some(until) => self.wake_at(until),
+            None => self.actions.push(Action::Release),
         }
     }
 
@@ -289,6 +304,14 @@ impl Plan<'_> {
         for seen in saw.containers.iter().filter(|seen| seen.runs()) {
             running = true;
             if at_once {
+                if !self.memory.stops.contains_key(&seen.id) {
+                    self.actions.push(Action::Stop {
+                        id: seen.id.clone(),
+                        name: seen.name.clone(),
+                        why: Why::PodEnds,
+                        deadline: self.now,
+                    });
+                }
                 self.kill(seen);
             } else {
                 let turn = self.is_turn(want, seen);

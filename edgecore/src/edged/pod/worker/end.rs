@@ -152,6 +152,20 @@ impl Worker {
         self.note_action();
     }
 
+    /// Gives the room back that the volumes of a pod take which is over: often that is why it was
+    /// ended (`kubelet: syncTerminatedPod`). Its containers and logs stay.
+    pub(super) async fn release(&mut self) {
+        let (dirs, uid) = (self.context.dirs.clone(), self.id.uid.clone());
+        let removed = tokio::task::spawn_blocking(move || dirs.remove_volumes(&uid)).await;
+        if let Ok(Err(error)) = removed {
+            warn!(pod = %self.id.name, namespace = %self.id.namespace, error = %error, "volumes of the pod not removed; trying again");
+            let delay = self.next_delay(&Key::Cleanup, RETRY_FIRST, RETRY_MAX);
+            return self.memory.hold(Key::Cleanup, Instant::now() + delay);
+        }
+        self.delays.remove(&Key::Cleanup);
+        self.memory.released();
+    }
+
     pub(super) async fn clean_up(&mut self) {
         // Before the sandbox: what is left after a crash in between is found by the sandbox.
         remove_logs(&self.id, &self.context.placement).await;

@@ -107,7 +107,7 @@ impl Worker {
         let id = match result {
             Ok(id) => id,
             Err(RuntimeError::Start { reason }) => {
-                self.sandbox = None;
+                self.sandbox_doubted = true;
                 let id = format!("{}/{name}/{attempt}", self.id.uid);
                 let state = ContainerState::Exited {
                     exit_code: EXIT_CODE_UNSTARTED,
@@ -203,7 +203,7 @@ impl Worker {
         };
         debug!(pod = %self.id.name, namespace = %self.id.namespace, container = name, "start refused");
         // Perhaps the sandbox is not what it was: it is asked for again, which finds or makes it.
-        self.sandbox = None;
+        self.sandbox_doubted = true;
         Failure::Waiting {
             trouble: Trouble { reason, message },
             event: "Failed",
@@ -293,7 +293,7 @@ impl Worker {
     }
 
     async fn sandbox(&mut self) -> Result<Sandbox, Failure> {
-        if let Some(sandbox) = &self.sandbox {
+        if let Some(sandbox) = self.sandbox.as_ref().filter(|_| !self.sandbox_doubted) {
             return Ok(sandbox.clone());
         }
         self.admit()?;
@@ -320,6 +320,7 @@ impl Worker {
             }
         })?;
         self.sandbox = Some(sandbox.clone());
+        self.sandbox_doubted = false;
         Ok(sandbox)
     }
 
@@ -430,7 +431,7 @@ impl Worker {
         let Some(sandbox) = self.sandbox.clone() else {
             return;
         };
-        if self.phase != state::Phase::Syncing || self.want.delete {
+        if self.phase != state::Phase::Syncing || self.want.delete || self.memory.is_released() {
             return;
         }
         let refs = References::of(&self.pod);

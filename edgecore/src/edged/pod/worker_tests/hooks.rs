@@ -177,3 +177,21 @@ async fn a_command_that_is_not_there_is_a_start_error() {
     assert!(!removed, "what never was is not removed: {calls:?}");
     world.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_waits_for_a_daemon_that_is_away() {
+    let mut world = World::new();
+    world.runtime.on_exec("up", 0, "", Duration::from_secs(5));
+    world.start();
+    world.apply(hooked(json!({"postStart": exec("up")})));
+    world
+        .until("told", |news| news.statuses.contains_key("web"))
+        .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.runtime.set_down(true);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.runtime.set_down(false);
+    world.until_running("web", 0).await;
+    assert_eq!(world.calls("stop") + world.calls("kill"), 0);
+    world.stop().await;
+}

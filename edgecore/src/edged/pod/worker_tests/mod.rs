@@ -282,6 +282,15 @@ impl World {
             .count()
     }
 
+    /// Waits for something on the disk, which tells nobody, without letting time pass.
+    async fn settle_disk(&self, mut is_so: impl FnMut() -> bool) {
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while !is_so() {
+            assert!(std::time::Instant::now() < deadline, "never on the disk");
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Lets every task run until all wait, without letting time pass.
     async fn settle(&self) {
         for _ in 0..200 {

@@ -181,3 +181,31 @@ async fn nothing_alive_is_asked_of_a_pod_that_ends() {
     world.until("gone", |news| news.gone == ["web"]).await;
     world.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_address_stays_while_another_container_cannot_be_started() {
+    let mut world = World::new();
+    for _ in 0..50 {
+        let reason = "no".to_owned();
+        world
+            .runtime
+            .fail_start("d", RuntimeError::Create { reason });
+    }
+    world.start();
+    let mut wanted = pod("web");
+    let second = json!({"name": "d", "image": IMAGE, "imagePullPolicy": "IfNotPresent"});
+    wanted["spec"]["containers"]
+        .as_array_mut()
+        .unwrap()
+        .push(second);
+    world.apply(wanted);
+    world
+        .until("refused", |news| {
+            let status = news.statuses.get("web").map(|s| &s["containerStatuses"]);
+            status.is_some_and(|s| s[1]["state"]["waiting"]["reason"] == "CreateContainerError")
+        })
+        .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.status("web")["podIP"], "10.88.0.7");
+    world.stop().await;
+}

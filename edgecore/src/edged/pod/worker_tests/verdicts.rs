@@ -30,8 +30,19 @@ async fn a_verdict_ends_the_pod_for_good_and_the_object_stays() {
     let mut world = World::new();
     world.runtime.make_deaf("c");
     world.start();
-    world.apply(pod("web"));
+    let mut wanted = pod("web");
+    wanted["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+    wanted["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    world.apply(wanted);
     world.until_running("web", 0).await;
+    let mounts = world.runtime.specs()[0].mounts.clone();
+    let target = std::path::Path::new("/v");
+    let volume = mounts
+        .into_iter()
+        .find(|m| m.target == target)
+        .unwrap()
+        .source;
+    assert!(volume.exists());
     let begun = tokio::time::Instant::now();
     world.judge("uid-web", evicted(5));
     world.judge("uid-web", evicted(50));
@@ -41,7 +52,9 @@ async fn a_verdict_ends_the_pod_for_good_and_the_object_stays() {
     assert_eq!(status["message"], "The node was low on resource: memory.");
     let state = &status["containerStatuses"][0]["state"];
     assert_eq!(state["terminated"]["exitCode"], 137);
+    world.settle_disk(|| !volume.exists()).await;
     assert!(world.reasons().contains(&"Evicted".to_owned()));
+    assert!(!volume.exists(), "its volumes are given back");
     // Neither time, nor a restart, nor a reboot without the hub brings it back.
     tokio::time::sleep(Duration::from_secs(3600)).await;
     world.stop().await;

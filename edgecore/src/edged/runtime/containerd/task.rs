@@ -205,7 +205,9 @@ pub(super) async fn launch(daemon: &Daemon, launch: &Launch<'_>) -> Result<(), R
             }),
         )
         .await
-        .map_err(create_failed)?;
+        // runc looks for the command here, and a command that is not there is no fault of the
+        // container's making: kubelet's containerd calls all of it the start.
+        .map_err(|error| error.or(|reason| RuntimeError::Start { reason }))?;
     // A logger that dies before it is ready counts as ready; what it made is the only proof.
     if !launch.container.log_path.exists() {
         return Err(RuntimeError::Create {
