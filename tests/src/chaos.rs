@@ -219,7 +219,7 @@ impl Shape {
 
 /// Features that are driven once the node has them.
 const SIDECARS: bool = true;
-const SHARED_PROCESSES: bool = false;
+const SHARED_PROCESSES: bool = true;
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
