@@ -274,6 +274,7 @@ async fn rounds(
             "first",
             Shape {
                 host_port: Some(40_999),
+                shares_processes: SHARED_PROCESSES,
                 ..Shape::pick(rng, 0)
             }
             .spec(),
