@@ -194,7 +194,7 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
         started,
     };
     let stop = supervisor.token(Phase::Intake);
-    supervisor.spawn("api", api::serve(listener, sources, stop));
+    supervisor.spawn_intake("api", api::serve(listener, sources, stop));
     tracing::info!("edgecore is ready");
     Ok(supervisor.run().await)
 }
@@ -207,7 +207,7 @@ async fn start_bus(
 ) -> Result<BusHandle, AppError> {
     let stop = supervisor.token(Phase::Intake);
     let (handle, serving) = bus::start(config, store.clone(), hub.outbox_wake(), stop).await?;
-    supervisor.spawn("bus", async move {
+    supervisor.spawn_intake("bus", async move {
         serving.await;
         Ok::<_, std::convert::Infallible>(())
     });
@@ -258,8 +258,10 @@ fn start_edged(
             },
         },
         images: runtime.image_policy.clone(),
+        schedulable: config.register_schedulable,
         ..edged::Settings::new(config.node_name.clone())
     };
+    hub.report_events(runtime.report_events);
     let statics = StaticPods::new(StaticDeps {
         node: config.node_name.clone(),
         directory: runtime.static_pods.clone(),

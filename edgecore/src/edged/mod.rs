@@ -83,6 +83,8 @@ pub struct Settings {
     pub eviction: eviction::threshold::Config,
     /// On the file system of images and writable layers.
     pub image_dir: PathBuf,
+    /// False: the node is registered as unschedulable.
+    pub schedulable: bool,
     /// Added to the node's own labels at registration.
     pub labels: BTreeMap<String, String>,
     /// When unused images are removed.
@@ -105,6 +107,7 @@ impl Settings {
             log_files_max: 5,
             cgroup_root: "/edgepods".to_owned(),
             pods_max: 110,
+            schedulable: true,
             pod_pids_max: None,
             reserved: capacity::Reserved::default(),
             enforce_allocatable: true,

@@ -234,10 +234,16 @@ pub fn object(facts: &Facts<'_>, transitions: &mut Transitions, now_ms: UnixMill
         addresses.push(json!({"type": "InternalIP", "address": facts.host_ip}));
     }
     addresses.push(json!({"type": "Hostname", "address": settings.node_name}));
+    // Only the registration carries it: what an operator says later stays.
+    let spec = if settings.schedulable {
+        json!({})
+    } else {
+        json!({"unschedulable": true})
+    };
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": settings.node_name, "labels": labels},
-        "spec": {},
+        "spec": spec,
         "status": {
             "capacity": facts.capacity.to_json(),
             "allocatable": facts.allocatable.to_json(),

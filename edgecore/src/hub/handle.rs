@@ -1,6 +1,7 @@
 //! What the rest of the daemon holds of the link.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -107,6 +108,8 @@ pub(super) struct Shared {
     wake: Notify,
     outbox: Arc<Notify>,
     connected: watch::Sender<bool>,
+    /// `modules.edged.reportEvent: false`: events of pods stay in the log.
+    is_silent: AtomicBool,
 }
 
 impl Shared {
@@ -151,6 +154,7 @@ pub(super) fn channel(phase: LinkPhase) -> (HubHandle, Inbox) {
         wake: Notify::new(),
         outbox: Arc::default(),
         connected: watch::Sender::new(false),
+        is_silent: AtomicBool::new(false),
     });
     let (asks, inbox) = mpsc::channel(ASKS_MAX);
     let (sender, link) = watch::channel(LinkState::new(phase));
@@ -203,8 +207,16 @@ impl HubHandle {
         self.shared.wake.notify_one();
     }
 
+    /// Whether [`Self::event`] sends anything.
+    pub fn report_events(&self, report: bool) {
+        self.shared.is_silent.store(!report, Ordering::Relaxed);
+    }
+
     /// Sends once when the link is up; the oldest goes when too many wait.
     pub fn event(&self, message: Message) {
+        if self.shared.is_silent.load(Ordering::Relaxed) {
+            return;
+        }
         let mut news = self.shared.news();
         if news.events.len() >= limits::BEST_EFFORT_MAX {
             news.events.pop_front();
