@@ -145,13 +145,13 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
     };
     let meta_handle = MetaHandle::open(store.clone(), sealer, &node, hub.clone()).await?;
 
-    let (pods, containers) = match &config.runtime {
+    let (pods, containers, desired) = match &config.runtime {
         Some(runtime) => {
-            let (pods, containers) =
+            let (pods, containers, desired) =
                 start_edged(config, runtime, &meta_handle, &hub, &mut supervisor)?;
-            (Some(pods), Some(containers))
+            (Some(pods), Some(containers), Some(desired))
         }
-        None => (None, None),
+        None => (None, None, None),
     };
     let bus = match &config.bus {
         Some(bus) => Some(start_bus(bus, store, &hub, &mut supervisor).await?),
@@ -190,6 +190,7 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
         database: config.database.clone(),
         pods,
         runtime: containers,
+        desired,
         bus,
         started,
     };
@@ -225,13 +226,20 @@ fn publisher(bus: Option<BusHandle>) -> Publisher {
     })
 }
 
+/// Whom to ask for the pods, what runs them, and what wants them.
+type PodParts = (
+    mpsc::Sender<PodsQuery>,
+    Arc<dyn Runtime>,
+    Arc<dyn edged::DesiredState>,
+);
+
 fn start_edged(
     config: &Config,
     runtime: &RuntimeConfig,
     meta: &MetaHandle,
     hub: &HubHandle,
     supervisor: &mut Supervisor,
-) -> Result<(mpsc::Sender<PodsQuery>, Arc<dyn Runtime>), AppError> {
+) -> Result<PodParts, AppError> {
     let containers: Arc<dyn Runtime> =
         ContainerdRuntime::connect(containerd(runtime, &config.run_dir))?;
     let settings = edged::Settings {
@@ -277,10 +285,11 @@ fn start_edged(
     });
     let stop = supervisor.token(Phase::Core);
     supervisor.spawn("static pods", statics.run(stop));
+    let desired = handle.desired();
     let (ask, questions) = mpsc::channel(PODS_QUERIES_MAX);
     let stop = supervisor.token(Phase::Core);
     supervisor.spawn("edged", own_edged(handle, questions, stop));
-    Ok((ask, containers))
+    Ok((ask, containers, desired))
 }
 
 /// Owns Edged: answers for it and stops it.
@@ -346,19 +355,4 @@ fn lock(data: &Path) -> Result<std::fs::File, AppError> {
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| AppError::Locked { path })?;
     Ok(file)
-}
-
-/// Imports an image archive into containerd; returns what to print.
-pub async fn import_image(
-    config: &Config,
-    runtime: &RuntimeConfig,
-    file: &Path,
-) -> Result<String, AppError> {
-    let containers = ContainerdRuntime::connect(containerd(runtime, &config.run_dir))?;
-    let images = containers.import_archive(file, None).await?;
-    let lines: Vec<String> = images
-        .iter()
-        .map(|image| format!("{}  {}", image.reference, image.digest))
-        .collect();
-    Ok(lines.join("\n") + "\n")
 }

@@ -186,10 +186,52 @@ fn span(text: &str) -> Result<jiff::SignedDuration, String> {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Import an OCI or docker archive.
+    /// Import an archive: OCI layout or `docker save`, plain or compressed (gzip, zstd).
     Import {
-        /// The archive (tar).
+        /// The archive.
         file: PathBuf,
+        /// Name the image so instead; the archive must then hold exactly one.
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Pull an image, with the node's own credentials. One that was broken off goes on.
+    Pull {
+        image: String,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// The images of this node.
+    #[command(visible_alias = "ls")]
+    List {
+        #[command(flatten)]
+        ask: AskArgs,
+    },
+    /// Remove an image by name. One that a container was made from stays.
+    Rm {
+        image: String,
+        /// Also one that a container was made from; the container runs on.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Remove every image that no container was made from, no pod of this node names, and nobody
+    /// pinned. Asks the running daemon, which knows the pods.
+    Prune {
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Keep an image from ever being collected.
+    Pin {
+        image: String,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Let an image be collected again.
+    Unpin {
+        image: String,
         #[command(flatten)]
         config: ConfigArgs,
     },

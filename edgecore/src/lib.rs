@@ -13,6 +13,7 @@ pub mod console;
 pub mod edged;
 pub mod files;
 pub mod hub;
+pub mod images;
 pub mod meta;
 pub mod outbox;
 pub mod store;

@@ -13,6 +13,7 @@ use cli::{AskArgs, Cli, Command, ConfigArgs, ImageCommand, JoinArgs, Output, Run
 use edgecore::config::{self, Config, ConfigError, Flags, TlsFiles};
 use edgecore::hub::join::{self, JoinError, Token};
 use edgecore::hub::tls::Floor;
+use edgecore::images::Images;
 use edgecore::{app, check};
 
 fn main() -> ExitCode {
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
         Some(Command::Exec(args)) => node::exec(&args),
         Some(Command::Attach(args)) => node::attach(&args),
         Some(Command::Top(command)) => node::top(&command),
-        Some(Command::Image(ImageCommand::Import { file, config })) => import(&file, &config),
+        Some(Command::Image(command)) => image(&command),
     })
 }
 
@@ -280,7 +281,16 @@ fn status(args: &AskArgs) -> u8 {
     }
 }
 
-fn import(file: &Path, args: &ConfigArgs) -> u8 {
+fn image(command: &ImageCommand) -> u8 {
+    let args = match command {
+        ImageCommand::List { ask } => &ask.config,
+        ImageCommand::Import { config, .. }
+        | ImageCommand::Pull { config, .. }
+        | ImageCommand::Rm { config, .. }
+        | ImageCommand::Prune { config }
+        | ImageCommand::Pin { config, .. }
+        | ImageCommand::Unpin { config, .. } => config,
+    };
     let config = match load(args, Flags::default()) {
         Ok((config, _)) => config,
         Err(error) => {
@@ -292,7 +302,24 @@ fn import(file: &Path, args: &ConfigArgs) -> u8 {
         tell("this node runs no pods (modules.edged.enable is false)");
         return exit::USAGE;
     };
-    match block_on(app::import_image(&config, runtime, file)) {
+    if matches!(command, ImageCommand::Prune { .. }) {
+        return prune(&config.socket());
+    }
+    let done = block_on(async {
+        let images = Images::connect(&config, runtime)?;
+        match command {
+            ImageCommand::Import { file, name, .. } => images.import(file, name.as_deref()).await,
+            ImageCommand::Pull { image, .. } => {
+                images.pull(image, Box::new(|text| tell(&text))).await
+            }
+            ImageCommand::List { ask } => images.list(ask.output == Output::Json).await,
+            ImageCommand::Rm { image, force, .. } => images.remove(image, *force).await,
+            ImageCommand::Pin { image, .. } => images.pin(image, true).await,
+            ImageCommand::Unpin { image, .. } => images.pin(image, false).await,
+            ImageCommand::Prune { .. } => Ok(String::new()),
+        }
+    });
+    match done {
         Ok(Ok(told)) => {
             print(&told);
             exit::OK
@@ -300,6 +327,24 @@ fn import(file: &Path, args: &ConfigArgs) -> u8 {
         Ok(Err(error)) => {
             tell_error(&error);
             exit::FAILED
+        }
+        Err(error) => {
+            tell_error(&error);
+            exit::SOFTWARE
+        }
+    }
+}
+
+fn prune(socket: &Path) -> u8 {
+    match block_on(edgecore::api::client::prune_images(socket)) {
+        Ok(Ok(bytes)) => {
+            let tenths = bytes.saturating_mul(10) >> 20;
+            print(&format!("{}.{} MiB freed\n", tenths / 10, tenths % 10));
+            exit::OK
+        }
+        Ok(Err(error)) => {
+            tell_error(&error);
+            exit::UNAVAILABLE
         }
         Err(error) => {
             tell_error(&error);

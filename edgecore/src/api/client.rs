@@ -16,6 +16,8 @@ use crate::edged::PodSummary;
 use crate::edged::runtime::session::Session;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Removing images takes as long as the disk does.
+const PRUNE_WITHIN: Duration = Duration::from_secs(300);
 /// Starting a command under load takes its time.
 const SESSION_WITHIN: Duration = Duration::from_secs(75);
 
@@ -52,6 +54,11 @@ pub async fn pods(socket: &Path) -> Result<Vec<PodSummary>, AskError> {
 /// What the node and its pods use.
 pub async fn stats(socket: &Path) -> Result<NodeStats, AskError> {
     get(socket, "/stats").await
+}
+
+/// Removes the images that nobody needs; the bytes freed.
+pub async fn prune_images(socket: &Path) -> Result<u64, AskError> {
+    request(socket, Request::post("/images/prune"), PRUNE_WITHIN).await
 }
 
 /// Starts a command in a container and talks with it.
@@ -106,15 +113,23 @@ async fn ask(
 }
 
 async fn get<T: serde::de::DeserializeOwned>(socket: &Path, path: &str) -> Result<T, AskError> {
+    request(socket, Request::get(path), ANSWER_WITHIN).await
+}
+
+async fn request<T: serde::de::DeserializeOwned>(
+    socket: &Path,
+    request: http::request::Builder,
+    within: Duration,
+) -> Result<T, AskError> {
     let no_answer = |reason: String| AskError::NoAnswer {
         socket: socket.to_owned(),
         reason,
     };
-    let response = ask(socket, Request::get(path), Vec::new(), ANSWER_WITHIN).await?;
+    let response = ask(socket, request, Vec::new(), within).await?;
     let code = response.status();
-    let body = tokio::time::timeout(ANSWER_WITHIN, response.into_body().collect())
+    let body = tokio::time::timeout(within, response.into_body().collect())
         .await
-        .map_err(|_| no_answer(format!("waited {ANSWER_WITHIN:?}")))?
+        .map_err(|_| no_answer(format!("waited {within:?}")))?
         .map_err(|error| no_answer(error.to_string()))?
         .to_bytes();
     if code != StatusCode::OK {

@@ -23,8 +23,9 @@ use super::status::{
 };
 use crate::bus::BusHandle;
 use crate::clock;
-use crate::edged::PodSummary;
+use crate::edged::image_gc::{self, ReclaimError};
 use crate::edged::runtime::Runtime;
+use crate::edged::{DesiredState, PodSummary};
 use crate::hub::HubHandle;
 use crate::outbox;
 use crate::store::{Store, StoreError};
@@ -49,6 +50,8 @@ pub struct Sources {
     pub pods: Option<mpsc::Sender<PodsQuery>>,
     /// What runs the pods, for sessions and statistics; `None` on a node without pods.
     pub runtime: Option<Arc<dyn Runtime>>,
+    /// What the pods of this node want, for what may be removed; `None` on a node without pods.
+    pub desired: Option<Arc<dyn DesiredState>>,
     /// `None` on a node without MQTT.
     pub bus: Option<BusHandle>,
     pub started: Instant,
@@ -159,13 +162,14 @@ async fn answer(request: Request<Incoming>, served: &Served) -> Response<Full<By
                 None => Ok(NodeStats::default()),
             });
         }
+        (&Method::POST, "/images/prune") => return json(prune(sources).await),
         (&Method::GET, "/healthz") => return text(StatusCode::OK, "ok"),
         (&Method::POST, "/exec") => Kind::Exec,
         (&Method::POST, "/attach") => Kind::Attach,
         _ => {
             return text(
                 StatusCode::NOT_FOUND,
-                "known: GET /status, /pods, /stats, /healthz; POST /exec, /attach",
+                "known: GET /status, /pods, /stats, /healthz; POST /exec, /attach, /images/prune",
             );
         }
     };
@@ -193,6 +197,16 @@ fn text(code: StatusCode, body: &str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
     *response.status_mut() = code;
     response
+}
+
+/// Removes the images that nobody needs; the bytes freed.
+async fn prune(sources: &Sources) -> Result<u64, ReclaimError> {
+    match (&sources.runtime, &sources.desired) {
+        (Some(runtime), Some(desired)) => {
+            image_gc::reclaim(&**runtime, &**desired, Duration::ZERO, None).await
+        }
+        _ => Ok(0),
+    }
 }
 
 /// Collects the status. Reads only; works offline.

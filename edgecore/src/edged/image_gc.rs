@@ -79,7 +79,7 @@ impl Board {
 
 /// Why images could not be reclaimed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ReclaimError {
+pub enum ReclaimError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
@@ -88,7 +88,7 @@ pub(crate) enum ReclaimError {
 
 /// Removes images that nobody needs until `bytes` are free (`None`: all of them); returns what was
 /// freed. What eviction calls before it ends a pod.
-pub(crate) async fn reclaim(
+pub async fn reclaim(
     runtime: &dyn Runtime,
     desired: &dyn DesiredState,
     min_age: Duration,

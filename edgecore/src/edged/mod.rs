@@ -285,6 +285,11 @@ impl EdgedHandle {
         board.values().cloned().collect()
     }
 
+    /// The pods that are wanted here, from wherever they come.
+    pub fn desired(&self) -> Arc<dyn DesiredState> {
+        self.context.desired.clone()
+    }
+
     /// Tells every status again, node and pods: the hub may have forgotten them.
     pub fn resend(&self) {
         self.resend

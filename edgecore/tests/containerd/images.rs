@@ -9,7 +9,7 @@ use edgecore::edged::runtime::{PullOptions, Reclaim, Runtime, RuntimeError};
 use serde_json::{Value, json};
 
 use crate::oci::{ImageSpec, content, digest, write_archive};
-use crate::registry::{Auth, Behaviour, Registry};
+use crate::registry::{Auth, Behaviour, Fault, Registry};
 use crate::world::{IMAGE, World, skipped};
 
 const OCI: &str = "application/vnd.oci.image";
@@ -266,6 +266,179 @@ async fn only_what_nobody_needs_is_collected() {
         disk.available_bytes > 0 && disk.available_bytes <= disk.capacity_bytes,
         "{disk:?}"
     );
+}
+
+/// `edgecore image …` on the world's daemon.
+fn edgecore(world: &World, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_edgecore"));
+    let socket = world.daemon.address().display().to_string();
+    let data = world.directory.path().join("data").display().to_string();
+    command.arg("image").args(arguments);
+    for (key, value) in [
+        (
+            "modules.edged.tailoredKubeletConfig.containerRuntimeEndpoint",
+            format!("unix://{socket}"),
+        ),
+        (
+            "outpost.containerdNamespace",
+            world.config.namespace.clone(),
+        ),
+        (
+            "outpost.runDirectory",
+            world.config.state_dir.display().to_string(),
+        ),
+        ("outpost.imageStallSeconds", "3600".to_owned()),
+        ("database.dataSource", format!("{data}/edgecore.db")),
+    ] {
+        command.arg("--set").arg(format!("{key}={value}"));
+    }
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn said(mut command: Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pull_killed_in_the_middle_goes_on_in_the_next_process() {
+    if skipped("a_pull_killed_in_the_middle_goes_on_in_the_next_process") {
+        return;
+    }
+    const STOP: usize = (1 << 20) + 4321;
+    let world = World::empty();
+    let registry = open_registry();
+    let own = (file_layer("noise", &noise(2 << 20, 5)), Packing::Plain);
+    publish(&registry, "a", &[own], false);
+    let reference = format!("{}/team/app:a", registry.address);
+    // Busybox's layer or the other: whichever comes first stops there.
+    registry.fault(Fault::Stall(STOP));
+    let mut pull = edgecore(&world, &["pull", &reference]).spawn().unwrap();
+    registry.until_stalled();
+    // What was sent has to have been written: the store tells.
+    let written = || {
+        let listed = world.ctr(&["content", "active"]);
+        listed.contains("1.0 MiB") || listed.contains("1.004 MiB")
+    };
+    let deadline = std::time::Instant::now() + crate::world::PATIENCE;
+    while !written() && std::time::Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    pull.kill().unwrap();
+    pull.wait().unwrap();
+    registry.asked();
+    let (code, text) = said(edgecore(&world, &["pull", &reference]));
+    assert_eq!(code, Some(0), "{text}");
+    let ranges: Vec<usize> = registry
+        .asked()
+        .iter()
+        .filter_map(|(_, from)| *from)
+        .collect();
+    assert!(
+        !ranges.is_empty() && ranges.iter().all(|from| *from > 0 && *from <= STOP),
+        "{ranges:?}"
+    );
+
+    let (_, listed) = said(edgecore(&world, &["list"]));
+    assert!(listed.contains(&reference), "{listed}");
+    let (code, _) = said(edgecore(&world, &["pin", &reference]));
+    assert_eq!(code, Some(0));
+    let (_, listed) = said(edgecore(&world, &["list", "-o", "json"]));
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed[0]["pinned"], json!(true));
+    let (code, text) = said(edgecore(&world, &["prune"]));
+    assert!(code == Some(69) && text.contains("not running"), "{text}");
+
+    let mut pod = World::pod();
+    pod.host_network = true;
+    world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let mut container = world.container(&pod, "c", "true");
+    container.image = reference.clone();
+    let id = world.runtime.start(&container).await.unwrap();
+    world.exited(&id).await;
+    let (code, text) = said(edgecore(&world, &["rm", &reference]));
+    assert!(
+        code == Some(1) && text.contains("used by container c"),
+        "{text}"
+    );
+    world.clean(&pod).await;
+    let (code, text) = said(edgecore(&world, &["rm", &reference]));
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = said(edgecore(&world, &["rm", &reference]));
+    assert!(
+        code == Some(1) && text.contains("not on this node"),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn archives_are_read_packed_and_refused_broken() {
+    if skipped("archives_are_read_packed_and_refused_broken") {
+        return;
+    }
+    let world = World::empty();
+    let at = |name: &str| world.directory.path().join(name);
+    let plain = at("plain.tar");
+    write_archive(&ImageSpec::busybox(IMAGE), &plain).unwrap();
+    let bytes = std::fs::read(&plain).unwrap();
+    std::fs::write(at("a.gz"), Packing::Gzip.pack(&bytes)).unwrap();
+    std::fs::write(at("a.zst"), zstd(&bytes)).unwrap();
+    for name in ["a.gz", "a.zst", "plain.tar"] {
+        let images = world.runtime.import_archive(&at(name), None).await.unwrap();
+        assert_eq!(images[0].reference, IMAGE);
+        world.runtime.remove_image(IMAGE).await.unwrap();
+    }
+
+    let half = Packing::Gzip.pack(&bytes);
+    std::fs::write(at("half.gz"), &half[..half.len() / 2]).unwrap();
+    std::fs::write(at("half.tar"), &bytes[..bytes.len() / 2]).unwrap();
+    let mut garbled = bytes.clone();
+    let middle = garbled.len() / 2;
+    garbled[middle] = !garbled[middle];
+    std::fs::write(at("garbled.tar"), &garbled).unwrap();
+    std::fs::write(at("other.tar"), file_layer("x", b"y")).unwrap();
+    std::fs::write(at("x.xz"), b"\xfd7zXZ\0\0").unwrap();
+    for (name, want) in [
+        ("half.gz", "truncated"),
+        ("half.tar", "truncated"),
+        ("garbled.tar", "does not match its digest"),
+        ("other.tar", "no image archive"),
+        ("x.xz", "xz"),
+        ("absent.tar", "No such file"),
+    ] {
+        let error = world
+            .runtime
+            .import_archive(&at(name), None)
+            .await
+            .unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(want) && text.contains(name), "{text}");
+    }
+    assert_eq!(world.runtime.images().await.unwrap(), vec![]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_cannot_fit_is_not_begun() {
+    if skipped("an_image_that_cannot_fit_is_not_begun") {
+        return;
+    }
+    let world = World::empty();
+    let registry = open_registry();
+    let mut manifest = publish(&registry, "a", &[], false);
+    manifest["layers"][0]["size"] = json!(1_u64 << 60);
+    let kind = format!("{OCI}.manifest.v1+json");
+    registry.put(manifest.to_string().as_bytes(), &kind, Some("huge"));
+    let reference = format!("{}/team/app:huge", registry.address);
+    let sent = registry.sent().0;
+    let pulled = world
+        .runtime
+        .pull(&reference, &PullOptions::default())
+        .await;
+    let text = pulled.unwrap_err().to_string();
+    assert!(text.contains("not enough disk space"), "{text}");
+    assert!(registry.sent().0 - sent < 64 << 10, "only the config came");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

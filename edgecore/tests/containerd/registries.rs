@@ -568,6 +568,11 @@ async fn what_cannot_run_here_is_refused_in_words() {
         "{error}"
     );
     registry.answer(None);
+    assert_eq!(
+        world.leftovers(),
+        Vec::<String>::new(),
+        "what was refused keeps nothing"
+    );
     let other = format!("{}/team/app@sha256:{}", registry.address, "0".repeat(64));
     let (_, text) = failure(&world, &other, &options).await;
     assert!(text.contains("404"), "{text}");

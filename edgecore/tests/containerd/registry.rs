@@ -223,8 +223,12 @@ fn read_request(reader: &mut impl BufRead) -> Option<Request> {
 
 fn answer(stream: Box<dyn Stream>, shared: &Shared) -> Option<()> {
     let mut reader = BufReader::new(stream);
-    let request = read_request(&mut reader)?;
+    let request = read_request(&mut reader);
     let mut stream = reader.into_inner();
+    let Some(request) = request else {
+        // As Go's server answers TLS on a plain port.
+        return stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n").ok();
+    };
     let head = |stream: &mut dyn Stream, status: &str, more: &str, length: usize| {
         let text = format!(
             "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{more}\r\n"

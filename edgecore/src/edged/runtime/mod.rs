@@ -19,7 +19,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-pub(crate) use self::containerd::reference::split as split_reference;
+pub(crate) use self::containerd::reference::{full as full_reference, split as split_reference};
 pub use self::image::{
     FsUsage, Image, OnProgress, PullOptions, PullProgress, Reclaim, RegistryAuth,
 };

@@ -78,6 +78,11 @@ impl ImageError {
         }
     }
 
+    /// Whether a later pull can go on from what this one brought.
+    pub(super) fn is_worth_keeping(&self) -> bool {
+        self.is_passing() || matches!(self, Self::Call(_) | Self::Space { .. })
+    }
+
     /// As the answer to an import of the archive at `path`.
     pub(super) fn into_import(self, path: &Path) -> RuntimeError {
         let wrap = |reason| RuntimeError::Other {

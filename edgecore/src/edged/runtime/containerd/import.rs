@@ -63,11 +63,23 @@ impl Bring<'_> {
             daemon: &lease.daemon,
             ..*self
         };
-        leased.fetch_tree(root).await?;
-        let facts = image::read_facts(&lease.daemon, root).await?;
-        snapshot::unpack(&lease.daemon, self.snapshotter, self.locks, &facts).await?;
-        image::record(&lease.daemon, name, root).await?;
-        lease.release().await;
+        let done = leased.fetch_all(root, name).await;
+        // What no later attempt can carry on need not be kept.
+        if done
+            .as_ref()
+            .err()
+            .is_none_or(|error| !error.is_worth_keeping())
+        {
+            lease.release().await;
+        }
+        done
+    }
+
+    async fn fetch_all(&self, root: &Descriptor, name: &str) -> Result<ImageFacts, ImageError> {
+        self.fetch_tree(root).await?;
+        let facts = image::read_facts(self.daemon, root).await?;
+        snapshot::unpack(self.daemon, self.snapshotter, self.locks, &facts).await?;
+        image::record(self.daemon, name, root).await?;
         Ok(facts)
     }
 

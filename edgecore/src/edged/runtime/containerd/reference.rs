@@ -41,6 +41,11 @@ pub(crate) fn split(written: &str) -> Option<(String, String)> {
     Some((parsed.registry, parsed.repository))
 }
 
+/// The name under which an image is known once it is here.
+pub(crate) fn full(written: &str) -> Result<String, RuntimeError> {
+    normalize(written).map(|parsed| parsed.whole())
+}
+
 /// `busybox:1` -> `docker.io/library/busybox:1`.
 pub(super) fn normalize(written: &str) -> Result<Reference, RuntimeError> {
     parse(written).map_err(|reason| RuntimeError::InvalidImageName {
