@@ -1,9 +1,10 @@
 //! Binds pods without a node to a Ready one.
 //!
-//! Looks at nodeSelector, required node affinity by label expressions, `spec.unschedulable`, taints
-//! and readiness, and spreads by the number of pods. Woken by changes of pods and nodes only.
+//! Looks at nodeSelector, required node affinity by label expressions, `spec.unschedulable`, taints,
+//! readiness and requests, and spreads by the number of pods. Woken by changes of pods and nodes only.
 
 mod fit;
+mod requests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +16,8 @@ use apiserver::{
     store::{Event, StoreError},
 };
 pub(crate) use fit::fits_volume;
-use fit::{NodeFacts, choose};
+use fit::{Load, NodeFacts, choose};
+use requests::Requests;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -33,8 +35,8 @@ pub struct Scheduler {
     binder: Binder,
     recorder: Arc<Recorder>,
     nodes: BTreeMap<String, NodeFacts>,
-    /// Node of each bound pod that is not over.
-    bound: BTreeMap<String, String>,
+    /// Node and requests of each bound pod that is not over.
+    bound: BTreeMap<String, (String, Requests)>,
     waiting: BTreeSet<String>,
     /// Something changed that may let a pod be placed.
     dirty: bool,
@@ -134,7 +136,8 @@ impl Scheduler {
             // Its place may be what another pod waits for.
             self.dirty |= self.bound.remove(&id).is_some();
         } else {
-            self.bound.insert(id.clone(), node.clone());
+            let asked = object.map(Requests::of).unwrap_or_default();
+            self.bound.insert(id.clone(), (node.clone(), asked));
         }
         let waits = object.is_some_and(|pod| {
             node.is_empty()
@@ -160,9 +163,11 @@ impl Scheduler {
             if !text(&pod, "/spec/nodeName").is_empty() {
                 continue;
             }
-            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-            for node in self.bound.values() {
-                *counts.entry(node.as_str()).or_default() += 1;
+            let mut loads: BTreeMap<&str, Load> = BTreeMap::new();
+            for (node, asked) in self.bound.values() {
+                let load = loads.entry(node.as_str()).or_default();
+                load.pods += 1;
+                load.requests.add(asked);
             }
             let wishes = match self.binder.wishes(&pod).await {
                 Ok(wishes) => wishes,
@@ -171,7 +176,7 @@ impl Scheduler {
                     continue;
                 }
             };
-            match choose(&pod, &self.nodes, &counts, &wishes) {
+            match choose(&pod, &self.nodes, &loads, &wishes) {
                 Ok(node) => {
                     let node = node.to_owned();
                     match self.binder.bind_for(&pod, &node).await {
@@ -228,7 +233,8 @@ impl Scheduler {
         match bound {
             Ok(_) => {
                 // The watch will say so too; the next pod of this round must know already.
-                self.bound.insert(id.to_owned(), node.to_owned());
+                let place = (node.to_owned(), Requests::of(pod));
+                self.bound.insert(id.to_owned(), place);
                 self.waiting.remove(id);
                 self.told.remove(id);
                 let message = format!("Successfully assigned {id} to {node}");

@@ -4,7 +4,15 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::requests::Requests;
 use crate::{kube::text, volumes::Wish};
+
+/// What is bound to a node already.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Load {
+    pub(super) pods: usize,
+    pub(super) requests: Requests,
+}
 
 /// What the scheduler looks at.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -14,6 +22,7 @@ pub(super) struct NodeFacts {
     unschedulable: bool,
     ready: bool,
     pods_max: usize,
+    allocatable: Requests,
 }
 
 impl NodeFacts {
@@ -41,6 +50,7 @@ impl NodeFacts {
                         .map_or_else(|| p.as_u64()?.try_into().ok(), |s| s.parse().ok())
                 })
                 .unwrap_or(usize::MAX),
+            allocatable: Requests::allocatable(node),
         }
     }
 }
@@ -48,9 +58,10 @@ impl NodeFacts {
 /// Why a node does not suit; the words are kube-scheduler's.
 fn refusal(
     pod: &Value,
+    asked: &Requests,
     name: &str,
     node: &NodeFacts,
-    pods: usize,
+    load: &Load,
     wishes: &[Wish],
 ) -> Option<String> {
     if node.unschedulable {
@@ -75,7 +86,11 @@ fn refusal(
     if let Some(why) = wishes.iter().find_map(|w| w.refuses(name, &node.labels)) {
         return Some(why.to_owned());
     }
-    (pods >= node.pods_max).then(|| "Too many pods".to_owned())
+    if load.pods >= node.pods_max {
+        return Some("Too many pods".to_owned());
+    }
+    let lacking = asked.lacking(&load.requests, &node.allocatable)?;
+    Some(format!("Insufficient {lacking}"))
 }
 
 /// Whether the pod asks for CPU or memory: it then copes with a node that is short of memory.
@@ -168,14 +183,17 @@ fn holds(expression: &Value, is: Option<&str>) -> bool {
 pub(super) fn choose<'n>(
     pod: &Value,
     nodes: &'n BTreeMap<String, NodeFacts>,
-    counts: &BTreeMap<&str, usize>,
+    loads: &BTreeMap<&str, Load>,
     wishes: &[Wish],
 ) -> Result<&'n str, String> {
     let mut refusals: BTreeMap<String, usize> = BTreeMap::new();
     let mut best: Option<(usize, &str)> = None;
+    let asked = Requests::of(pod);
+    let idle = Load::default();
     for (name, node) in nodes {
-        let pods = counts.get(name.as_str()).copied().unwrap_or(0);
-        match refusal(pod, name, node, pods, wishes) {
+        let load = loads.get(name.as_str()).unwrap_or(&idle);
+        let pods = load.pods;
+        match refusal(pod, &asked, name, node, load, wishes) {
             Some(why) => *refusals.entry(why).or_default() += 1,
             None if best.is_none_or(|(fewest, _)| pods < fewest) => best = Some((pods, name)),
             None => {}
@@ -241,7 +259,11 @@ mod tests {
         .into_iter()
         .map(|(name, facts)| (name.to_owned(), facts))
         .collect();
-        let counts = BTreeMap::from([("a", 1), ("c", 0)]);
+        let pods = |pods: usize| Load {
+            pods,
+            ..Load::default()
+        };
+        let counts = BTreeMap::from([("a", pods(1)), ("c", pods(0))]);
         let affinity = |operator: &str| {
             json!({"spec": {"affinity": {"nodeAffinity": {
             "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
@@ -266,7 +288,7 @@ mod tests {
         ] {
             assert_eq!(choose(&pod, &nodes, &counts, &[]), want, "{name}");
         }
-        let full = BTreeMap::from([("a", 2), ("b", 2)]);
+        let full = BTreeMap::from([("a", pods(2)), ("b", pods(2))]);
         assert!(
             choose(&json!({"spec": {}}), &nodes, &full, &[])
                 .unwrap_err()
