@@ -96,7 +96,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The usual directories and limits.
+    /// The usual directories and limits; nothing counts as short.
     pub fn new(node_name: impl Into<String>) -> Self {
         Self {
             node_name: node_name.into(),
@@ -111,7 +111,11 @@ impl Settings {
             pod_pids_max: None,
             reserved: capacity::Reserved::default(),
             enforce_allocatable: true,
-            eviction: eviction::threshold::Config::default(),
+            // A test's pods must not depend on how full the disk of its host is.
+            eviction: eviction::threshold::Config {
+                thresholds: Vec::new(),
+                ..eviction::threshold::Config::default()
+            },
             image_dir: "/var/lib/containerd".into(),
             labels: BTreeMap::new(),
             images: image_gc::ImagePolicy::default(),
@@ -221,7 +225,11 @@ impl Edged {
                 rules: settings.rules.clone(),
             },
             node_name: settings.node_name.clone(),
-            cpu_milli: machine.cpus.saturating_mul(1000),
+            allocatable: capacity::allocatable(
+                &node::capacity(&settings, &machine),
+                settings.reserved,
+                &settings.eviction.thresholds,
+            ),
             dirs: volumes::Dirs {
                 disk: settings.disk_dir.clone(),
                 run: settings.run_dir.clone(),

@@ -103,6 +103,12 @@ fn disk_bytes(dir: &Path) -> u64 {
         .map_or(0, |fs| fs.f_blocks.saturating_mul(fs.f_frsize))
 }
 
+/// Everything the node has.
+pub(super) fn capacity(settings: &Settings, machine: &Machine) -> Amounts {
+    let storage = disk_bytes(&settings.disk_dir);
+    capacity::capacity(machine, storage, settings.pods_max, capacity::hugepages())
+}
+
 /// The address by which this machine reaches others; nothing is sent to find it.
 fn route_address() -> Option<IpAddr> {
     let found = [
@@ -273,7 +279,6 @@ pub(super) struct Reporter {
     settings: Settings,
     machine: Machine,
     capacity: Amounts,
-    allocatable: Amounts,
     own_labels: BTreeMap<String, String>,
     pressure: watch::Receiver<Pressure>,
     burstable_shares: u64,
@@ -294,13 +299,8 @@ impl Reporter {
         machine: Machine,
         pressure: watch::Receiver<Pressure>,
     ) -> Self {
-        let storage = disk_bytes(&settings.disk_dir);
-        let pages = capacity::hugepages();
-        let capacity = capacity::capacity(&machine, storage, settings.pods_max, pages);
-        let thresholds = &settings.eviction.thresholds;
         Self {
-            allocatable: capacity::allocatable(&capacity, settings.reserved, thresholds),
-            capacity,
+            capacity: capacity(&settings, &machine),
             own_labels: own_labels(&settings, &machine),
             pressure,
             burstable_shares: 2,
@@ -324,7 +324,7 @@ impl Reporter {
 
     /// What pods may ask for in sum.
     pub(super) fn allocatable(&self) -> &Amounts {
-        &self.allocatable
+        &self.context.allocatable
     }
 
     /// See [`own_labels`].
@@ -410,7 +410,7 @@ impl Reporter {
             pressure: *self.pressure.borrow_and_update(),
             host_ip: &self.host_ip,
             capacity: &self.capacity,
-            allocatable: &self.allocatable,
+            allocatable: &self.context.allocatable,
             images: &self.context.images.list(),
         };
         let node = object(&facts, &mut self.transitions, (self.context.now_ms)());

@@ -2,6 +2,7 @@ use super::*;
 
 fn settings() -> Settings {
     let mut settings = Settings::new("edge-1");
+    settings.eviction = crate::edged::eviction::threshold::Config::default();
     settings.labels.insert("site".to_owned(), "hut".to_owned());
     settings
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use edgecore::edged::eviction::threshold::{Amount, Signal, Threshold};
 use serde_json::{Value, json};
 
 use super::{IMAGE, World, skipped};
@@ -127,4 +128,80 @@ async fn a_volume_or_a_layer_that_grows_too_large_evicts_its_pod() {
     );
     assert_eq!(world.sink.0.borrow().statuses["small"]["phase"], "Running");
     world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shortage_of_memory_ends_the_one_above_its_request_and_says_so() {
+    let test = "a_shortage_of_memory_ends_the_one_above_its_request_and_says_so";
+    if skipped(test) {
+        return;
+    }
+    let mut world = World::new().await;
+    let asks = |pod: &mut Value, memory: &str| {
+        pod["spec"]["containers"][0]["resources"] = json!({"requests": {"memory": memory}});
+    };
+    let mut modest = pod("modest", "exec sleep 1000");
+    asks(&mut modest, "256Mi");
+    world.apply(modest);
+    // A variable of 32 MiB, held for good.
+    let mut above = pod(
+        "above",
+        "a=$(dd if=/dev/zero bs=1M count=32 2>/dev/null | tr '\\0' x); while true; do sleep 1000; done",
+    );
+    asks(&mut above, "4Mi");
+    let uid = above["metadata"]["uid"].as_str().unwrap().to_owned();
+    world.apply(above);
+    world.until_phase("modest", "Running").await;
+    world.until_phase("above", "Running").await;
+    let cgroup = format!("/sys/fs/cgroup/memory/edgepods-test/burstable/pod{uid}");
+    let v2 = format!("/sys/fs/cgroup/edgepods-test/burstable/pod{uid}");
+    let usage = || {
+        let v1 = std::fs::read_to_string(format!("{cgroup}/memory.usage_in_bytes"));
+        let text = v1.or_else(|_| std::fs::read_to_string(format!("{v2}/memory.current")));
+        text.ok().and_then(|text| text.trim().parse::<u64>().ok())
+    };
+    if usage().is_none() {
+        eprintln!("SKIPPED {test}: no memory controller");
+        return;
+    }
+    let begun = std::time::Instant::now();
+    while usage().is_some_and(|bytes| bytes < 32 << 20) {
+        assert!(
+            begun.elapsed() < super::PATIENCE,
+            "never used: {:?}",
+            usage()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The daemon comes back and finds that no amount of memory is enough.
+    world.edged.take().unwrap().stop().await;
+    world.start_with(|settings| {
+        settings.eviction.interval = Duration::from_millis(500);
+        settings.eviction.thresholds = vec![Threshold {
+            signal: Signal::MemoryAvailable,
+            amount: Amount::Share(9999),
+            grace: None,
+            reclaim: None,
+        }];
+    });
+    let status = world.until_phase("above", "Failed").await;
+    assert_eq!(status["reason"], "Evicted");
+    let message = status["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("The node was low on resource: memory. Threshold quantity: ")
+            && message.contains("Container main was using ")
+            && message.ends_with(", request is 4Mi, has larger consumption of memory. "),
+        "{message}"
+    );
+    let conditions = world.sink.0.borrow().node["status"]["conditions"].clone();
+    let pressure = conditions.as_array().unwrap().iter();
+    let pressure = pressure.filter(|c| c["type"] == "MemoryPressure");
+    assert!(
+        pressure.into_iter().all(|c| c["status"] == "True"),
+        "{conditions}"
+    );
+    // Nothing else gives memory back, so the other one follows; both leave no cgroup.
+    world.until_phase("modest", "Failed").await;
+    world.end().await;
+    assert!(usage().is_none(), "{cgroup}");
 }

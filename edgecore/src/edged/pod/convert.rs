@@ -251,7 +251,13 @@ pub fn container_spec(
         env,
         working_dir: container.working_dir.clone().filter(|dir| !dir.is_empty()),
         mounts,
-        resources: resources(container, qos(pod), placement.memory_bytes),
+        resources: {
+            let mut values = resources(container, qos(pod), placement.memory_bytes);
+            if super::resources::is_node_critical(pod) {
+                values.oom_score_adj = Some(super::resources::OOM_SCORE_GUARANTEED);
+            }
+            values
+        },
         cgroup_parent: cgroup(pod, placement),
         host_network: spec.host_network == Some(true),
         host_pid: spec.host_pid == Some(true),

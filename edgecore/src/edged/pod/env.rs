@@ -33,9 +33,9 @@ pub struct Facts {
     pub node_name: String,
     pub host_ip: String,
     pub pod_ips: Vec<String>,
+    /// What the node lets pods have, told for a limit that a container does not have.
     pub cpu_milli: i64,
     pub memory_bytes: i64,
-    /// Size of the file system that holds the pods' files.
     pub storage_bytes: i64,
 }
 

@@ -13,6 +13,8 @@ use crate::edged::runtime::Resources;
 /// Least CPU shares of a cgroup, what a pod without a CPU request gets (`cm/helpers_linux.go`).
 pub const SHARES_MIN: i64 = 2;
 const SHARES_MAX: i64 = 262_144;
+/// Of guaranteed pods and of those that guard the node.
+pub const OOM_SCORE_GUARANTEED: i32 = -997;
 
 /// `status.qosClass`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,11 +185,20 @@ pub fn of_pod(pod: &Pod, placement: &Placement) -> Resources {
     }
 }
 
+/// Whom the kernel ends last: who guards the node (`qos/policy.go`).
+pub fn is_node_critical(pod: &Pod) -> bool {
+    let class = pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.priority_class_name.as_deref());
+    class == Some("system-node-critical")
+}
+
 /// Cgroup values of one container (`kuberuntime_container_linux.go`, `cm/helpers_linux.go`,
 /// `qos/policy.go`).
 pub fn resources(container: &Container, qos: Qos, node_memory_bytes: i64) -> Resources {
     let adjust = match qos {
-        Qos::Guaranteed => -997,
+        Qos::Guaranteed => i64::from(OOM_SCORE_GUARANTEED),
         Qos::BestEffort => 1000,
         Qos::Burstable => {
             let asked = request(container, "memory").saturating_mul(1000);

@@ -168,14 +168,6 @@ impl Dirs {
         Ok(())
     }
 
-    /// Size of the file system that holds the pods' files; 0 where it cannot be told.
-    pub(super) fn capacity_bytes(&self) -> i64 {
-        let dir = self.disk.ancestors().find(|dir| dir.exists());
-        dir.and_then(|dir| rustix::fs::statvfs(dir).ok())
-            .and_then(|fs| i64::try_from(fs.f_blocks.saturating_mul(fs.f_frsize)).ok())
-            .unwrap_or(0)
-    }
-
     /// What one `emptyDir` of a pod takes now; nothing where there is none. Walks the directory:
     /// not for asynchronous threads.
     pub fn usage(&self, uid: &str, volume: &str) -> Option<Usage> {

@@ -10,6 +10,7 @@ use super::super::convert::{self, PodId};
 use super::super::verdict::Verdict;
 use crate::clock::UnixMillis;
 use crate::edged::PodSummary;
+use crate::edged::capacity::Amounts;
 use crate::edged::deps::{DesiredState, StatusSink};
 use crate::edged::image_gc::Board;
 use crate::edged::runtime::Runtime;
@@ -22,7 +23,8 @@ pub(crate) struct Context {
     pub(crate) sink: Arc<dyn StatusSink>,
     pub(crate) placement: convert::Placement,
     pub(crate) node_name: String,
-    pub(crate) cpu_milli: i64,
+    /// What pods may ask for in sum.
+    pub(crate) allocatable: Amounts,
     pub(crate) dirs: Dirs,
     /// Commands of probes in containers at the same time.
     pub(crate) execs: Arc<Semaphore>,

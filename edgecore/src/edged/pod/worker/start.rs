@@ -369,9 +369,9 @@ impl Worker {
             node_name: self.context.node_name.clone(),
             host_ip: self.host_ip.clone(),
             pod_ips,
-            cpu_milli: self.context.cpu_milli,
-            memory_bytes: self.context.placement.memory_bytes,
-            storage_bytes: self.context.dirs.capacity_bytes(),
+            cpu_milli: self.context.allocatable.cpu_milli,
+            memory_bytes: self.context.allocatable.memory_bytes,
+            storage_bytes: self.context.allocatable.storage_bytes,
         }
     }
 
