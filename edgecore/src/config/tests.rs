@@ -167,17 +167,26 @@ fn the_file_written_by_join_is_read_back() {
 fn a_threshold_can_be_set_by_a_flag() {
     let key = "modules.edged.tailoredKubeletConfig.evictionHard";
     let flags = Flags {
-        set: vec![(key.to_owned(), "{nodefs.available: 0%, imagefs.available: 0%}".to_owned())],
+        set: vec![(
+            key.to_owned(),
+            "{nodefs.available: 0%, imagefs.available: 0%}".to_owned(),
+        )],
         ..Flags::default()
     };
     let config = load(None, [], &flags).unwrap();
     let thresholds = config.runtime.unwrap().resources.eviction.thresholds;
     let signals: Vec<&str> = thresholds.iter().map(|t| t.signal.as_str()).collect();
-    assert_eq!(signals, ["memory.available", "nodefs.inodesFree", "pid.available"]);
+    assert_eq!(
+        signals,
+        ["memory.available", "nodefs.inodesFree", "pid.available"]
+    );
     // As `join` writes it and the daemon reads it again.
     let written = file_with(&flags.set).unwrap();
     let config = with_file(&written).unwrap();
-    assert_eq!(config.runtime.unwrap().resources.eviction.thresholds, thresholds);
+    assert_eq!(
+        config.runtime.unwrap().resources.eviction.thresholds,
+        thresholds
+    );
 }
 
 #[test]

@@ -135,6 +135,13 @@ pub fn priority(pod: &Pod) -> i32 {
 
 /// Decides about every new pod.
 pub fn review(subjects: &[Subject<'_>], node: &Node<'_>) -> Review {
+    // Most looks find nothing new, and cost nothing.
+    if subjects
+        .iter()
+        .all(|subject| subject.standing != Standing::New)
+    {
+        return Review::default();
+    }
     let mut used = Used::default();
     let mut leaving = Used::default();
     let mut staying: Vec<Subject<'_>> = Vec::new();

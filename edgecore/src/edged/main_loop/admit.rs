@@ -126,6 +126,13 @@ impl MainLoop {
 
     /// Tells who watches over the node which pods it has.
     fn share(&mut self, active: Vec<Arc<Pod>>) {
+        let held = self.active.borrow();
+        let same =
+            held.len() == active.len() && held.iter().zip(&active).all(|(a, b)| Arc::ptr_eq(a, b));
+        drop(held);
+        if same {
+            return;
+        }
         let burstable = active
             .iter()
             .filter(|pod| resources::qos(pod) == Qos::Burstable);
@@ -133,13 +140,6 @@ impl MainLoop {
             sum.saturating_add(resources::pod_request(pod, "cpu"))
         });
         self.node.set_burstable_shares(resources::shares(milli));
-        self.active.send_if_modified(|held| {
-            let same = held.len() == active.len()
-                && held.iter().zip(&active).all(|(a, b)| Arc::ptr_eq(a, b));
-            if !same {
-                *held = Arc::new(active);
-            }
-            !same
-        });
+        self.active.send_replace(Arc::new(active));
     }
 }

@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn pod(spec: Value) -> Pod {
+fn pod(spec: &Value) -> Pod {
     serde_json::from_value(json!({"metadata": {"uid": "u-1"}, "spec": spec})).unwrap()
 }
 
@@ -55,7 +55,7 @@ fn sums_follow_the_order_in_which_containers_run() {
             300,
         ),
     ] {
-        let pod = pod(json!({"initContainers": inits, "containers": [main]}));
+        let pod = pod(&json!({"initContainers": inits, "containers": [main]}));
         assert_eq!(pod_request(&pod, "cpu"), cpu, "{name}");
         assert_eq!(pod_request(&pod, "memory"), mebibytes << 20, "{name}");
         assert_eq!(pod_limit(&pod, "memory"), Some(mebibytes << 20), "{name}");
@@ -66,7 +66,7 @@ fn sums_follow_the_order_in_which_containers_run() {
 fn a_pod_is_limited_only_if_all_its_containers_are() {
     let limited = json!({"name": "a", "image": "x", "resources": with("500m", "64Mi")});
     let free = json!({"name": "b", "image": "x"});
-    let both = pod(json!({"containers": [limited, limited]}));
+    let both = pod(&json!({"containers": [limited, limited]}));
     assert_eq!(
         of_pod(&both, &placement()),
         Resources {
@@ -78,7 +78,7 @@ fn a_pod_is_limited_only_if_all_its_containers_are() {
         }
     );
     assert_eq!(cgroup(&both, &placement()), "/edgepods/podu-1");
-    let one = pod(json!({"containers": [limited, free]}));
+    let one = pod(&json!({"containers": [limited, free]}));
     let resources = of_pod(&one, &placement());
     assert_eq!(
         (resources.cpu_quota_us, resources.memory_limit_bytes),
@@ -86,16 +86,16 @@ fn a_pod_is_limited_only_if_all_its_containers_are() {
     );
     assert_eq!(resources.cpu_shares, Some(512));
     assert_eq!(cgroup(&one, &placement()), "/edgepods/burstable/podu-1");
-    let init = pod(json!({"initContainers": [free], "containers": [limited]}));
+    let init = pod(&json!({"initContainers": [free], "containers": [limited]}));
     assert_eq!(of_pod(&init, &placement()).memory_limit_bytes, None);
-    let none = pod(json!({"containers": [free]}));
+    let none = pod(&json!({"containers": [free]}));
     assert_eq!(of_pod(&none, &placement()).cpu_shares, Some(2));
     assert_eq!(cgroup(&none, &placement()), "/edgepods/besteffort/podu-1");
 }
 
 #[test]
 fn overhead_counts() {
-    let pod = pod(json!({
+    let pod = pod(&json!({
         "overhead": {"cpu": "10m", "memory": "1Mi"},
         "containers": [{"name": "a", "image": "x", "resources": with("100m", "1Mi")}]
     }));
@@ -145,7 +145,7 @@ proptest! {
             if always { c["restartPolicy"] = json!("Always"); }
             c
         };
-        let pod = pod(json!({
+        let pod = pod(&json!({
             "initContainers": inits.iter().map(|(s, m)| container(m, *s)).collect::<Vec<_>>(),
             "containers": mains.iter().map(|m| container(m, false)).collect::<Vec<_>>(),
         }));

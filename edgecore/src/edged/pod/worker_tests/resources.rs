@@ -3,7 +3,7 @@
 use super::*;
 use crate::edged::eviction::threshold::{Amount, Config, Signal, Threshold};
 
-fn with(name: &str, requests: Value, ports: Value) -> Value {
+fn with(name: &str, requests: &Value, ports: Value) -> Value {
     let mut pod = pod(name);
     pod["spec"]["containers"][0]["resources"] = json!({"requests": requests});
     pod["spec"]["containers"][0]["ports"] = ports;
@@ -45,9 +45,9 @@ async fn a_pod_that_does_not_fit_fails_with_the_reason_and_others_run() {
     let mut world = World::new();
     world.start_with(|settings| settings.pods_max = 3);
     let port = json!([{"containerPort": 80, "hostPort": 8080}]);
-    world.apply(with("first", json!({}), port.clone()));
+    world.apply(with("first", &json!({}), port.clone()));
     world.until_running("first", 0).await;
-    world.apply(with("greedy", json!({"memory": "1Ei"}), json!([])));
+    world.apply(with("greedy", &json!({"memory": "1Ei"}), json!([])));
     let message = world.until_ended("greedy", "OutOfmemory").await;
     assert!(
         message.starts_with(
@@ -55,7 +55,7 @@ async fn a_pod_that_does_not_fit_fails_with_the_reason_and_others_run() {
         ),
         "{message}"
     );
-    world.apply(with("second", json!({}), port));
+    world.apply(with("second", &json!({}), port));
     let message = world.until_ended("second", "NodePorts").await;
     assert!(message.starts_with("Pod was rejected: Predicate NodePorts failed: "));
     // Who was refused uses nothing.
@@ -75,8 +75,8 @@ async fn a_pod_that_does_not_fit_fails_with_the_reason_and_others_run() {
 async fn what_was_taken_is_never_looked_at_again() {
     let mut world = World::new();
     world.start();
-    world.apply(with("one", json!({"cpu": "1m"}), json!([])));
-    world.apply(with("two", json!({"cpu": "1m"}), json!([])));
+    world.apply(with("one", &json!({"cpu": "1m"}), json!([])));
+    world.apply(with("two", &json!({"cpu": "1m"}), json!([])));
     world.until_running("one", 0).await;
     world.until_running("two", 0).await;
     world.stop().await;
@@ -121,7 +121,7 @@ async fn a_critical_pod_ends_the_least_important() {
     let mut world = World::new();
     world.start_with(|settings| settings.pods_max = 2);
     world.apply(pod("best"));
-    world.apply(with("burstable", json!({"cpu": "1m"}), json!([])));
+    world.apply(with("burstable", &json!({"cpu": "1m"}), json!([])));
     world.until_running("best", 0).await;
     world.until_running("burstable", 0).await;
     let mut critical = pod("critical");
@@ -153,10 +153,10 @@ async fn a_shortage_ends_one_pod_after_the_other_and_never_a_critical_one() {
     let mut critical = pod("critical");
     critical["spec"]["priority"] = json!(2_000_001_000);
     world.apply(critical);
-    let mut patient = with("important", json!({"cpu": "1m"}), json!([]));
+    let mut patient = with("important", &json!({"cpu": "1m"}), json!([]));
     patient["spec"]["priority"] = json!(1000);
     world.apply(patient);
-    world.apply(with("plain", json!({"cpu": "1m"}), json!([])));
+    world.apply(with("plain", &json!({"cpu": "1m"}), json!([])));
     world.apply(pod("best"));
     let message = world.until_ended("best", "Evicted").await;
     assert_eq!(
