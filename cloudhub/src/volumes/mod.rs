@@ -30,6 +30,8 @@ use crate::{
 use plan::{CLASS, NODE_ANNOTATION, PROVISIONER};
 
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
+/// Tries to take a finalizer off an object that others change.
+const RELEASE_TRIES_MAX: usize = 8;
 const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
 
 /// Makes the default class if there is none of its name.
@@ -239,29 +241,31 @@ pub async fn release(
     name: &str,
     finalizers: &[&str],
 ) -> Result<(), ApiError> {
-    let object = kube.get(of, namespace, name).await?;
-    let held = |object: &Value| {
-        let list = object
-            .pointer("/metadata/finalizers")
-            .and_then(Value::as_array);
-        list.into_iter()
-            .flatten()
-            .any(|f| f.as_str().is_some_and(|f| finalizers.contains(&f)))
-    };
-    if !held(&object) || object.pointer("/metadata/deletionTimestamp").is_none() {
-        return Ok(());
+    let is_held = |f: &Value| f.as_str().is_some_and(|f| finalizers.contains(&f));
+    for tries in 1.. {
+        let mut object = match kube.get(of, namespace, name).await {
+            Err(error) if error.reason == Reason::NotFound => return Ok(()),
+            found => found?,
+        };
+        if object.pointer("/metadata/deletionTimestamp").is_none() {
+            return Ok(());
+        }
+        let list = object.pointer_mut("/metadata/finalizers");
+        let Some(list) = list.and_then(Value::as_array_mut) else {
+            return Ok(());
+        };
+        if !list.iter().any(is_held) {
+            return Ok(());
+        }
+        list.retain(|f| !is_held(f));
+        match kube.update(of, namespace, object).await {
+            // Two take their finalizers off at the same time: a node and the controller.
+            Err(error) if error.reason == Reason::Conflict && tries < RELEASE_TRIES_MAX => {}
+            Err(error) if error.reason == Reason::NotFound => return Ok(()),
+            result => return result.map(|_| ()),
+        }
     }
-    let mut object = object;
-    if let Some(list) = object
-        .pointer_mut("/metadata/finalizers")
-        .and_then(Value::as_array_mut)
-    {
-        list.retain(|f| f.as_str().is_none_or(|f| !finalizers.contains(&f)));
-    }
-    match kube.update(of, namespace, object).await {
-        Err(error) if error.reason == Reason::NotFound => Ok(()),
-        result => result.map(|_| ()),
-    }
+    Ok(())
 }
 
 /// Volumes that we made and whose policy says so; those made by hand are their maker's.
