@@ -27,7 +27,7 @@ fmt:
 
 lint: fmt
 	cargo clippy --locked --workspace --lib --bins --examples -- -D warnings
-	cargo clippy --locked --workspace --tests -- -D warnings -A clippy::unwrap_used -A clippy::expect_used -A clippy::wildcard_enum_match_arm -A clippy::print_stderr -A clippy::print_stdout
+	cargo clippy --locked --workspace --tests -- -D warnings -A clippy::unwrap_used -A clippy::expect_used -A clippy::wildcard_enum_match_arm -A clippy::needless_pass_by_value -A clippy::print_stderr -A clippy::print_stdout
 
 docs:
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --locked --workspace --no-deps --quiet

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::arena::{Arena, IMAGE, restarts};
-use crate::grpc_proxy::{Held, Side};
+use crate::grpc_proxy::Side;
 
 /// Calls that name the pod, for each container: what a step is chosen from.
 const STEPS_CREATING: u64 = 5;
@@ -404,26 +404,34 @@ async fn strike(arena: &mut Arena, uid: &str, blow: Blow, told: &mut String) -> 
     let hit = match blow.victim {
         Victim::Edgecore => {
             arena.world.edge()?.kill9()?;
-            held.map(Held::let_go);
+            if let Some(held) = held {
+                held.let_go();
+            }
             tokio::time::sleep(blow.away).await;
             arena.world.edge_up()?;
             true
         }
         Victim::Containerd => {
             arena.containerd.kill()?;
-            held.map(Held::let_go);
+            if let Some(held) = held {
+                held.let_go();
+            }
             tokio::time::sleep(blow.away).await;
             tokio::task::block_in_place(|| arena.containerd.restart())?;
             true
         }
         Victim::Shim => {
             let hit = kill_matching(&["containerd-shim-runc-v2", uid])?;
-            held.map(Held::let_go);
+            if let Some(held) = held {
+                held.let_go();
+            }
             hit
         }
         Victim::Logger => {
             let hit = kill_matching(&["edged-logger", uid])?;
-            held.map(Held::let_go);
+            if let Some(held) = held {
+                held.let_go();
+            }
             hit
         }
     };

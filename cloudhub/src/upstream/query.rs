@@ -17,11 +17,14 @@ impl Upstream {
         namespace: &str,
         name: &str,
     ) -> Answer {
-        let (needed, resource) = match kind {
-            Kind::Secret => (NeededKind::Secret, resources::secrets()),
-            Kind::PersistentVolume => (NeededKind::Volume, resources::volumes()),
-            Kind::PersistentVolumeClaim => (NeededKind::Claim, resources::claims()),
-            _ => (NeededKind::ConfigMap, resources::configmaps()),
+        let (needed, resource) = if *kind == Kind::Secret {
+            (NeededKind::Secret, resources::secrets())
+        } else if *kind == Kind::PersistentVolume {
+            (NeededKind::Volume, resources::volumes())
+        } else if *kind == Kind::PersistentVolumeClaim {
+            (NeededKind::Claim, resources::claims())
+        } else {
+            (NeededKind::ConfigMap, resources::configmaps())
         };
         let id = match namespace {
             "" => format!("null/{name}"),

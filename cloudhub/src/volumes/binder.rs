@@ -37,6 +37,15 @@ pub struct Binder {
     kube: Kube,
 }
 
+/// What is not there yet is waited for; any other error is told.
+fn missing_waits(error: ApiError, what: impl FnOnce() -> String) -> Refusal {
+    if error.reason == Reason::NotFound {
+        Refusal::Waits(what())
+    } else {
+        Refusal::Api(error)
+    }
+}
+
 impl Binder {
     /// Through this API.
     pub fn new(kube: Kube) -> Self {
@@ -49,11 +58,10 @@ impl Binder {
         let mut wishes = Vec::new();
         for name in claims_of(pod) {
             let claim = self.kube.get(&resources::claims(), namespace, name).await;
-            let claim = claim.map_err(|error| match error.reason {
-                Reason::NotFound => {
-                    Refusal::Waits(format!("persistentvolumeclaim \"{name}\" not found"))
-                }
-                _ => Refusal::Api(error),
+            let claim = claim.map_err(|error| {
+                missing_waits(error, || {
+                    format!("persistentvolumeclaim \"{name}\" not found")
+                })
             })?;
             if claim.pointer("/metadata/deletionTimestamp").is_some() {
                 return Err(Refusal::Waits(format!(
@@ -64,11 +72,8 @@ impl Binder {
             let volumes = if is_bound(&claim) {
                 let volume = text(&claim, "/spec/volumeName");
                 let found = self.kube.get(&resources::volumes(), "", volume).await;
-                vec![found.map_err(|error| match error.reason {
-                    Reason::NotFound => {
-                        Refusal::Waits(format!("persistentvolume \"{volume}\" not found"))
-                    }
-                    _ => Refusal::Api(error),
+                vec![found.map_err(|error| {
+                    missing_waits(error, || format!("persistentvolume \"{volume}\" not found"))
                 })?]
             } else if class.waits_for_consumer {
                 self.free(&claim).await?

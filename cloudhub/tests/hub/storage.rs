@@ -181,7 +181,7 @@ async fn a_volume_made_by_hand_is_bound_and_kept() {
     hub.delete(&path).await;
     let gone = async {
         while hub.get(&path).await.is_some() {
-            tokio::task::yield_now().await
+            tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(crate::harness::PATIENCE, gone)

@@ -208,7 +208,7 @@ impl Absence {
             self.write();
             self.write_at = now + WRITE_EVERY;
         }
-        Some((now + (next - away)).min(self.write_at))
+        Some((now + next.saturating_sub(away)).min(self.write_at))
     }
 
     /// This process ends.

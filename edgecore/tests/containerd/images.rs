@@ -302,12 +302,14 @@ fn said(mut command: Command) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(text).unwrap())
 }
 
+/// Bytes after which the registry of the killed pull hangs up.
+const STOP: usize = (1 << 20) + 4321;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pull_killed_in_the_middle_goes_on_in_the_next_process() {
     if skipped("a_pull_killed_in_the_middle_goes_on_in_the_next_process") {
         return;
     }
-    const STOP: usize = (1 << 20) + 4321;
     let world = World::empty();
     let registry = open_registry();
     let own = (file_layer("noise", &noise(2 << 20, 5)), Packing::Plain);

@@ -49,7 +49,7 @@ const LAST: &[u8] = b"last";
 /// Sends back what comes, from inside the pod's network.
 fn udp_echo(namespace: std::path::PathBuf, port: u16) -> std::thread::JoinHandle<()> {
     use std::os::fd::AsFd as _;
-    let (ready, made) = std::sync::mpsc::channel();
+    let (ready, made) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::spawn(move || {
         let pinned = std::fs::File::open(namespace).unwrap();
         let kind = rustix::thread::LinkNameSpaceType::Network;

@@ -38,12 +38,15 @@ fn noisy(registry: &Registry, tag: &str, bytes: usize) -> Value {
     publish(registry, tag, &[layer], false)
 }
 
+fn size(number: &Value) -> usize {
+    number.as_u64().unwrap().try_into().unwrap()
+}
+
 /// Compressed bytes of every layer and the config.
 fn size_of(manifest: &Value) -> usize {
     let layers = manifest["layers"].as_array().unwrap().iter();
     let all = layers.chain([&manifest["config"]]);
-    all.map(|part| part["size"].as_u64().unwrap() as usize)
-        .sum()
+    all.map(|part| size(&part["size"])).sum()
 }
 
 async fn failure(world: &World, reference: &str, options: &PullOptions) -> (RuntimeError, String) {
@@ -86,7 +89,7 @@ async fn not_a_byte_comes_twice_wherever_the_link_is_cut() {
             0
         } else {
             // Busybox's layer came with the first image.
-            manifest["layers"][0]["size"].as_u64().unwrap() as usize
+            size(&manifest["layers"][0]["size"])
         };
         assert_eq!(
             registry.sent().0 - before,
@@ -151,7 +154,7 @@ async fn what_a_broken_pull_brought_outlives_collection_of_garbage() {
         .filter_map(|(_, from)| *from)
         .collect();
     assert_eq!(ranges, [MIB + 5]);
-    let base = manifest["layers"][0]["size"].as_u64().unwrap() as usize;
+    let base = size(&manifest["layers"][0]["size"]);
     let other = registry.sent().0 - sent;
     assert!(
         (size_of(&manifest) - base..=size_of(&manifest) + 4096).contains(&other),

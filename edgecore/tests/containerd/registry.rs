@@ -185,7 +185,7 @@ fn connection(stream: TcpStream, shared: &Shared) {
         }
     };
     // A client that hangs up ends it.
-    drop(answer(stream, shared));
+    let _ = answer(stream, shared);
 }
 
 struct Request {
@@ -259,9 +259,10 @@ fn answer(stream: Box<dyn Stream>, shared: &Shared) -> Option<()> {
     let is_blob = path.contains("/blobs/");
     let (found, fault) = {
         let mut state = shared.state.lock().ok()?;
-        let digest = match name.starts_with("sha256:") {
-            true => Some(name.to_owned()),
-            false => state.tags.get(name).or_else(|| state.tags.get("")).cloned(),
+        let digest = if name.starts_with("sha256:") {
+            Some(name.to_owned())
+        } else {
+            state.tags.get(name).or_else(|| state.tags.get("")).cloned()
         };
         let found = digest.and_then(|d| state.blobs.get(&d).cloned().map(|blob| (d, blob)));
         let long = found
@@ -309,7 +310,9 @@ fn answer(stream: Box<dyn Stream>, shared: &Shared) -> Option<()> {
         ),
     };
     if matches!(fault, Some(Fault::Garble)) {
-        body.iter_mut().for_each(|byte| *byte = !*byte);
+        for byte in &mut body {
+            *byte = !*byte;
+        }
     }
     let rest = &body[start..];
     head(&mut stream, status, &more, rest.len())?;

@@ -511,12 +511,11 @@ fn expand_with(text: &str, values: &BTreeMap<String, String>) -> (String, Option
             out.push('$');
             rest = after;
         } else if let Some((name, after)) = tail.strip_prefix('(').and_then(|t| t.split_once(')')) {
-            match values.get(name) {
-                Some(value) => out.push_str(value),
-                None => {
-                    missing.get_or_insert_with(|| name.to_owned());
-                    out.push_str(&format!("$({name})"));
-                }
+            if let Some(value) = values.get(name) {
+                out.push_str(value);
+            } else {
+                missing.get_or_insert_with(|| name.to_owned());
+                out.push_str(&format!("$({name})"));
             }
             rest = after;
         } else {

@@ -97,7 +97,7 @@ pub(super) fn plan(state: &State) -> Vec<Step> {
         let uid = wanted.get(name).and_then(|pod| pod.metadata.uid.as_ref());
         let is_right = uid == Some(&mirror.hash) && !mirror.deleting;
         // Shown until it has ended.
-        let still_ends = wanted.get(name).is_none() && state.known.contains_key(&mirror.hash);
+        let still_ends = !wanted.contains_key(name) && state.known.contains_key(&mirror.hash);
         if !is_right
             && (!still_ends || mirror.deleting)
             && !state.mirrors.ended.contains(&mirror.uid)

@@ -50,15 +50,12 @@ fn unescape(field: &[u8]) -> PathBuf {
         let octal = digits
             .and_then(|digits| std::str::from_utf8(digits).ok())
             .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match octal {
-            Some(octal) => {
-                out.push(octal);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            None => {
-                out.push(*byte);
-                rest = tail;
-            }
+        if let Some(octal) = octal {
+            out.push(octal);
+            rest = tail.get(3..).unwrap_or_default();
+        } else {
+            out.push(*byte);
+            rest = tail;
         }
     }
     OsString::from_vec(out).into()

@@ -422,7 +422,7 @@ impl Worker {
                 .max(TOKEN_RETRY),
             Err(_) => TOKEN_RETRY,
         });
-        self.tokens_due = waits.min().map(|wait| tokio::time::Instant::now() + wait);
+        self.tokens_due = waits.min().map(|wait| Instant::now() + wait);
     }
 
     /// Brings new content of ConfigMaps and Secrets into volumes that stand. What cannot be read

@@ -182,7 +182,6 @@ fn spec_of(case: &Case) -> Value {
         ipc_ns: (!host_network).then(|| at("ns/ipc")),
         shm: (!host_network).then(|| at("shm")),
         hostname: "web".to_owned(),
-        ..PodPaths::default()
     };
     let built = build(
         &asked,

@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn a_truncated_archive_is_an_early_end() {
         let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        packed.write_all(&[7; 100_000]).unwrap();
+        packed.write_all(&vec![7; 100_000]).unwrap();
         let packed = packed.finish().unwrap();
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.gz");
