@@ -74,6 +74,10 @@ impl Arena {
                 format!("unix://{}", proxy.address().display()),
             ),
             ("outpost.cgroupRoot", format!("/{unique}")),
+            (
+                "modules.edged.tailoredKubeletConfig.staticPodPath",
+                dir.path().join("statics").display().to_string(),
+            ),
         ];
         world.more.extend(settings);
         let token = world.token()?;

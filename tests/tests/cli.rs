@@ -94,11 +94,13 @@ async fn all_started(run: &Run) -> Result<()> {
                 })
             })
         };
-        let restarts = pods
+        let crashes = pods
             .as_array()
             .and_then(|pods| pods.iter().find(|pod| pod["name"] == "crash"))
-            .and_then(|pod| pod["restarts"].as_i64());
-        let is_done = ["web", "two", "shell"].into_iter().all(is_up) && restarts > Some(0);
+            .is_some_and(|pod| {
+                pod["restarts"].as_i64() > Some(0) && pod["reason"] == "CrashLoopBackOff"
+            });
+        let is_done = ["web", "two", "shell"].into_iter().all(is_up) && crashes;
         Ok(is_done.then_some(()))
     })
     .await
@@ -112,7 +114,7 @@ fn pods_and_errors(run: &Run) -> Result<()> {
         .find(|line| line.contains("crash"))
         .context("no crash")?;
     ensure!(
-        crash.contains("0/1") && (crash.contains("CrashLoopBackOff") || crash.contains("Error")),
+        crash.contains("0/1") && crash.contains("CrashLoopBackOff"),
         "{table}"
     );
     let wide = say(run, "pods", &["-n", "default", "-o", "wide"])?;

@@ -70,7 +70,7 @@ fn images_come_from_a_registry_with_and_without_a_password() {
             )
             .await?;
         ensure!(
-            why.contains("Not authorized"),
+            why.contains("wants credentials for"),
             "the reason does not tell: {why}"
         );
 

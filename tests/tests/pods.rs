@@ -137,7 +137,9 @@ async fn apply_all(arena: &mut Arena, ready: &[Example]) -> Result<()> {
             }
         }
     }
-    std::fs::remove_dir_all(arena.dir.path().join("statics"))?;
+    for file in std::fs::read_dir(arena.dir.path().join("statics"))? {
+        std::fs::remove_file(file?.path())?;
+    }
     kubectl
         .run(&[
             "delete",

@@ -245,7 +245,7 @@ async fn refusals_name_the_reason() {
         .pull("127.0.0.1:1/x/y:z", &PullOptions::default())
         .await;
     assert!(
-        matches!(unreachable, Err(RuntimeError::Pull { .. })),
+        matches!(unreachable, Err(RuntimeError::RegistryUnavailable { .. })),
         "{unreachable:?}"
     );
     world.clean(&pod).await;

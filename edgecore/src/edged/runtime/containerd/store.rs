@@ -87,7 +87,11 @@ impl ImageStore {
     /// The image under `name` with its facts, unpacked; `None` if it is not there with all its
     /// content.
     pub(super) async fn present(&self, name: &str) -> Result<Option<Found>, ImageError> {
-        let Some(target) = image::target(&self.daemon, name).await? else {
+        let target = match image::target(&self.daemon, name).await? {
+            Some(target) => Some(target),
+            None => self.same_content(name).await?,
+        };
+        let Some(target) = target else {
             return Ok(None);
         };
         let facts = match self.facts_of(&target).await {
@@ -106,6 +110,31 @@ impl ImageStore {
             }
         }
         Ok(Some((target, facts)))
+    }
+
+    /// What `repository@digest` names is there under a tag: imported, or pulled by its tag before.
+    /// It gets this name too, so that whoever looks for unused images sees it in use.
+    async fn same_content(&self, name: &str) -> Result<Option<Descriptor>, ImageError> {
+        let Ok(Reference {
+            registry,
+            repository,
+            digest: Some(digest),
+            ..
+        }) = normalize(name)
+        else {
+            return Ok(None);
+        };
+        let records = image::records(&self.daemon).await?;
+        let found = records.into_iter().find(|record| {
+            record.target.digest == digest
+                && normalize(&record.name)
+                    .is_ok_and(|it| it.registry == registry && it.repository == repository)
+        });
+        let Some(found) = found else {
+            return Ok(None);
+        };
+        image::record(&self.daemon, name, &found.target).await?;
+        Ok(Some(found.target))
     }
 
     /// An image that someone preloaded into another namespace of the daemon, brought into ours
