@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch as tokio_watch};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +36,7 @@ use self::files::{Found, Trouble};
 use self::mirror::{Mirror, Mirrors};
 use self::parse::{CONFIG_MIRROR, CONFIG_SOURCE};
 use self::watch::{Change, Watch};
-use super::deps::{DesiredError, DesiredState, StatusSink};
+use super::deps::{DesiredError, DesiredState, StatusSink, Token, TokenWish};
 use super::pod::status::time;
 use crate::clock;
 
@@ -298,6 +298,26 @@ impl DesiredState for StaticPods {
         self.shared.deps.desired.secret(namespace, name).await
     }
 
+    async fn claim(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, DesiredError> {
+        self.shared.deps.desired.claim(namespace, name).await
+    }
+
+    async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>, DesiredError> {
+        self.shared.deps.desired.volume(name).await
+    }
+
+    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError> {
+        self.shared.deps.desired.volumes().await
+    }
+
+    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
+        self.shared.deps.desired.token(namespace, wish).await
+    }
+
     fn is_complete(&self) -> bool {
         self.state().read && self.shared.deps.desired.is_complete()
     }
@@ -331,6 +351,10 @@ impl StatusSink for StaticPods {
         // The one that replaces it may start, and its mirror may go.
         self.bump();
         self.shared.mirrors.notify_one();
+    }
+
+    fn volume_gone(&self, name: &str, uid: &str) {
+        self.shared.deps.sink.volume_gone(name, uid);
     }
 
     fn node_status(&self, node: Value) {
