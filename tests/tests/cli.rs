@@ -177,7 +177,8 @@ fn terminal(run: &Run) -> Result<()> {
         line.push(' ');
         line.push_str(&argument.to_string_lossy());
     }
-    line.push_str(" -it web -- sh -c 'stty size; tty; exit 9'");
+    // The size follows the start, as with kubectl: the command waits until it has one.
+    line.push_str(" -it web -- sh -c 'until stty size 2>/dev/null; do :; done; tty; exit 9'");
     let line = format!("stty cols 91 rows 17; {line}");
     let output = Command::new("script")
         .args(["-qec", &line, "/dev/null"])
