@@ -84,10 +84,12 @@ async fn what_was_taken_is_never_looked_at_again() {
     world.runtime.reboot();
     world.start_with(|settings| {
         settings.pods_max = 1;
-        settings.eviction = Config {
-            interval: Duration::from_secs(86_400),
-            ..always(Signal::NodefsAvailable)
-        };
+        // Soft: it is told, and ends nobody in the time of this test.
+        let mut short = always(Signal::NodefsAvailable);
+        for threshold in &mut short.thresholds {
+            threshold.grace = Some(Duration::from_secs(86_400_000));
+        }
+        settings.eviction = short;
     });
     world.until_running("one", 1).await;
     world.until_running("two", 1).await;
