@@ -178,7 +178,10 @@ fn terminal(run: &Run) -> Result<()> {
         line.push_str(&argument.to_string_lossy());
     }
     // The size follows the start, as with kubectl: the command waits until it has one.
-    line.push_str(" -it web -- sh -c 'until stty size 2>/dev/null; do :; done; tty; exit 9'");
+    let sized = "until [ -n \"$(stty size 2>/dev/null)\" ]; do :; done";
+    line.push_str(&format!(
+        " -it web -- sh -c '{sized}; stty size; tty; exit 9'"
+    ));
     let line = format!("stty cols 91 rows 17; {line}");
     let output = Command::new("script")
         .args(["-qec", &line, "/dev/null"])
