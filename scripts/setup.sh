@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(containerd runc containernetworking-plugins mosquitto mosquitto-clients protobuf-compiler
-  busybox-static docker-registry iproute2 iptables jq faketime gcc libc6-dev)
+  busybox-static docker-registry iproute2 iptables jq faketime zstd bsdutils gcc libc6-dev)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
