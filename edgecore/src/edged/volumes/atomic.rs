@@ -303,7 +303,10 @@ mod tests {
                 while !over.load(Ordering::Acquire) {
                     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
                     let mode = rustix::fs::Mode::empty();
-                    let held = rustix::fs::open(dir.join(DATA), flags, mode).unwrap();
+                    // The version that the link named may be swept before it is opened.
+                    let Ok(held) = rustix::fs::open(dir.join(DATA), flags, mode) else {
+                        continue;
+                    };
                     let read = |name: &str| {
                         let file =
                             rustix::fs::openat(&held, name, rustix::fs::OFlags::RDONLY, mode);
