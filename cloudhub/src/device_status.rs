@@ -1,12 +1,13 @@
 //! Keeps one DeviceStatus per Device: made with it, removed with it (device plane §4.4).
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
 use apiserver::store::{ListQuery, Require, Store, StoreError, Txn};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    follow::is_over,
     keys::{self, DEVICES_GROUP, ObjectKey, REGISTRY},
     kube::text,
     ledger::new_status,
@@ -15,11 +16,8 @@ use crate::{
 /// Runs until `stop`.
 pub async fn run(store: Arc<dyn Store>, stop: CancellationToken) -> Result<(), anyhow::Error> {
     loop {
-        match follow(&*store, &stop).await {
-            Ok(()) => return Ok(()),
-            Err(StoreError::Expired { .. }) => {}
-            Err(StoreError::Stopped) if stop.is_cancelled() => return Ok(()),
-            Err(error) => return Err(error.into()),
+        if let ControlFlow::Break(end) = is_over(follow(&*store, &stop).await, &stop) {
+            return end;
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod device_status;
 pub mod downstream;
 pub mod events;
 pub mod facts;
+pub mod follow;
 pub mod keys;
 pub mod kube;
 pub mod ledger;

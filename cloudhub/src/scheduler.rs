@@ -8,6 +8,7 @@ mod requests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
     sync::Arc,
 };
 
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock,
     events::Recorder,
+    follow::is_over,
     keys::{ObjectKey, REGISTRY},
     kube::{Kube, resources, text},
     volumes::{Binder, Refusal},
@@ -62,11 +64,8 @@ impl Scheduler {
     /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), anyhow::Error> {
         loop {
-            match self.follow(&stop).await {
-                Ok(()) => return Ok(()),
-                Err(StoreError::Expired { .. }) => {}
-                Err(StoreError::Stopped) if stop.is_cancelled() => return Ok(()),
-                Err(error) => return Err(error.into()),
+            if let ControlFlow::Break(end) = is_over(self.follow(&stop).await, &stop) {
+                return end;
             }
         }
     }

@@ -5,7 +5,7 @@
 //! admission writes into every pod that says nothing. The pod keeps its name until the node has
 //! ended it or somebody deletes it with force, as in Kubernetes: the node may still run it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc, time::Duration};
 
 use apiserver::{DeleteOptions, Reason, store::StoreError};
 use serde_json::Value;
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock,
     events::Recorder,
+    follow::is_over,
     keys::{ObjectKey, REGISTRY},
     kube::{Kube, resources, text},
 };
@@ -85,11 +86,8 @@ impl Evictor {
             () = tokio::time::sleep(self.grace) => {}
         }
         loop {
-            match self.follow(&stop).await {
-                Ok(()) => return Ok(()),
-                Err(StoreError::Expired { .. }) => {}
-                Err(StoreError::Stopped) if stop.is_cancelled() => return Ok(()),
-                Err(error) => return Err(error.into()),
+            if let ControlFlow::Break(end) = is_over(self.follow(&stop).await, &stop) {
+                return end;
             }
         }
     }

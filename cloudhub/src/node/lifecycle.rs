@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::ControlFlow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,6 +20,7 @@ use crate::{
     clock,
     config::Session,
     events::Recorder,
+    follow::is_over,
     keys::{ObjectKey, REGISTRY},
     kube::{Kube, resources, text},
     session::{Presence, Registry},
@@ -106,11 +108,8 @@ impl Lifecycle {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) -> Result<(), anyhow::Error> {
         loop {
-            match self.follow(&stop).await {
-                Ok(()) => return Ok(()),
-                Err(StoreError::Expired { .. }) => {}
-                Err(StoreError::Stopped) if stop.is_cancelled() => return Ok(()),
-                Err(error) => return Err(error.into()),
+            if let ControlFlow::Break(end) = is_over(self.follow(&stop).await, &stop) {
+                return end;
             }
         }
     }

@@ -12,7 +12,7 @@
 mod binder;
 pub mod plan;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
 use apiserver::{
     ApiError, DeleteOptions, Reason,
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub use binder::{Binder, Refusal, Wish};
 
 use crate::{
+    follow::is_over,
     keys::{ObjectKey, REGISTRY},
     kube::{Kube, resources, text},
 };
@@ -69,11 +70,8 @@ impl Controller {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) -> Result<(), anyhow::Error> {
         loop {
-            match self.follow(&stop).await {
-                Ok(()) => return Ok(()),
-                Err(StoreError::Expired { .. }) => {}
-                Err(StoreError::Stopped) if stop.is_cancelled() => return Ok(()),
-                Err(error) => return Err(error.into()),
+            if let ControlFlow::Break(end) = is_over(self.follow(&stop).await, &stop) {
+                return end;
             }
         }
     }
