@@ -20,3 +20,4 @@ pub mod store;
 pub mod supervise;
 pub mod telemetry;
 pub mod twin;
+pub mod unverified_tls;
