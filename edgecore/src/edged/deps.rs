@@ -51,7 +51,8 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// The desired objects of this node, read from its own store.
+/// The desired objects of this node, read from its own store. No method has a default: a layer
+/// between store and Edged that forgot to hand one on would make everything of its kind absent.
 #[async_trait]
 pub trait DesiredState: Send + Sync + 'static {
     /// Every pod bound to this node, those being deleted included.
@@ -73,44 +74,29 @@ pub trait DesiredState: Send + Sync + 'static {
     /// See [`DesiredState::configmap`].
     async fn claim(
         &self,
-        _namespace: &str,
-        _name: &str,
-    ) -> Result<Option<PersistentVolumeClaim>, DesiredError> {
-        Ok(None)
-    }
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<PersistentVolumeClaim>, DesiredError>;
 
     /// See [`DesiredState::configmap`].
-    async fn volume(&self, _name: &str) -> Result<Option<PersistentVolume>, DesiredError> {
-        Ok(None)
-    }
+    async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>, DesiredError>;
 
     /// Every volume that this node knows of.
     ///
     /// # Errors
     /// When the store cannot be read: Edged then removes nothing.
-    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError> {
-        Ok(Vec::new())
-    }
+    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError>;
 
     /// A token for a pod: the one that is kept, or a new one of the hub when that is due. One that
     /// is kept is good enough while the hub is away, even after its time.
     ///
     /// # Errors
     /// When there is none and the hub cannot be asked, or refuses.
-    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
-        Err(DesiredError::Unreachable {
-            kind: "token of ServiceAccount",
-            namespace: namespace.to_owned(),
-            name: wish.account.clone(),
-            reason: "no hub".to_owned(),
-        })
-    }
+    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError>;
 
     /// Whether [`DesiredState::pods`] is everything. Not so after the store was lost, until the
     /// hub has told it all again: what is not listed then is left alone.
-    fn is_complete(&self) -> bool {
-        true
-    }
+    fn is_complete(&self) -> bool;
 
     /// Rises after each commit that changed a pod, a ConfigMap or a Secret.
     fn generation(&self) -> watch::Receiver<u64>;
@@ -126,13 +112,11 @@ pub trait StatusSink: Send + Sync + 'static {
     fn pod_gone(&self, namespace: &str, name: &str, uid: &str);
     /// The data of a deleted volume has been removed. Repeated while the volume is still known, so
     /// it may be lost.
-    fn volume_gone(&self, _name: &str, _uid: &str) {}
+    fn volume_gone(&self, name: &str, uid: &str);
     /// A whole v1 Node (metadata, spec, status); called only when it differs from the one before.
     fn node_status(&self, node: Value);
     /// Whether the hub can be reached now; `None` where there is none.
-    fn hub_link(&self) -> Option<watch::Receiver<bool>> {
-        None
-    }
+    fn hub_link(&self) -> Option<watch::Receiver<bool>>;
     /// A v1 Event. The same `metadata.name` again with a higher `count` replaces the earlier one.
     fn event(&self, event: Value);
 }

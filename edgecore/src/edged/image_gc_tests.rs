@@ -1,8 +1,8 @@
-use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
 
 use super::*;
 use crate::edged::runtime::fake::FakeRuntime;
+use crate::edged::{Token, TokenWish};
 
 #[test]
 fn removal_begins_at_one_mark_and_ends_at_the_other() {
@@ -96,6 +96,23 @@ impl DesiredState for Wanted {
     }
     async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, DesiredError> {
         Ok(None)
+    }
+    async fn claim(&self, _: &str, _: &str) -> Result<Option<PersistentVolumeClaim>, DesiredError> {
+        Ok(None)
+    }
+    async fn volume(&self, _: &str) -> Result<Option<PersistentVolume>, DesiredError> {
+        Ok(None)
+    }
+    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError> {
+        Ok(Vec::new())
+    }
+    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
+        Err(DesiredError::Unreachable {
+            kind: "token of ServiceAccount",
+            namespace: namespace.to_owned(),
+            name: wish.account.clone(),
+            reason: "no hub".to_owned(),
+        })
     }
     fn is_complete(&self) -> bool {
         self.complete

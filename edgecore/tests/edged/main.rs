@@ -26,9 +26,11 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use daemon::PrivateContainerd;
 use edgecore::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
-use edgecore::edged::{Deps, DesiredError, DesiredState, Edged, EdgedHandle, Settings, StatusSink};
+use edgecore::edged::{
+    Deps, DesiredError, DesiredState, Edged, EdgedHandle, Settings, StatusSink, Token, TokenWish,
+};
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use oci::{ImageSpec, write_archive};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -65,6 +67,31 @@ impl DesiredState for Store {
         }))
     }
 
+    async fn claim(&self, _: &str, _: &str) -> Result<Option<PersistentVolumeClaim>, DesiredError> {
+        Ok(None)
+    }
+
+    async fn volume(&self, _: &str) -> Result<Option<PersistentVolume>, DesiredError> {
+        Ok(None)
+    }
+
+    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError> {
+        Ok(Vec::new())
+    }
+
+    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
+        Err(DesiredError::Unreachable {
+            kind: "token of ServiceAccount",
+            namespace: namespace.to_owned(),
+            name: wish.account.clone(),
+            reason: "no hub".to_owned(),
+        })
+    }
+
+    fn is_complete(&self) -> bool {
+        true
+    }
+
     fn generation(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
@@ -96,6 +123,12 @@ impl StatusSink for Sink {
             news.gone = true;
             news.gone_count += 1;
         });
+    }
+
+    fn volume_gone(&self, _: &str, _: &str) {}
+
+    fn hub_link(&self) -> Option<watch::Receiver<bool>> {
+        None
     }
 
     fn node_status(&self, node: Value) {

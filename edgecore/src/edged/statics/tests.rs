@@ -47,6 +47,26 @@ impl DesiredState for Around {
     async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, DesiredError> {
         Ok(None)
     }
+    async fn claim(&self, _: &str, _: &str) -> Result<Option<PersistentVolumeClaim>, DesiredError> {
+        Ok(None)
+    }
+    async fn volume(&self, _: &str) -> Result<Option<PersistentVolume>, DesiredError> {
+        Ok(None)
+    }
+    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError> {
+        Ok(Vec::new())
+    }
+    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
+        Err(DesiredError::Unreachable {
+            kind: "token of ServiceAccount",
+            namespace: namespace.to_owned(),
+            name: wish.account.clone(),
+            reason: "no hub".to_owned(),
+        })
+    }
+    fn is_complete(&self) -> bool {
+        true
+    }
     fn generation(&self) -> tokio_watch::Receiver<u64> {
         self.generation.subscribe()
     }
@@ -59,7 +79,11 @@ impl StatusSink for Around {
     fn pod_gone(&self, _: &str, name: &str, uid: &str) {
         self.say(format!("gone {name} {uid}"));
     }
+    fn volume_gone(&self, _: &str, _: &str) {}
     fn node_status(&self, _: Value) {}
+    fn hub_link(&self) -> Option<tokio_watch::Receiver<bool>> {
+        None
+    }
     fn event(&self, event: Value) {
         self.say(format!("event {}", event["message"].as_str().unwrap()));
     }

@@ -92,6 +92,10 @@ impl DesiredState for Store {
             })
     }
 
+    fn is_complete(&self) -> bool {
+        true
+    }
+
     fn generation(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }
@@ -124,6 +128,10 @@ impl StatusSink for Sink {
     fn volume_gone(&self, name: &str, _: &str) {
         self.0
             .send_modify(|news| news.volumes_gone.push(name.to_owned()));
+    }
+
+    fn hub_link(&self) -> Option<watch::Receiver<bool>> {
+        None
     }
 
     fn node_status(&self, node: Value) {
