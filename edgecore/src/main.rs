@@ -101,6 +101,27 @@ fn block_on<F: Future>(future: F) -> Result<F::Output, std::io::Error> {
         .map(|runtime| runtime.block_on(future))
 }
 
+/// Asks the daemon on this node and prints its answer.
+fn ask_daemon<T, E: std::error::Error>(
+    question: impl Future<Output = Result<T, E>>,
+    render: impl FnOnce(T) -> String,
+) -> u8 {
+    match block_on(question) {
+        Ok(Ok(answer)) => {
+            print(&render(answer));
+            exit::OK
+        }
+        Ok(Err(error)) => {
+            tell_error(&error);
+            exit::UNAVAILABLE
+        }
+        Err(error) => {
+            tell_error(&error);
+            exit::SOFTWARE
+        }
+    }
+}
+
 fn run(args: &RunArgs) -> u8 {
     let flags = Flags {
         node_name: args.node_name.clone(),
@@ -262,23 +283,13 @@ fn status(args: &AskArgs) -> u8 {
         }
     };
     let socket = config.socket();
-    match block_on(edgecore::api::client::status(&socket)) {
-        Ok(Ok(status)) => {
-            print(&match args.output {
-                Output::Table => status.render(),
-                Output::Json => serde_json::to_string_pretty(&status).unwrap_or_default() + "\n",
-            });
-            exit::OK
-        }
-        Ok(Err(error)) => {
-            tell_error(&error);
-            exit::UNAVAILABLE
-        }
-        Err(error) => {
-            tell_error(&error);
-            exit::SOFTWARE
-        }
-    }
+    ask_daemon(
+        edgecore::api::client::status(&socket),
+        |status| match args.output {
+            Output::Table => status.render(),
+            Output::Json => serde_json::to_string_pretty(&status).unwrap_or_default() + "\n",
+        },
+    )
 }
 
 fn image(command: &ImageCommand) -> u8 {
@@ -336,19 +347,8 @@ fn image(command: &ImageCommand) -> u8 {
 }
 
 fn prune(socket: &Path) -> u8 {
-    match block_on(edgecore::api::client::prune_images(socket)) {
-        Ok(Ok(bytes)) => {
-            let tenths = bytes.saturating_mul(10) >> 20;
-            print(&format!("{}.{} MiB freed\n", tenths / 10, tenths % 10));
-            exit::OK
-        }
-        Ok(Err(error)) => {
-            tell_error(&error);
-            exit::UNAVAILABLE
-        }
-        Err(error) => {
-            tell_error(&error);
-            exit::SOFTWARE
-        }
-    }
+    ask_daemon(edgecore::api::client::prune_images(socket), |bytes| {
+        let tenths = bytes.saturating_mul(10) >> 20;
+        format!("{}.{} MiB freed\n", tenths / 10, tenths % 10)
+    })
 }

@@ -177,11 +177,7 @@ fn terminal(run: &Run) -> Result<()> {
         line.push(' ');
         line.push_str(&argument.to_string_lossy());
     }
-    // The size follows the start, as with kubectl: the command waits until it has one.
-    let sized = "until [ -n \"$(stty size 2>/dev/null)\" ]; do :; done";
-    line.push_str(&format!(
-        " -it web -- sh -c '{sized}; stty size; tty; exit 9'"
-    ));
+    line.push_str(" -it web -- sh -c 'stty size; tty; exit 9'");
     let line = format!("stty cols 91 rows 17; {line}");
     let output = Command::new("script")
         .args(["-qec", &line, "/dev/null"])

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use containerd_client::services::v1::{
-    AbortRequest, Info, InfoRequest, ReadContentRequest, UpdateRequest, WriteAction,
+    AbortRequest, Info, InfoRequest, InfoResponse, ReadContentRequest, UpdateRequest, WriteAction,
     WriteContentRequest, WriteContentResponse,
 };
 use containerd_client::tonic::{Code, Streaming};
@@ -34,18 +34,19 @@ pub(super) fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
+async fn info(daemon: &Daemon, digest: &str) -> Result<InfoResponse, CallError> {
+    let request = InfoRequest {
+        digest: digest.to_owned(),
+    };
+    let mut content = daemon.content();
+    daemon
+        .call("content info", CALL, content.info(request))
+        .await
+}
+
 /// Whether a blob is complete in our namespace.
 pub(super) async fn exists(daemon: &Daemon, digest: &str) -> Result<bool, CallError> {
-    let info = daemon
-        .call(
-            "content info",
-            CALL,
-            daemon.content().info(InfoRequest {
-                digest: digest.to_owned(),
-            }),
-        )
-        .await;
-    match info {
+    match info(daemon, digest).await {
         Ok(_) => Ok(true),
         Err(error) if error.is_not_found() => Ok(false),
         Err(error) => Err(error),
@@ -54,16 +55,7 @@ pub(super) async fn exists(daemon: &Daemon, digest: &str) -> Result<bool, CallEr
 
 /// Reads a whole small blob and checks its digest.
 pub(super) async fn read_document(daemon: &Daemon, digest: &str) -> Result<Vec<u8>, ImageError> {
-    let info = daemon
-        .call(
-            "content info",
-            CALL,
-            daemon.content().info(InfoRequest {
-                digest: digest.to_owned(),
-            }),
-        )
-        .await?;
-    let size = info.info.map_or(0, |info| info.size);
+    let size = info(daemon, digest).await?.info.map_or(0, |info| info.size);
     if size > DOCUMENT_BYTES_MAX {
         return Err(ImageError::invalid(format!(
             "document {digest} has {size} bytes"

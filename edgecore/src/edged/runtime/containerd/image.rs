@@ -426,20 +426,23 @@ pub(super) async fn pin(daemon: &Daemon, name: &str, pinned: bool) -> Result<(),
     } else {
         image.labels.remove(PINNED);
     }
+    update(daemon, image, "labels").await
+}
+
+/// Writes one field of an image record.
+async fn update(daemon: &Daemon, image: ImageRecord, field: &str) -> Result<(), CallError> {
+    let request = UpdateImageRequest {
+        image: Some(image),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec![field.to_owned()],
+        }),
+        source_date_epoch: None,
+    };
+    let mut images = daemon.images();
     daemon
-        .call(
-            "image update",
-            CALL,
-            daemon.images().update(UpdateImageRequest {
-                image: Some(image),
-                update_mask: Some(prost_types::FieldMask {
-                    paths: vec!["labels".to_owned()],
-                }),
-                source_date_epoch: None,
-            }),
-        )
-        .await
-        .map(|_| ())
+        .call("image update", CALL, images.update(request))
+        .await?;
+    Ok(())
 }
 
 /// Deletes an image record and waits for the garbage collection that it allows. Blobs are never
@@ -521,20 +524,7 @@ pub(super) async fn record(
         )
         .await;
     match created {
-        Err(error) if error.is_already_exists() => daemon
-            .call(
-                "image update",
-                CALL,
-                daemon.images().update(UpdateImageRequest {
-                    image: Some(image),
-                    update_mask: Some(prost_types::FieldMask {
-                        paths: vec!["target".to_owned()],
-                    }),
-                    source_date_epoch: None,
-                }),
-            )
-            .await
-            .map(|_| ()),
+        Err(error) if error.is_already_exists() => update(daemon, image, "target").await,
         other => other.map(|_| ()),
     }
 }

@@ -23,7 +23,7 @@ use containerd_client::services::v1::{
     StartRequest, WaitRequest,
 };
 use prost_types::Any;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -57,6 +57,8 @@ pub(super) struct Ask<'a> {
     pub(super) command: &'a [String],
     pub(super) tty: bool,
     pub(super) stdin: bool,
+    /// Of the terminal, if it has one.
+    pub(super) size: Option<Size>,
 }
 
 /// Runs commands, so many at once.
@@ -110,6 +112,7 @@ impl Execs {
             command,
             tty: false,
             stdin: false,
+            size: None,
         };
         let place = self.place().await?;
         let ran = tokio::time::timeout(limit, async {
@@ -134,6 +137,7 @@ impl Execs {
             command: &request.command,
             tty: request.tty,
             stdin: request.stdin,
+            size: request.size,
         };
         // A person is told at once; a probe would wait.
         let place = Arc::clone(&self.alive)
@@ -141,7 +145,7 @@ impl Execs {
             .map_err(|_| failed(&format!("{ALIVE_MAX} are running already")))?;
         let running = self.start(place, &ask).await?;
         let (session, served) = talk::pair();
-        tokio::spawn(session::drive(running, request.size, served));
+        tokio::spawn(session::drive(running, served));
         Ok(session)
     }
 
@@ -283,6 +287,11 @@ fn describe(spec: &[u8], ask: &Ask<'_>) -> Result<Vec<u8>, RuntimeError> {
     process.insert("args".to_owned(), Value::from(ask.command.to_vec()));
     process.insert("terminal".to_owned(), Value::from(ask.tty));
     process.remove("consoleSize");
+    if let Some(size) = ask.size.filter(|_| ask.tty) {
+        // From its first instruction on, not when the first resize has come.
+        let size = json!({"width": size.width, "height": size.height});
+        process.insert("consoleSize".to_owned(), size);
+    }
     if ask.tty {
         let env = process
             .entry("env")

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
-use tokio::time::Instant;
 
 use super::Running;
 use crate::edged::runtime::{EXEC_OUTPUT_BYTES_MAX, ExecOutput, RuntimeError};
@@ -55,27 +54,31 @@ pub(super) async fn collect(running: Running) -> Result<ExecOutput, RuntimeError
     let (mut stdout, mut stderr) = (Some(stdout), stderr);
     let mut kept = Kept(Vec::new());
     let (mut out, mut err) = ([0_u8; CHUNK_BYTES], [0_u8; CHUNK_BYTES]);
-    let mut code = None;
-    let drained = tokio::time::sleep(Duration::MAX);
-    tokio::pin!(drained);
-    {
+    let exit_code = {
         let ended = process.wait();
         tokio::pin!(ended);
-        while code.is_none() || stdout.is_some() || stderr.is_some() {
-            // All cancel-safe: pipe reads, a future by reference, a timer by reference.
+        loop {
+            // All cancel-safe: pipe reads, a future by reference.
             tokio::select! {
                 length = some(&mut stdout, &mut out) => kept.add(&out[..length]),
                 length = some(&mut stderr, &mut err) => kept.add(&err[..length]),
-                exit = &mut ended, if code.is_none() => {
-                    code = Some(exit?);
-                    drained.as_mut().reset(Instant::now() + DRAIN);
-                }
-                () = &mut drained, if code.is_some() => break,
+                exit = &mut ended => break exit?,
             }
         }
-    }
+    };
+    let rest = async {
+        while stdout.is_some() || stderr.is_some() {
+            // Cancel-safe: a pipe read that is dropped has taken nothing.
+            tokio::select! {
+                length = some(&mut stdout, &mut out) => kept.add(&out[..length]),
+                length = some(&mut stderr, &mut err) => kept.add(&err[..length]),
+            }
+        }
+    };
+    // Whoever still holds the streams then is not the command.
+    let _ = tokio::time::timeout(DRAIN, rest).await;
     Ok(ExecOutput {
-        exit_code: code.unwrap_or_default(),
+        exit_code,
         output: kept.0,
     })
 }

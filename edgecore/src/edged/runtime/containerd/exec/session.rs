@@ -10,14 +10,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{Process, Running};
-use crate::edged::runtime::session::{CHUNK_BYTES_MAX, Input, Output, Served, Size};
+use crate::edged::runtime::session::{CHUNK_BYTES_MAX, Input, Output, Served};
 
 /// How long a silent stream is waited for after the process has ended: a child in the background
 /// may hold it for ever.
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// Carries a conversation to its end. The process is killed when the other side hangs up.
-pub(super) async fn drive(running: Running, size: Option<Size>, served: Served) {
+pub(super) async fn drive(running: Running, served: Served) {
     let Running {
         process,
         stdin,
@@ -25,9 +25,6 @@ pub(super) async fn drive(running: Running, size: Option<Size>, served: Served) 
         stderr,
     } = running;
     let Served { input, output } = served;
-    if let Some(size) = size {
-        tell_size(process.resize(size)).await;
-    }
     let has_ended = CancellationToken::new();
     let copies =
         futures_util::future::join(copy(stdout, Output::Stdout, &output, &has_ended), async {

@@ -6,6 +6,7 @@ fn ask(command: &[String], tty: bool) -> Ask<'_> {
         command,
         tty,
         stdin: false,
+        size: None,
     }
 }
 
@@ -49,6 +50,25 @@ fn a_terminal_has_a_type() {
     assert_eq!(own["env"], serde_json::json!(["TERM=linux"]));
     let none = described(r#"{"process":{"cwd":"/"}}"#, true);
     assert_eq!(none["env"], serde_json::json!(["TERM=xterm"]));
+}
+
+#[test]
+fn a_terminal_has_its_size_from_the_start() {
+    let command = ["sh".to_owned()];
+    let size = Size {
+        width: 91,
+        height: 17,
+    };
+    let sized = |tty| Ask {
+        size: Some(size),
+        ..ask(&command, tty)
+    };
+    let described = |tty| -> Value {
+        serde_json::from_slice(&describe(SPEC.as_bytes(), &sized(tty)).unwrap()).unwrap()
+    };
+    let told = serde_json::json!({"width": 91, "height": 17});
+    assert_eq!(described(true)["consoleSize"], told);
+    assert_eq!(described(false).get("consoleSize"), None);
 }
 
 #[test]
