@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderName, HeaderValue, RANGE,
-};
-use reqwest::{Certificate, Identity, Method, Response, StatusCode, Url};
+use reqwest::header::{ACCEPT, CONTENT_RANGE, HeaderName, HeaderValue, RANGE};
+use reqwest::{Method, Response, StatusCode, Url};
 
 use super::token::{Challenge, TokenAnswer, basic, bearer};
-use super::{Endpoint, Kind, Registries, RegistryError, Tls, Tokens, read_bounded};
+use super::transport::{Errand, Transport};
+use super::{Endpoint, Kind, Registries, RegistryError, Tokens};
 use crate::edged::runtime::RegistryAuth;
 
-const CONNECT: Duration = Duration::from_secs(10);
+/// A document or token that is not here by then does not come: a registry that sends a byte now and
+/// then must not hold one of the node's few places for pulls.
+const DOCUMENT_WITHIN: Duration = Duration::from_secs(120);
 /// Basic authorization holds until it is refused.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
 /// Registries do not take manifests above 4 MiB; token answers are far smaller.
@@ -37,7 +38,7 @@ pub(in super::super) type Part = stream::BoxStream<'static, io::Result<Bytes>>;
 /// A repository at an endpoint, with the credentials to ask it with.
 pub(in super::super) struct Client {
     endpoint: Endpoint,
-    http: reqwest::Client,
+    transport: Transport,
     registry: String,
     repository: String,
     auths: Vec<RegistryAuth>,
@@ -66,7 +67,7 @@ impl Client {
         tokens: Arc<Tokens>,
     ) -> Result<Self, RegistryError> {
         let wrong = |text: String| RegistryError::new(&endpoint.host, Kind::Config, text);
-        let http = build(&endpoint, registries.stall).map_err(wrong)?;
+        let transport = Transport::new(&endpoint, registries.stall).map_err(wrong)?;
         let node_key = if endpoint.is_mirror {
             endpoint.host.as_str()
         } else {
@@ -84,7 +85,7 @@ impl Client {
         }
         Ok(Self {
             endpoint,
-            http,
+            transport,
             registry: registry.to_owned(),
             repository: repository.to_owned(),
             auths: all,
@@ -111,8 +112,11 @@ impl Client {
 
     /// The bytes of a manifest or index, not yet verified.
     pub(in super::super) async fn manifest(&self, reference: &str) -> Result<Bytes, RegistryError> {
-        let answer = self.manifest_answer(Method::GET, reference).await?;
-        read_all(answer, &self.endpoint.host).await
+        let read = async {
+            let answer = self.manifest_answer(Method::GET, reference).await?;
+            read_all(answer, &self.endpoint.host).await
+        };
+        in_time(&self.endpoint.host, read).await
     }
 
     async fn manifest_answer(
@@ -168,14 +172,11 @@ impl Client {
             return Err(self.error(Kind::Protocol, text));
         };
         let host = url.host_str().unwrap_or_default().to_owned();
-        let mut request = self.http.get(url);
-        if let Some((name, value)) = range(offset) {
-            request = request.header(name, value);
-        }
-        let answer = request
-            .send()
-            .await
-            .map_err(|error| RegistryError::of_request(&host, &error))?;
+        let errand = Errand {
+            header: range(offset),
+            ..Errand::get(url)
+        };
+        let answer = self.transport.send(errand).await?;
         if !answer.status().is_success() {
             let what = "a foreign layer";
             return Err(RegistryError::of_status(&host, answer.status(), what, 0));
@@ -283,17 +284,14 @@ impl Client {
             // A mirror of several registries is told which one is meant.
             url.query_pairs_mut().append_pair("ns", &self.registry);
         }
-        let mut request = self.http.request(question.method.clone(), url);
-        if let Some((name, value)) = &question.header {
-            request = request.header(name, value);
-        }
-        if let Some(value) = authorization {
-            request = request.header(AUTHORIZATION, value);
-        }
-        request
-            .send()
-            .await
-            .map_err(|error| RegistryError::of_request(&self.endpoint.host, &error))
+        let errand = Errand {
+            method: question.method.clone(),
+            header: question.header.clone(),
+            authorization,
+            is_own: true,
+            ..Errand::get(url)
+        };
+        self.transport.send(errand).await
     }
 
     /// Asks a token server.
@@ -326,23 +324,21 @@ impl Client {
                 query.append_pair("refresh_token", refresh);
             }
         }
-        let request = if refresh.is_some() {
+        let errand = if refresh.is_some() {
             let form = url.query().unwrap_or_default().to_owned();
             url.set_query(None);
-            let kind = "application/x-www-form-urlencoded";
-            let request = self.http.post(url).header("content-type", kind);
-            request.body(form)
+            Errand {
+                method: Method::POST,
+                form: Some(form),
+                ..Errand::get(url)
+            }
         } else {
-            let request = self.http.get(url);
-            match auth.and_then(basic) {
-                Some(value) => request.header(AUTHORIZATION, value),
-                None => request,
+            Errand {
+                authorization: auth.and_then(basic),
+                ..Errand::get(url)
             }
         };
-        let answer = request
-            .send()
-            .await
-            .map_err(|error| RegistryError::of_request(&host, &error))?;
+        let answer = self.transport.send(errand).await?;
         let status = answer.status();
         if !status.is_success() {
             let error = RegistryError::of_status(&host, status, "a token", self.auths.len());
@@ -352,7 +348,7 @@ impl Client {
                 error
             });
         }
-        let bytes = read_all(answer, &host).await?;
+        let bytes = in_time(&host, read_all(answer, &host)).await?;
         serde_json::from_slice::<TokenAnswer>(&bytes)
             .ok()
             .and_then(TokenAnswer::authorization)
@@ -370,80 +366,6 @@ impl Client {
     }
 }
 
-fn build(endpoint: &Endpoint, stall: Duration) -> Result<reqwest::Client, String> {
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Lost only to somebody who installed one at the same moment: then one is there.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
-    let extra = certificates(&endpoint.tls)?;
-    let mut headers = HeaderMap::new();
-    for (name, value) in &endpoint.headers {
-        let header = name
-            .parse::<HeaderName>()
-            .ok()
-            .zip(HeaderValue::from_str(value).ok());
-        let (name, value) = header.ok_or_else(|| format!("has a header `{name}` that is none"))?;
-        headers.append(name, value);
-    }
-    let identity = identity(&endpoint.tls)?;
-    let builder = || {
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("outpost-edgecore/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            .read_timeout(stall)
-            .default_headers(headers.clone())
-            .http1_only()
-            .tls_danger_accept_invalid_certs(endpoint.tls.skip_verify);
-        if let Some(identity) = &identity {
-            builder = builder.identity(identity.clone());
-        }
-        builder
-    };
-    // Plain http needs no roots, and a node may have none.
-    let is_plain = endpoint.base.starts_with("http:");
-    let built = if is_plain {
-        builder().tls_certs_only(extra.clone()).build()
-    } else {
-        builder().tls_certs_merge(extra.clone()).build()
-    };
-    built
-        .or_else(|_| builder().tls_certs_only(extra).build())
-        .map_err(|error| format!("cannot be asked: {error}"))
-}
-
-fn certificates(tls: &Tls) -> Result<Vec<Certificate>, String> {
-    let mut all = Vec::new();
-    for path in &tls.ca_files {
-        let shown = path.display();
-        let pem = read_bounded(path).map_err(|error| format!("has a CA file {shown}: {error}"))?;
-        let read = Certificate::from_pem_bundle(&pem)
-            .map_err(|_| format!("has a CA file {shown} that is not PEM"))?;
-        if read.is_empty() {
-            return Err(format!("has a CA file {shown} without a certificate"));
-        }
-        all.extend(read);
-    }
-    Ok(all)
-}
-
-/// The first certificate of the node's for this host.
-fn identity(tls: &Tls) -> Result<Option<Identity>, String> {
-    let Some((cert, key)) = tls.identities.first() else {
-        return Ok(None);
-    };
-    let mut pem = Vec::new();
-    for path in std::iter::once(cert).chain(key) {
-        let read = read_bounded(path)
-            .map_err(|error| format!("has a client certificate {}: {error}", path.display()))?;
-        pem.extend(read);
-        pem.push(b'\n');
-    }
-    let shown = cert.display();
-    Identity::from_pem(&pem)
-        .map(Some)
-        .map_err(|_| format!("has a client certificate {shown} without certificate or key in PEM"))
-}
-
 fn range(offset: u64) -> Option<(HeaderName, HeaderValue)> {
     if offset == 0 {
         return None;
@@ -456,6 +378,17 @@ fn range(offset: u64) -> Option<(HeaderName, HeaderValue)> {
 fn first_byte(content_range: &str) -> Option<u64> {
     let rest = content_range.trim().strip_prefix("bytes")?.trim_start();
     rest.split('-').next()?.trim().parse().ok()
+}
+
+async fn in_time<T>(
+    host: &str,
+    reading: impl Future<Output = Result<T, RegistryError>>,
+) -> Result<T, RegistryError> {
+    let read = tokio::time::timeout(DOCUMENT_WITHIN, reading).await;
+    read.unwrap_or_else(|_| {
+        let text = format!("did not send a small document within {DOCUMENT_WITHIN:?}");
+        Err(RegistryError::new(host, Kind::Unreachable, text))
+    })
 }
 
 async fn read_all(mut answer: Response, host: &str) -> Result<Bytes, RegistryError> {
@@ -500,31 +433,5 @@ fn skip(stream: Part, offset: u64) -> Part {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::TryStreamExt;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn skip_drops_exactly_the_offset() {
-        let parts = ["abc", "def", "ghi"].map(|s| Ok(Bytes::from_static(s.as_bytes())));
-        let rest: Vec<Bytes> = skip(stream::iter(parts).boxed(), 4)
-            .try_collect()
-            .await
-            .unwrap();
-        assert_eq!(rest.concat(), b"efghi");
-    }
-
-    #[test]
-    fn ranges_are_read() {
-        for (text, want) in [
-            ("bytes 5-9/10", Some(5)),
-            ("bytes 0-0/*", Some(0)),
-            ("bytes */10", None),
-            ("pages 1-2", None),
-            ("", None),
-        ] {
-            assert_eq!(first_byte(text), want, "{text}");
-        }
-    }
-}
+#[path = "client_tests.rs"]
+mod tests;

@@ -62,8 +62,6 @@ impl RegistryError {
         }
         let text = if error.is_timeout() {
             "did not answer in time; is it reachable from this node?".to_owned()
-        } else if error.is_redirect() {
-            "redirects without end".to_owned()
         } else {
             format!("cannot be reached: {}", innermost(error))
         };

@@ -8,6 +8,7 @@ mod client;
 mod error;
 mod hosts;
 mod token;
+mod transport;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
