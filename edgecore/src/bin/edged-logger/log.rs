@@ -17,7 +17,14 @@ pub(super) struct Log {
     file: File,
     written: u64,
     entry: Vec<u8>,
+    /// Entries of each stream that could not be written since the last one that could.
+    lost: [u64; 2],
+    /// Each stream's last entry in the file left its line open.
+    is_open: [bool; 2],
 }
+
+/// The two streams, in the order in which they are counted.
+const STREAMS: [&str; 2] = ["stdout", "stderr"];
 
 impl Log {
     pub(super) fn open(mut config: Config) -> io::Result<Self> {
@@ -34,33 +41,53 @@ impl Log {
             file,
             written,
             entry: Vec::with_capacity(LINE_BYTES_MAX + 64),
+            lost: [0; 2],
+            is_open: [false; 2],
         })
     }
 
-    /// `<RFC 3339 nanoseconds> <stream> <F|P> <line>`, one write per entry. Dropped if the disk
-    /// is full: the container must not notice.
+    /// Writes one entry. If the disk is full it is dropped, and the container does not notice; the
+    /// next one that can be written comes with one before it that says how many are missing.
     pub(super) fn write(&mut self, stream: &str, tag: &[u8], line: &[u8]) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let number = usize::from(stream == "stderr");
+        let mut is_open = self.is_open;
         self.entry.clear();
-        let time = timestamp(now.as_secs(), now.subsec_nanos());
-        for part in [time.as_bytes(), stream.as_bytes(), tag] {
-            self.entry.extend_from_slice(part);
-            self.entry.push(b' ');
+        for (stream, (lost, is_open)) in STREAMS.into_iter().zip(self.lost.iter().zip(&mut is_open))
+        {
+            if *lost > 0 {
+                // It also ends a line whose end is among the missing.
+                let gap = if *is_open { " " } else { "" };
+                let text = format!("{gap}[outpost: {lost} log entries could not be written here]");
+                push(&mut self.entry, stream, b"F", text.as_bytes());
+                *is_open = false;
+            }
         }
-        self.entry.extend_from_slice(line);
-        self.entry.push(b'\n');
+        push(&mut self.entry, stream, tag, line);
+        if self.append() {
+            self.lost = [0; 2];
+            self.is_open = is_open;
+            if let Some(is_open) = self.is_open.get_mut(number) {
+                *is_open = tag == b"P";
+            }
+        } else if let Some(lost) = self.lost.get_mut(number) {
+            *lost = lost.saturating_add(1);
+        }
+    }
+
+    /// Writes what was put together, in one write; whether it was taken.
+    fn append(&mut self) -> bool {
         let length = u64::try_from(self.entry.len()).unwrap_or(u64::MAX);
         if self.written > 0 && self.written.saturating_add(length) > self.config.bytes_max {
             self.rotate();
         }
-        if self.file.write_all(&self.entry).is_ok() {
+        let is_taken = self.file.write_all(&self.entry).is_ok();
+        if is_taken {
             self.written = self.written.saturating_add(length);
         } else {
             // Half an entry would swallow the next one.
             drop(self.file.set_len(self.written));
         }
+        is_taken
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {
@@ -95,6 +122,20 @@ impl Log {
             self.config.node_bytes_max,
         );
     }
+}
+
+/// `<RFC 3339 nanoseconds> <stream> <F|P> <line>`
+fn push(out: &mut Vec<u8>, stream: &str, tag: &[u8], line: &[u8]) {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let time = timestamp(now.as_secs(), now.subsec_nanos());
+    for part in [time.as_bytes(), stream.as_bytes(), tag] {
+        out.extend_from_slice(part);
+        out.push(b' ');
+    }
+    out.extend_from_slice(line);
+    out.push(b'\n');
 }
 
 fn append(path: &Path) -> io::Result<File> {
@@ -184,16 +225,30 @@ mod tests {
         let other = disk.0.path().join("other");
         std::fs::write(&other, vec![0; 30 << 10]).unwrap();
         let line = [b'x'; 1000];
+        log.write("stderr", b"P", b"open");
         for _ in 0..100 {
             log.write("stdout", b"F", &line);
         }
+        log.write("stderr", b"F", &line);
         std::fs::remove_file(other).unwrap();
         log.write("stdout", b"F", b"again");
         let text = std::fs::read_to_string(&path).unwrap();
-        let lengths: Vec<usize> = text.lines().map(str::len).collect();
-        let (last, full) = lengths.split_last().unwrap();
-        assert!(full.len() > 10 && full.len() < 100, "{}", full.len());
-        assert!(full.iter().all(|length| *length == full[0]), "{lengths:?}");
-        assert!(text.ends_with(" stdout F again\n") && *last < full[0]);
+        let said: Vec<&str> = text
+            .lines()
+            .map(|entry| entry.split_once(' ').unwrap().1)
+            .collect();
+        let full = said.iter().filter(|entry| entry.len() > line.len()).count();
+        assert!(full > 10 && full < 100, "{full}");
+        let lost = 100 - full;
+        assert_eq!(
+            said.get(full + 1..),
+            Some(
+                &[
+                    &*format!("stdout F [outpost: {lost} log entries could not be written here]"),
+                    "stderr F  [outpost: 1 log entries could not be written here]",
+                    "stdout F again",
+                ][..]
+            )
+        );
     }
 }
