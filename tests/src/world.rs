@@ -356,6 +356,13 @@ impl World {
         Ok(on_node)
     }
 
+    /// `edgecore image` on this node.
+    pub fn on_images(&self, command: &str) -> Result<Command> {
+        let mut on_node = self.bin("edgecore");
+        on_node.args(["image", command, "--config", path(&self.edge_config())?]);
+        Ok(on_node)
+    }
+
     /// Waits until the node's Ready condition in the hub has this status.
     pub async fn node_is(&self, status: &str, limit: Duration) -> Result<Duration> {
         let started = Instant::now();

@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use outpost_tests::scenario::{IMAGE, PATIENCE, Run, scenario};
-use outpost_tests::wait;
+use outpost_tests::{oci, wait};
 
 const MAIN: &str = "trap 'echo bye; exit 0' TERM; echo started; echo complaint >&2; \
     while true; do sleep 1 & wait $!; done";
@@ -294,6 +294,35 @@ async fn follow(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
+fn images(run: &Run, command: &str) -> Result<String> {
+    let output = run.world.on_images(command)?.output()?;
+    ensure!(output.status.success(), "{}", text(&output.stderr));
+    Ok(text(&output.stdout))
+}
+
+/// An image that no pod names goes, the pods' own stays.
+fn prune(run: &Run) -> Result<()> {
+    let unused = "localhost/unused:1";
+    let archive = run.dir.path().join("unused.tar");
+    let spec = oci::ImageSpec {
+        env: vec!["PATH=/bin".to_owned(), "UNUSED=yes".to_owned()],
+        ..oci::ImageSpec::busybox(unused)
+    };
+    oci::write_archive(&spec, &archive)?;
+    run.world.import(&archive)?;
+    let before = images(run, "list")?;
+    ensure!(
+        before.contains(unused) && before.contains(IMAGE),
+        "{before}"
+    );
+    let told = images(run, "prune")?;
+    ensure!(told.ends_with(" MiB freed\n"), "{told}");
+    let after = images(run, "list")?;
+    ensure!(!after.contains(unused) && after.contains(IMAGE), "{after}");
+    ensure!(say(run, "exec", &["web", "--", "echo", "still"])? == "still\n");
+    Ok(())
+}
+
 #[test]
 fn a_person_on_the_node_sees_and_enters_pods_without_a_hub_and_without_the_daemon() {
     scenario("cli", async |run| {
@@ -308,6 +337,7 @@ fn a_person_on_the_node_sees_and_enters_pods_without_a_hub_and_without_the_daemo
         logs(run)?;
         attach(run)?;
         top(run)?;
+        prune(run)?;
 
         // The daemon is gone as well.
         run.world.edge()?.kill9()?;

@@ -478,6 +478,43 @@ async fn a_container_without_input_is_listened_to() {
     sleeper.end().await;
 }
 
+/// Watches of directories that this process holds; the kernel gives each user 128.
+fn watches() -> usize {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .filter(|target| target.to_string_lossy().contains("inotify"))
+        .count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_a_silent_container_leaves_no_watch() {
+    if skipped("who_leaves_a_silent_container_leaves_no_watch") {
+        return;
+    }
+    let sleeper = Sleeper::new().await;
+    let before = watches();
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        let request = AttachRequest::default();
+        let joined = sleeper.world.runtime.attach(&sleeper.id, &request).await;
+        sessions.push(joined.unwrap());
+    }
+    let began = Instant::now();
+    while watches() < before + 3 {
+        assert!(began.elapsed() < PATIENCE, "{}", watches());
+        tokio::task::yield_now().await;
+    }
+    drop(sessions);
+    let began = Instant::now();
+    while watches() > before {
+        assert!(began.elapsed() < PATIENCE, "{} of {before}", watches());
+        tokio::task::yield_now().await;
+    }
+    sleeper.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_container_uses_is_told() {
     if skipped("what_a_container_uses_is_told") {

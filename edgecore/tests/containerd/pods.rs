@@ -252,6 +252,56 @@ async fn refusals_name_the_reason() {
     assert_eq!(world.leftovers(), Vec::<String>::new());
 }
 
+/// containerd takes a logger that dies before it is ready for a ready one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_logger_that_dies_at_once_is_noticed() {
+    if skipped("a_logger_that_dies_at_once_is_noticed") {
+        return;
+    }
+    let world = World::new().await;
+    let runtime = ContainerdRuntime::connect(ContainerdConfig {
+        logger_path: "/bin/true".into(),
+        ..world.config.clone()
+    })
+    .unwrap();
+    let pod = SandboxSpec {
+        host_network: true,
+        ..World::pod()
+    };
+    runtime.ensure_sandbox(&pod).await.unwrap();
+    let refused = runtime.start(&world.container(&pod, "mute", "true")).await;
+    let Err(RuntimeError::Create { reason }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(reason.contains("the logger did not open"), "{reason}");
+    assert_eq!(runtime.containers().await.unwrap(), Vec::new());
+    world.clean(&pod).await;
+    assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+/// tonic takes 4 MiB unless it is told otherwise; containerd sends up to 16.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_of_more_than_four_mebibytes_is_read() {
+    if skipped("a_list_of_more_than_four_mebibytes_is_read") {
+        return;
+    }
+    let world = World::empty();
+    let value = "x".repeat(100 << 10);
+    let variables: Vec<String> = (0..10).map(|n| format!("V{n}={value}")).collect();
+    let rootfs = world.directory.path().display().to_string();
+    for number in 0..6 {
+        let id = format!("big-{number}");
+        let mut arguments = vec!["containers", "create", "--rootfs"];
+        arguments.extend(["--label", "io.outpost.managed=true"]);
+        for variable in &variables {
+            arguments.extend(["--env", variable]);
+        }
+        arguments.extend([rootfs.as_str(), id.as_str()]);
+        world.ctr(&arguments);
+    }
+    assert_eq!(world.runtime.containers().await.unwrap().len(), 6);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_over_the_limit_is_told_as_such() {
     if skipped("memory_over_the_limit_is_told_as_such") {

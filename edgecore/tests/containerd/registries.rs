@@ -297,6 +297,10 @@ struct Pki {
     server: Arc<rustls::ServerConfig>,
     selfish: Arc<rustls::ServerConfig>,
     selfish_ca: PathBuf,
+    /// Answers only who shows a certificate of the authority.
+    mutual: Arc<rustls::ServerConfig>,
+    /// The node's certificate and key.
+    node: (PathBuf, PathBuf),
 }
 
 fn pki(directory: &Path) -> Pki {
@@ -311,23 +315,43 @@ fn pki(directory: &Path) -> Pki {
         std::fs::write(&path, issuer.pem()).unwrap();
         (path, issuer)
     };
-    let serve = |chain: Vec<u8>, key: &KeyPair| {
+    let configured = |chain: Vec<u8>, key: &KeyPair, clients: Option<Vec<u8>>| {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let config = rustls::ServerConfig::builder_with_provider(provider)
+        let config = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![chain.into()], key)
             .unwrap();
-        Arc::new(config)
+        let config = match clients {
+            None => config.with_no_client_auth(),
+            Some(authority) => {
+                let mut roots = rustls::RootCertStore::empty();
+                roots.add(authority.into()).unwrap();
+                let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+                    Arc::new(roots),
+                    provider,
+                );
+                config.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        Arc::new(config.with_single_cert(vec![chain.into()], key).unwrap())
     };
+    let serve = |chain: Vec<u8>, key: &KeyPair| configured(chain, key, None);
     let (ca, issuer) = authority("ca.pem");
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
     let leaf = params.signed_by(&key, &issuer).unwrap();
     let (selfish_ca, selfish) = authority("selfish.pem");
+    let node_key = KeyPair::generate().unwrap();
+    let node_leaf = CertificateParams::new(vec!["node-1".to_owned()])
+        .unwrap()
+        .signed_by(&node_key, &issuer)
+        .unwrap();
+    let node = (directory.join("node.crt"), directory.join("node.key"));
+    std::fs::write(&node.0, node_leaf.pem()).unwrap();
+    std::fs::write(&node.1, node_key.serialize_pem()).unwrap();
     Pki {
+        mutual: configured(leaf.der().to_vec(), &key, Some(issuer.der().to_vec())),
+        node,
         server: serve(leaf.der().to_vec(), &key),
         selfish: serve(selfish.der().to_vec(), selfish.key()),
         ca,
@@ -411,6 +435,57 @@ async fn tls_with_a_private_authority_works_and_its_failures_say_what_to_do() {
         assert!(text.contains(said), "{text}");
         assert!(text.contains(&registry.address.to_string()), "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_registry_that_wants_the_nodes_certificate_is_shown_it() {
+    if skipped("a_registry_that_wants_the_nodes_certificate_is_shown_it") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let pki = pki(directory.path());
+    let strict = || {
+        let registry = Registry::with(Behaviour {
+            auth: Auth::Nobody,
+            tls: Some(Arc::clone(&pki.mutual)),
+            ..Behaviour::default()
+        });
+        noisy(&registry, "a", 100 << 10);
+        registry
+    };
+    let (shown, by_toml, hidden) = (strict(), strict(), strict());
+    let certs = directory.path().join("certs.d");
+    let toml = certs.join(by_toml.address.to_string());
+    std::fs::create_dir_all(&toml).unwrap();
+    let text = format!(
+        "server = \"https://{}\"\nca = {:?}\nclient = [[{:?}, {:?}]]\n",
+        by_toml.address, pki.ca, pki.node.0, pki.node.1
+    );
+    std::fs::write(toml.join("hosts.toml"), text).unwrap();
+    let entry = |registry: &Registry| RegistryHost {
+        host: registry.address.to_string(),
+        ca_file: Some(pki.ca.clone()),
+        ..RegistryHost::default()
+    };
+    let world = World::with(|config| {
+        hasty(config);
+        config.registries.config_dir = Some(certs);
+        config.registries.hosts = vec![
+            RegistryHost {
+                cert_file: Some(pki.node.0.clone()),
+                key_file: Some(pki.node.1.clone()),
+                ..entry(&shown)
+            },
+            entry(&hidden),
+        ];
+    });
+    let name = |registry: &Registry| format!("{}/team/app:a", registry.address);
+    let nobody = PullOptions::default();
+    for registry in [&shown, &by_toml] {
+        world.runtime.pull(&name(registry), &nobody).await.unwrap();
+    }
+    let (_, text) = failure(&world, &name(&hidden), &nobody).await;
+    assert!(text.contains("client certificate"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

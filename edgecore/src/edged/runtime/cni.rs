@@ -354,7 +354,11 @@ impl Cni {
         let group = child.id();
         let answered = tokio::time::timeout(self.plugin_max, async move {
             if let Some(mut stdin) = stdin {
-                stdin.write_all(input.as_bytes()).await?;
+                match stdin.write_all(input.as_bytes()).await {
+                    // One that ended without reading says why itself.
+                    Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+                    Ok(()) | Err(_) => {}
+                }
             }
             child.wait_with_output().await
         })

@@ -270,6 +270,9 @@ fn is_pinned(directory: &Path, pin: &str) -> bool {
 /// Makes the namespaces on a thread of their own, which ends with them: a thread that left the
 /// host's network must never go back to the runtime's pool.
 fn pin(spec: &SandboxSpec, directory: &Path) -> io::Result<()> {
+    if let Some(all) = directory.parent() {
+        make_private(all)?;
+    }
     let ns = directory.join("ns");
     std::fs::create_dir_all(&ns)?;
     let pins = pins_of(spec.host_network, spec.host_ipc);
@@ -291,6 +294,14 @@ fn pin(spec: &SandboxSpec, directory: &Path) -> io::Result<()> {
         .spawn(move || in_new_namespaces(&ns, &pins, &hostname, &sysctls))?
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("namespace thread panicked")))
+}
+
+/// A pod's `/dev/shm` is open to everybody, as in every container; on the node only root may come
+/// there. Also one that an earlier release made.
+fn make_private(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(directory)?;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))
 }
 
 fn in_new_namespaces(
@@ -423,6 +434,27 @@ mod unshare {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_pods_share_is_not_open_to_the_nodes_users() {
+        use std::os::unix::fs::PermissionsExt;
+        let state = tempfile::tempdir().unwrap();
+        let all = state.path().join("sandboxes");
+        std::fs::create_dir(&all).unwrap();
+        std::fs::set_permissions(&all, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let cni = Cni::new("/none".into(), Vec::new(), state.path().join("cni"));
+        let sandboxes = Sandboxes::new(state.path().to_owned(), cni);
+        // Nothing is mounted for it: this needs no rights.
+        let spec = SandboxSpec {
+            pod_uid: "u".to_owned(),
+            host_network: true,
+            host_ipc: true,
+            ..SandboxSpec::default()
+        };
+        sandboxes.ensure(&spec).await.unwrap();
+        let mode = std::fs::metadata(&all).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
 
     #[test]
     fn uids_that_could_leave_the_directory_are_refused() {

@@ -190,8 +190,34 @@ fn told(error: &io::Error) -> String {
     }
 }
 
+/// Long names and pax records are read into memory: no real ones are larger.
+const EXTENSION_BYTES_MAX: u64 = 1 << 20;
+
+/// Refuses an archive whose extension headers would take any amount of memory.
+fn check_extensions(file: &std::fs::File) -> io::Result<()> {
+    let mut archive = tar::Archive::new(file);
+    for (count, entry) in archive.entries_with_seek()?.raw(true).enumerate() {
+        let header = entry?.header().clone();
+        let kind = header.entry_type();
+        let is_extension = kind.is_gnu_longname()
+            || kind.is_gnu_longlink()
+            || kind.is_pax_local_extensions()
+            || kind.is_pax_global_extensions();
+        if is_extension && header.entry_size()? > EXTENSION_BYTES_MAX {
+            return Err(io::Error::other("a member's name or record is too long"));
+        }
+        // Each member may have a few of them.
+        if count > 4 * MEMBERS_MAX {
+            return Err(io::Error::other("too many members"));
+        }
+    }
+    Ok(())
+}
+
 fn list_members(path: &Path) -> io::Result<Members> {
-    let file = std::fs::File::open(path)?;
+    let mut file = std::fs::File::open(path)?;
+    check_extensions(&file)?;
+    file.rewind()?;
     let length = file.metadata()?.len();
     let mut archive = tar::Archive::new(file);
     let mut members = Members::new();
@@ -252,5 +278,52 @@ impl Source for Archive {
             .map_err(ImageError::transfer)?;
         let rest = file.take(size.saturating_sub(offset));
         Ok(tokio_util::io::ReaderStream::with_capacity(rest, READ_BYTES).boxed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn archive(kind: tar::EntryType, bytes: usize) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_path("x").unwrap();
+        header.set_size(bytes as u64);
+        header.set_cksum();
+        let mut tar = tar::Builder::new(&mut file);
+        tar.append(&header, &vec![b'a'; bytes][..]).unwrap();
+        let mut last = tar::Header::new_gnu();
+        last.set_path("index.json").unwrap();
+        last.set_size(2);
+        last.set_cksum();
+        tar.append(&last, &b"{}"[..]).unwrap();
+        tar.finish().unwrap();
+        drop(tar);
+        file.flush().unwrap();
+        file
+    }
+
+    #[test]
+    fn a_name_without_end_is_not_read_into_memory() {
+        let long = usize::try_from(EXTENSION_BYTES_MAX).unwrap() + 1;
+        for kind in [
+            tar::EntryType::GNULongName,
+            tar::EntryType::GNULongLink,
+            tar::EntryType::XHeader,
+            tar::EntryType::XGlobalHeader,
+        ] {
+            let file = archive(kind, long);
+            let error = list_members(file.path()).unwrap_err().to_string();
+            assert!(error.contains("too long"), "{kind:?}: {error}");
+        }
+        let plain = archive(tar::EntryType::Regular, long);
+        assert_eq!(list_members(plain.path()).unwrap().len(), 2);
+        let named = archive(tar::EntryType::GNULongName, 300);
+        let members = list_members(named.path()).unwrap();
+        assert!(members.contains_key(&"a".repeat(300)), "{members:?}");
     }
 }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
-use containerd_client::services::v1::snapshots::UsageRequest;
 use containerd_client::services::v1::{ListRequest, PluginsRequest};
 
 use super::channel::{CALL, CallError, Daemon};
 use super::image::{self, Descriptor, chain_ids};
+use super::layer;
 use super::reference::normalize;
 use super::snapshot::{PULL_LEASE, delete_lease};
 use super::store::ImageStore;
@@ -184,24 +184,13 @@ impl ImageStore {
             .iter()
             .filter(|key| !chains.contains(key.as_str()))
         {
-            bytes = bytes.saturating_add(self.snapshot_bytes(key).await.unwrap_or(0));
+            bytes = bytes.saturating_add(
+                layer::usage(&self.daemon, &self.config.snapshotter, key, CALL)
+                    .await
+                    .unwrap_or(0),
+            );
         }
         bytes
-    }
-
-    async fn snapshot_bytes(&self, key: &str) -> Result<u64, CallError> {
-        let usage = self
-            .daemon
-            .call(
-                "snapshot usage",
-                CALL,
-                self.daemon.snapshots().usage(UsageRequest {
-                    snapshotter: self.config.snapshotter.clone(),
-                    key: key.to_owned(),
-                }),
-            )
-            .await?;
-        Ok(u64::try_from(usage.size).unwrap_or(0))
     }
 
     /// Leases of broken pulls that nobody carries on now: with them goes what came so far.

@@ -98,10 +98,11 @@ async fn subscribe(daemon: &Daemon, namespace: &str) -> Result<Streaming<Envelop
 
 /// Reads events until the stream ends.
 async fn follow(daemon: &Daemon, mut stream: Streaming<Envelope>, changes: &watch::Sender<u64>) {
-    let mut known = task::states(daemon).await.unwrap_or_default();
+    // Not known is not "nothing runs": the comparison then makes up for it.
+    let mut known = task::states(daemon).await.ok();
     let mut due = Instant::now() + SAFETY_RELIST;
     loop {
-        let has_running = known.values().any(|state| *state == task::RUNNING);
+        let has_running = may_run(known.as_ref());
         tokio::select! {
             // Dropping the wait for a message loses none: the stream keeps it.
             message = stream.message() => match message {
@@ -109,8 +110,10 @@ async fn follow(daemon: &Daemon, mut stream: Streaming<Envelope>, changes: &watc
                     if is_change(&envelope) {
                         bump(changes);
                     }
-                    if envelope.topic == "/tasks/start" {
-                        note_start(&mut known, &envelope);
+                    if envelope.topic == "/tasks/start"
+                        && let Some(known) = &mut known
+                    {
+                        note_start(known, &envelope);
                     }
                     // A process that ends as it starts may be listed as running once more after
                     // its exit was told; a second look follows every start and exit.
@@ -125,14 +128,19 @@ async fn follow(daemon: &Daemon, mut stream: Streaming<Envelope>, changes: &watc
             () = tokio::time::sleep_until(due), if has_running => {
                 due = Instant::now() + SAFETY_RELIST;
                 if let Ok(now) = task::states(daemon).await {
-                    if now != known {
+                    if known.as_ref() != Some(&now) {
                         bump(changes);
                     }
-                    known = now;
+                    known = Some(now);
                 }
             }
         }
     }
+}
+
+/// Whether a task may be running whose end could be missed.
+fn may_run(known: Option<&BTreeMap<String, i32>>) -> bool {
+    known.is_none_or(|known| known.values().any(|state| *state == task::RUNNING))
 }
 
 fn note_start(known: &mut BTreeMap<String, i32>, envelope: &Envelope) {
@@ -169,6 +177,15 @@ mod tests {
             })),
             ..Envelope::default()
         }
+    }
+
+    #[test]
+    fn what_could_not_be_listed_may_run() {
+        let of = |state| BTreeMap::from([("c".to_owned(), state)]);
+        assert!(may_run(None));
+        assert!(may_run(Some(&of(task::RUNNING))));
+        assert!(!may_run(Some(&of(task::RUNNING + 1))));
+        assert!(!may_run(Some(&BTreeMap::new())));
     }
 
     #[test]

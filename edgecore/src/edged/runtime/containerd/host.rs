@@ -107,6 +107,8 @@ fn collect(directory: &Path, devices: &mut Vec<HostDevice>) {
                 major: rustix::fs::major(metadata.rdev()),
                 minor: rustix::fs::minor(metadata.rdev()),
                 mode: metadata.mode(),
+                uid: metadata.uid(),
+                gid: metadata.gid(),
             });
         }
     }

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 
-use super::channel::Daemon;
+use super::channel::{Daemon, PULL};
 use super::content::{self, ByteStream, DOCUMENT_BYTES_MAX, Patience, digest_of, ingest};
 use super::flight::KeyLocks;
 use super::image::{
@@ -17,6 +18,9 @@ use super::image::{
 };
 use super::snapshot::{self, Lease};
 use crate::edged::runtime::PullProgress;
+
+/// Deadline of a small document, however slowly it drips.
+const DOCUMENT_WITHIN: Duration = PULL;
 
 /// Where an image comes from.
 #[async_trait]
@@ -119,7 +123,12 @@ impl Bring<'_> {
             .as_ref()
             .ok_or_else(|| ImageError::invalid("manifest names no config".to_owned()))?;
         // The config first: it is small, and tells whether the image is for this machine.
-        let config_bytes = collect(self.source.blob(config, 0).await?, config).await?;
+        let config_bytes = collect(self.source.blob(config, 0).await?, config);
+        let config_bytes = tokio::time::timeout(DOCUMENT_WITHIN, config_bytes)
+            .await
+            .map_err(|_| {
+                ImageError::transfer(format!("no config came within {DOCUMENT_WITHIN:?}"))
+            })??;
         let parsed: ImageConfig = serde_json::from_slice(&config_bytes)
             .map_err(|error| ImageError::invalid(format!("image config: {error}")))?;
         parsed.check()?;

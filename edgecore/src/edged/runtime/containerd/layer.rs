@@ -1,18 +1,25 @@
-//! How much a container wrote into its own layer.
+//! How much a snapshot takes: a container's own layer, or one of an image's.
+
+use std::time::Duration;
 
 use containerd_client::services::v1::snapshots::UsageRequest;
 
-use super::channel::{CallError, Daemon, TASK};
+use super::channel::{CallError, Daemon};
 
 /// Bytes of the snapshot's own files. The snapshotter counts them when asked.
-pub(super) async fn usage(daemon: &Daemon, snapshotter: &str, id: &str) -> Result<u64, CallError> {
+pub(super) async fn usage(
+    daemon: &Daemon,
+    snapshotter: &str,
+    key: &str,
+    limit: Duration,
+) -> Result<u64, CallError> {
     let counted = daemon
         .call(
             "snapshot usage",
-            TASK,
+            limit,
             daemon.snapshots().usage(UsageRequest {
                 snapshotter: snapshotter.to_owned(),
-                key: id.to_owned(),
+                key: key.to_owned(),
             }),
         )
         .await?;

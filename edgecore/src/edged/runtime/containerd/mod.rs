@@ -1,7 +1,7 @@
 //! The runtime on containerd's own API: no CRI, no pause container. One code path for containerd
 //! 1.6, 1.7 and 2.x; nothing newer than 1.6's services is needed.
 //!
-//! What is where: `channel` the connection and its errors, `content`/`image`/`import`/`archive`/
+//! What is where: `channel` the connection and its errors, `content`/`document`/`image`/`import`/`archive`/
 //! `pull`/`snapshot` from references to unpacked snapshots, `spec` the pure OCI spec builder, `task` containers and their
 //! processes, `exec` commands in them, `cgroup` the host's tree, `events` the daemon's news. Namespaces and network of a pod
 //! are [`super::sandbox`] and [`super::cni`].
@@ -14,6 +14,7 @@ mod cgroup;
 mod channel;
 mod collect;
 mod content;
+mod document;
 mod events;
 mod exec;
 mod flight;
@@ -45,7 +46,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use self::cgroup::Cgroups;
-use self::channel::{CALL, Daemon};
+use self::channel::{CALL, Daemon, TASK};
 use self::exec::Execs;
 use self::ids::Spoilt;
 use self::image::{ImageError, ImageFacts, image_id};
@@ -539,7 +540,7 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn layer_bytes(&self, id: &str) -> Result<u64, RuntimeError> {
-        Ok(layer::usage(&self.daemon, &self.config.snapshotter, id).await?)
+        Ok(layer::usage(&self.daemon, &self.config.snapshotter, id, TASK).await?)
     }
 
     async fn apply_node_limits(&self, limits: &NodeLimits) -> Result<(), RuntimeError> {

@@ -2,6 +2,7 @@
 //! unpacked image's files without mounting it.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 use containerd_client::services::v1::snapshots::{
@@ -302,29 +303,95 @@ fn lower_directories(mounts: &[types::Mount]) -> Vec<String> {
 }
 
 /// Only regular files, never through a symlink: the layer's links point into the container's
-/// root, not into ours.
+/// root, not into ours. The topmost layer that has the name, or hides it, decides (kernel
+/// `filesystems/overlayfs.rst`: a whiteout is a character device 0/0, an opaque directory carries an
+/// attribute); what lies below is not in the image.
 fn first_file(directories: &[String], name: &str) -> String {
     const FILE_BYTES_MAX: u64 = 1 << 20;
     for directory in directories {
-        let path = std::path::Path::new(directory).join(name);
-        let parent_is_link = path
-            .parent()
-            .is_some_and(|parent| parent.symlink_metadata().is_ok_and(|m| m.is_symlink()));
+        let path = Path::new(directory).join(name);
+        let parent = path.parent().unwrap_or(&path);
+        match parent.symlink_metadata() {
+            Err(_) => continue,
+            // Deleted, or not to be walked through.
+            Ok(metadata) if !metadata.is_dir() => break,
+            Ok(_) => {}
+        }
         let Ok(metadata) = path.symlink_metadata() else {
+            if is_opaque(parent) {
+                break;
+            }
             continue;
         };
-        if metadata.is_file() && !parent_is_link && metadata.len() <= FILE_BYTES_MAX {
-            return std::fs::read(&path)
-                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-                .unwrap_or_default();
+        if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
+            break;
         }
+        return std::fs::read(&path)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default();
     }
     String::new()
+}
+
+/// Whether nothing of the layers below shows in this directory.
+fn is_opaque(directory: &Path) -> bool {
+    ["trusted.overlay.opaque", "user.overlay.opaque"]
+        .iter()
+        .any(|name| {
+            let mut value = [0_u8; 1];
+            rustix::fs::lgetxattr(directory, *name, &mut value[..])
+                .is_ok_and(|length| length == 1 && value == *b"y")
+        })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_upper_layer_hides_is_not_read_from_a_lower_one() {
+        use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat};
+        let root = tempfile::tempdir().unwrap();
+        let layer = |name: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.join("etc")).unwrap();
+            path
+        };
+        let of = |layers: &[&str]| {
+            let all: Vec<String> = layers
+                .iter()
+                .map(|name| root.path().join(name).display().to_string())
+                .collect();
+            first_file(&all, "etc/passwd")
+        };
+        std::fs::write(layer("low").join("etc/passwd"), "low").unwrap();
+        std::fs::write(layer("high").join("etc/passwd"), "high").unwrap();
+        layer("silent");
+        std::fs::create_dir(root.path().join("bare")).unwrap();
+        assert_eq!(of(&["high", "low"]), "high");
+        assert_eq!(of(&["bare", "silent", "low"]), "low");
+        let link = layer("link").join("etc/passwd");
+        std::os::unix::fs::symlink("/etc/passwd", link).unwrap();
+        assert_eq!(
+            of(&["link", "low"]),
+            "",
+            "a link is not followed, nor passed over"
+        );
+        let linked = root.path().join("linked");
+        std::fs::create_dir(&linked).unwrap();
+        std::os::unix::fs::symlink("/etc", linked.join("etc")).unwrap();
+        assert_eq!(of(&["linked", "low"]), "");
+        let node = layer("deleted").join("etc/passwd");
+        let made = mknodat(CWD, &node, FileType::CharacterDevice, Mode::empty(), 0);
+        if made.is_ok() {
+            assert_eq!(of(&["deleted", "low"]), "", "a whiteout");
+        }
+        let opaque = layer("opaque").join("etc");
+        let name = "user.overlay.opaque";
+        if rustix::fs::setxattr(&opaque, name, b"y", XattrFlags::empty()).is_ok() {
+            assert_eq!(of(&["opaque", "low"]), "", "an opaque directory");
+        }
+    }
 
     #[test]
     fn layer_directories_come_topmost_first() {

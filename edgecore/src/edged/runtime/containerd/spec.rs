@@ -90,6 +90,8 @@ pub(super) struct HostDevice {
     pub(super) major: u32,
     pub(super) minor: u32,
     pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
 }
 
 /// What this host can do.

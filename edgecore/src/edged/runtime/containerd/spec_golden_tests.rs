@@ -37,6 +37,8 @@ fn host() -> HostFacts {
             major: 4,
             minor: 64,
             mode: 0o020_660,
+            uid: 0,
+            gid: 0,
         }],
         ..HostFacts::default()
     }

@@ -288,6 +288,8 @@ fn privileged_sees_the_hosts_devices_and_nothing_masked() {
             major: 4,
             minor: 64,
             mode: 0o020_660,
+            uid: 0,
+            gid: 20,
         }],
         ..host()
     };

@@ -8,10 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use containerd_client::services::v1::ListContainersRequest;
-use containerd_client::services::v1::snapshots::UsageRequest;
 use tokio::time::Instant;
 
 use super::channel::{CALL, CallError, Daemon};
+use super::layer;
 use super::task::{self, label};
 use crate::edged::runtime::{ContainerStats, PodStats};
 
@@ -230,18 +230,8 @@ impl Stats {
         {
             return bytes;
         }
-        let asked = daemon
-            .call(
-                "snapshot usage",
-                CALL,
-                daemon.snapshots().usage(UsageRequest {
-                    snapshotter: snapshotter.to_owned(),
-                    key: id.to_owned(),
-                }),
-            )
-            .await;
-        let bytes = match asked {
-            Ok(usage) => u64::try_from(usage.size).unwrap_or(0),
+        let bytes = match layer::usage(daemon, snapshotter, id, CALL).await {
+            Ok(bytes) => bytes,
             Err(error) => {
                 tracing::debug!(%error, id, "size of a container's layer not known");
                 0

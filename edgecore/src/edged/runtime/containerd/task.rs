@@ -517,6 +517,23 @@ pub(super) fn signal_number(name: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
+    /// 1.6 refuses a URL with a host before the name ("type with url … not found").
+    #[test]
+    fn the_shims_options_have_a_bare_type() {
+        let options = runtime_record("/run/x/runc").options.unwrap();
+        assert_eq!(options.type_url, "containerd.runc.v1.Options");
+        assert!(SPEC_TYPE.starts_with("types.containerd.io/"));
+    }
+
+    /// containerd takes 76 characters.
+    #[test]
+    fn the_longest_names_make_an_id_that_fits() {
+        let uid = uuid::Uuid::nil().to_string();
+        let id = container_id(&uid, &"n".repeat(63), u32::MAX);
+        assert!(id.len() <= 76, "{id}");
+        assert_ne!(id, container_id(&uid, &"n".repeat(63), 0));
+    }
+
     #[test]
     fn signals_by_name_and_number() {
         for (name, number) in [

@@ -24,14 +24,27 @@ fn packing(head: &[u8]) -> Packing {
     }
 }
 
+/// What an unpacked archive may take of a filesystem's free space: the node goes on living beside
+/// it, and a small file can unpack to more than any disk holds.
+fn room(free_bytes: u64) -> u64 {
+    free_bytes / 10 * 9
+}
+
 /// The plain form of a compressed archive, in a file that has no name; `None` if it is plain.
 pub(super) fn plain(path: &Path) -> io::Result<Option<File>> {
+    let directory = directory();
+    let stat = rustix::fs::statvfs(&directory)?;
+    let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+    plain_within(path, &directory, room(free_bytes))
+}
+
+fn plain_within(path: &Path, directory: &Path, bytes_max: u64) -> io::Result<Option<File>> {
     let mut file = File::open(path)?;
     let mut head = Vec::new();
     Read::by_ref(&mut file).take(6).read_to_end(&mut head)?;
     file.rewind()?;
     let source = BufReader::with_capacity(256 << 10, file);
-    let mut reader: Box<dyn Read> = match packing(&head) {
+    let reader: Box<dyn Read> = match packing(&head) {
         Packing::Plain => return Ok(None),
         Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
         Packing::Zstd => {
@@ -43,8 +56,16 @@ pub(super) fn plain(path: &Path) -> io::Result<Option<File>> {
             return Err(io::Error::other(text));
         }
     };
-    let mut plain = tempfile::tempfile_in(directory())?;
-    io::copy(&mut reader, &mut plain)?;
+    let mut plain = tempfile::tempfile_in(directory)?;
+    let taken = io::copy(&mut reader.take(bytes_max.saturating_add(1)), &mut plain)?;
+    if taken > bytes_max {
+        return Err(io::Error::other(format!(
+            "it unpacks to more than {} MiB, which is what {} has room for; free some, or name \
+             another directory in TMPDIR",
+            bytes_max >> 20,
+            directory.display()
+        )));
+    }
     Ok(Some(plain))
 }
 
@@ -71,6 +92,21 @@ mod tests {
         ] {
             assert_eq!(packing(head), want, "{head:?}");
         }
+    }
+
+    #[test]
+    fn what_unpacks_to_more_than_there_is_room_for_is_given_up() {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(&vec![0; 1 << 20]).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("bomb.gz");
+        std::fs::write(&path, packed.finish().unwrap()).unwrap();
+        let unpacked = |bytes_max| plain_within(&path, directory.path(), bytes_max);
+        assert!(unpacked(1 << 20).unwrap().is_some());
+        let error = unpacked((1 << 20) - 1).unwrap_err().to_string();
+        assert!(error.contains("TMPDIR"), "{error}");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert_eq!(room(1000), 900);
     }
 
     #[test]

@@ -76,6 +76,7 @@ struct Joined {
 impl Joined {
     async fn drive(mut self, served: Served) {
         let Served { input, output } = served;
+        let left = output.clone();
         let stdin = self.stdin.take();
         if let Some(size) = self.size {
             // A program that draws the screen draws it anew when the size changes.
@@ -118,10 +119,12 @@ impl Joined {
         let carrying = async { tokio::join!(copying, waiting) };
         let feeding = self.feed(stdin, input);
         tokio::pin!(carrying);
+        // A container may be silent for ever: whoever joined it may not leave a watch behind.
         // Cancel-safe: the input is over with the output.
         let ((read, output), code) = tokio::select! {
             carried = &mut carrying => carried,
             () = feeding => return,
+            () = left.closed() => return,
         };
         let last = match (read, code) {
             (Err(error), _) => Output::Failed(error.to_string()),

@@ -81,8 +81,8 @@ fn device(device: &HostDevice) -> Value {
         "major": device.major,
         "minor": device.minor,
         "fileMode": device.mode & 0o777,
-        "uid": 0,
-        "gid": 0,
+        "uid": device.uid,
+        "gid": device.gid,
     })
 }
 
