@@ -10,6 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ops::ControlFlow,
     sync::Arc,
+    time::Duration,
 };
 
 use apiserver::{
@@ -20,6 +21,7 @@ pub(crate) use fit::fits_volume;
 use fit::{Load, NodeFacts, choose};
 use requests::Requests;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -30,6 +32,9 @@ use crate::{
     kube::{Kube, resources, text},
     volumes::{Binder, Refusal},
 };
+
+/// Pause after a failure of the store before the pods that wait are looked at again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// The task.
 pub struct Scheduler {
@@ -42,6 +47,8 @@ pub struct Scheduler {
     waiting: BTreeSet<String>,
     /// Something changed that may let a pod be placed.
     dirty: bool,
+    /// A pod could not be read or written; no change will tell when it can be again.
+    again_at: Option<Instant>,
     /// Why each pod waits; told once.
     told: BTreeMap<String, String>,
 }
@@ -57,6 +64,7 @@ impl Scheduler {
             bound: BTreeMap::new(),
             waiting: BTreeSet::new(),
             dirty: true,
+            again_at: None,
             told: BTreeMap::new(),
         }
     }
@@ -95,9 +103,20 @@ impl Scheduler {
             if std::mem::take(&mut self.dirty) {
                 self.schedule().await;
             }
+            let again_at = self.again_at;
+            let again = async {
+                match again_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             // All branches may be cancelled: watchers keep their position.
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
+                () = again => {
+                    self.again_at = None;
+                    self.dirty = true;
+                }
                 events = pod_watch.next() => self.take_all(&events?),
                 events = node_watch.next() => self.take_all(&events?),
                 // What a pod waits for may be a claim, or the volume of one.
@@ -156,8 +175,12 @@ impl Scheduler {
     async fn schedule(&mut self) {
         for id in self.waiting.clone() {
             let (namespace, name) = id.split_once('/').unwrap_or_default();
-            let Ok(pod) = self.kube.get(&resources::pods(), namespace, name).await else {
-                continue;
+            let pod = match self.kube.get(&resources::pods(), namespace, name).await {
+                Ok(pod) => pod,
+                Err(error) => {
+                    self.failed(&id, &error);
+                    continue;
+                }
             };
             if !text(&pod, "/spec/nodeName").is_empty() {
                 continue;
@@ -196,11 +219,19 @@ impl Scheduler {
                 let why = format!("0/{nodes} nodes are available: {why}.");
                 self.tell(id, pod, why).await;
             }
-            // Another writer was faster, which is a change that wakes the scheduler.
-            Refusal::Api(error) => {
-                tracing::debug!(pod = id, %error, "claims of a pod not bound");
-            }
+            Refusal::Api(error) => self.failed(id, error),
         }
+    }
+
+    /// Something could not be read or written. Where another writer was faster, or the object is
+    /// gone, that is a change, and wakes the scheduler; anything else is tried again.
+    fn failed(&mut self, id: &str, error: &ApiError) {
+        if matches!(error.reason, Reason::NotFound | Reason::Conflict) {
+            tracing::debug!(pod = id, %error, "pod not placed; it changed meanwhile");
+            return;
+        }
+        tracing::warn!(pod = id, %error, "pod not placed; tried again");
+        self.again_at.get_or_insert_with(|| Instant::now() + RETRY);
     }
 
     async fn bind(&mut self, id: &str, pod: &Value, node: &str) {
@@ -241,8 +272,7 @@ impl Scheduler {
                     .record(pod, "Normal", "Scheduled", &message)
                     .await;
             }
-            Err(error) if matches!(error.reason, Reason::NotFound | Reason::Conflict) => {}
-            Err(error) => tracing::warn!(pod = id, %error, "pod could not be bound"),
+            Err(error) => self.failed(id, &error),
         }
     }
 

@@ -100,11 +100,13 @@ impl Controller {
 
     /// Everything once.
     async fn look(&self) -> Result<(), StoreError> {
+        // Volumes first: a volume whose claim is not among those read after it has lost its claim. Read
+        // the other way round it may have been made meanwhile, together with its claim.
+        let (volumes, _) = self.kube.list_raw(&prefix("persistentvolumes")).await?;
         let (claims, _) = self
             .kube
             .list_raw(&prefix("persistentvolumeclaims"))
             .await?;
-        let (volumes, _) = self.kube.list_raw(&prefix("persistentvolumes")).await?;
         if claims.is_empty() && volumes.is_empty() {
             return Ok(());
         }

@@ -17,6 +17,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::pod::state::FOREVER;
+
 /// The annotation.
 pub const ON_DISCONNECT: &str = "outpost.dev/on-disconnect";
 
@@ -41,7 +43,7 @@ pub fn stop_after(pod: &Pod) -> Result<Option<Duration>, String> {
         .parse()
         .map_err(|_| format!("`{text}` is no duration such as `90s`, `10m` or `1h30m`"))?;
     Duration::try_from(duration)
-        .map(Some)
+        .map(|after| Some(after.min(FOREVER)))
         .map_err(|_| format!("`{text}` is negative"))
 }
 
@@ -272,6 +274,17 @@ mod tests {
         assert_eq!(marker.clone().resumed("a", 61_000).away_ms(61_000), 65_000);
         // The machine: what was written, and on from here.
         assert_eq!(marker.resumed("b", 9_000).away_ms(10_000), 36_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_beyond_all_clocks_is_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = watch::Sender::new(false);
+        let file = directory.path().join("away");
+        let mut absence = Absence::new(Some(link.subscribe()), file, "boot".to_owned());
+        let asked = asks("stop-after=2500000000000000h").unwrap();
+        assert!(absence.keep(asked.into_iter()).is_some());
+        assert!(!absence.is_over(asked));
     }
 
     #[tokio::test(start_paused = true)]

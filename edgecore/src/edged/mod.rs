@@ -39,6 +39,7 @@ use k8s_openapi::api::core::v1::PodStatus;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::clock;
 use pod::convert::{Placement, PodId};
@@ -210,6 +211,13 @@ impl Edged {
     ) -> EdgedHandle {
         let settings = deps.settings;
         let machine = node::Machine::read();
+        let dirs = volumes::Dirs {
+            disk: settings.disk_dir.clone(),
+            run: settings.run_dir.clone(),
+        };
+        if let Err(error) = dirs.close() {
+            warn!(%error, "the directories of pods are open to other users of this node");
+        }
         let context = Arc::new(Context {
             runtime: deps.runtime,
             desired: deps.desired,
@@ -230,10 +238,7 @@ impl Edged {
                 settings.reserved,
                 &settings.eviction.thresholds,
             ),
-            dirs: volumes::Dirs {
-                disk: settings.disk_dir.clone(),
-                run: settings.run_dir.clone(),
-            },
+            dirs,
             execs: Arc::new(Semaphore::new(PROBE_EXECS_MAX)),
             starts: Arc::new(Semaphore::new(
                 usize::try_from(machine.cpus.max(1) * STARTS_PER_CPU).unwrap_or(1),

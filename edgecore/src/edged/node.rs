@@ -283,6 +283,7 @@ pub(super) struct Reporter {
     pressure: watch::Receiver<Pressure>,
     burstable_shares: u64,
     limits: Option<NodeLimits>,
+    limits_failed: bool,
     look_again: Option<Instant>,
     host_ip: String,
     runtime: RuntimeInfo,
@@ -305,6 +306,7 @@ impl Reporter {
             pressure,
             burstable_shares: 2,
             limits: None,
+            limits_failed: false,
             look_again: None,
             host_ip: address(&settings).unwrap_or_default(),
             context,
@@ -365,10 +367,17 @@ impl Reporter {
         if self.limits.as_ref() == Some(&limits) {
             return;
         }
-        if let Err(error) = self.context.runtime.apply_node_limits(&limits).await {
-            warn!(%error, "cgroups of all pods not made");
+        match self.context.runtime.apply_node_limits(&limits).await {
+            Ok(()) => {
+                self.limits = Some(limits);
+                self.limits_failed = false;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.limits_failed, true) {
+                    warn!(%error, "cgroups of all pods not made; tried again");
+                }
+            }
         }
-        self.limits = Some(limits);
     }
 
     fn is_ready(&self) -> bool {

@@ -81,6 +81,7 @@ impl Refusal {
             reason: self.reason.clone(),
             message: format!("Pod was rejected: {}", self.message),
             grace: Duration::ZERO,
+            disruption: None,
         }
     }
 }
@@ -112,6 +113,7 @@ pub fn preempted(pod: &Pod) -> Verdict {
         reason: "Preempting".to_owned(),
         message: "Preempted in order to admit critical pod".to_owned(),
         grace: own.min(PREEMPTED_GRACE_MAX),
+        disruption: Some("Pod was preempted by Kubelet to accommodate a critical pod.".to_owned()),
     }
 }
 

@@ -162,7 +162,7 @@ impl State {
         for pod in limited {
             let usage = self.disk_usage(&pod, local::limits_layers(&pod)).await;
             if let Some(text) = usage.and_then(|usage| local::excess(&pod, &usage)) {
-                any |= self.evict(&pod, text, GRACE_NOW);
+                any |= self.evict(&pod, text, GRACE_NOW, false);
             }
         }
         self.count_at = Instant::now() + began.elapsed() * COUNT_SHARE;
@@ -262,7 +262,7 @@ impl State {
             let own = own.and_then(|s| u64::try_from(s).ok()).unwrap_or(30);
             Duration::from_secs(own).min(self.given.config.pod_grace_max)
         };
-        self.evict(&pod, message(starved, &first), grace);
+        self.evict(&pod, message(starved, &first), grace, true);
     }
 
     /// What the pod uses of what is short.
@@ -317,7 +317,9 @@ impl State {
         found
     }
 
-    fn evict(&mut self, pod: &Pod, text: String, grace: Duration) -> bool {
+    /// `for_node`: for the node's sake, not for what the pod itself may not
+    /// (`eviction_manager.go`: only the former gets the condition `DisruptionTarget`).
+    fn evict(&mut self, pod: &Pod, text: String, grace: Duration, for_node: bool) -> bool {
         let id = PodId::of(pod);
         if admission::is_critical(pod) {
             return false;
@@ -325,6 +327,7 @@ impl State {
         info!(pod = %id.name, namespace = %id.namespace, uid = %id.uid, why = text, "pod evicted");
         let verdict = Verdict {
             reason: "Evicted".to_owned(),
+            disruption: for_node.then(|| text.clone()),
             message: text,
             grace,
         };

@@ -1,21 +1,18 @@
 //! A container's environment: `env`, `envFrom` and `$(VAR)`, resolved as kubelet does
 //! (`kubelet_pods.go: makeEnvironmentVariables`). Pure: what is referenced was fetched before.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod downward;
+mod references;
 
-use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, EnvVarSource, ObjectFieldSelector, Pod, ResourceFieldSelector, Secret,
-    ServiceAccountTokenProjection,
-};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
 
 use super::convert::ConfigError;
 use crate::edged::deps::{Token, TokenWish};
-use crate::edged::quantity;
 use crate::edged::volumes::Claim;
-
-/// What a token lives if the pod does not say (core/v1 defaults).
-const TOKEN_TTL_SECS: i64 = 3600;
+pub use downward::{field, resource};
+pub use references::{References, Wanted, token_wish};
 
 /// The ConfigMaps and Secrets a pod names, as they were when it was asked; `None` is known absent.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,131 +34,6 @@ pub struct Facts {
     pub cpu_milli: i64,
     pub memory_bytes: i64,
     pub storage_bytes: i64,
-}
-
-/// Names of the ConfigMaps and Secrets that containers and volumes need.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct References {
-    pub configmaps: BTreeSet<String>,
-    pub secrets: BTreeSet<String>,
-    pub claims: BTreeSet<String>,
-    pub tokens: BTreeSet<TokenWish>,
-    /// Those that some reference does not call optional.
-    pub required: BTreeSet<(Wanted, String)>,
-}
-
-/// What kind of object a reference names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Wanted {
-    ConfigMap,
-    Secret,
-}
-
-impl References {
-    /// Collects them from the whole pod.
-    pub fn of(pod: &Pod) -> Self {
-        let mut refs = Self::default();
-        let Some(spec) = &pod.spec else { return refs };
-        let containers = spec
-            .init_containers
-            .iter()
-            .flatten()
-            .chain(&spec.containers);
-        for container in containers {
-            for source in container.env_from.iter().flatten() {
-                if let Some(map) = &source.config_map_ref {
-                    refs.add(Wanted::ConfigMap, &map.name, map.optional);
-                }
-                if let Some(secret) = &source.secret_ref {
-                    refs.add(Wanted::Secret, &secret.name, secret.optional);
-                }
-            }
-            let sources = container.env.iter().flatten();
-            for from in sources.filter_map(|e| e.value_from.as_ref()) {
-                if let Some(map) = &from.config_map_key_ref {
-                    refs.add(Wanted::ConfigMap, &map.name, map.optional);
-                }
-                if let Some(secret) = &from.secret_key_ref {
-                    refs.add(Wanted::Secret, &secret.name, secret.optional);
-                }
-            }
-        }
-        refs.merge(Self::of_volumes(pod));
-        refs
-    }
-
-    /// Those that volumes need; their content is kept up to date while the pod runs.
-    pub fn of_volumes(pod: &Pod) -> Self {
-        let mut refs = Self::default();
-        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-            if let Some(map) = &volume.config_map {
-                refs.add(Wanted::ConfigMap, &map.name, map.optional);
-            }
-            if let Some(secret) = &volume.secret {
-                let name = secret.secret_name.as_deref().unwrap_or_default();
-                refs.add(Wanted::Secret, name, secret.optional);
-            }
-            if let Some(source) = &volume.persistent_volume_claim {
-                refs.claims.insert(source.claim_name.clone());
-            }
-            let projected = volume.projected.iter();
-            for part in projected.flat_map(|p| p.sources.iter().flatten()) {
-                if let Some(map) = &part.config_map {
-                    refs.add(Wanted::ConfigMap, &map.name, map.optional);
-                }
-                if let Some(secret) = &part.secret {
-                    refs.add(Wanted::Secret, &secret.name, secret.optional);
-                }
-                if let Some(source) = &part.service_account_token {
-                    refs.tokens.insert(token_wish(pod, source));
-                }
-            }
-        }
-        refs
-    }
-
-    fn add(&mut self, wanted: Wanted, name: &str, optional: Option<bool>) {
-        let names = match wanted {
-            Wanted::ConfigMap => &mut self.configmaps,
-            Wanted::Secret => &mut self.secrets,
-        };
-        names.insert(name.to_owned());
-        if optional != Some(true) {
-            self.required.insert((wanted, name.to_owned()));
-        }
-    }
-
-    fn merge(&mut self, other: Self) {
-        self.configmaps.extend(other.configmaps);
-        self.secrets.extend(other.secrets);
-        self.claims.extend(other.claims);
-        self.tokens.extend(other.tokens);
-        self.required.extend(other.required);
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.configmaps.is_empty()
-            && self.secrets.is_empty()
-            && self.claims.is_empty()
-            && self.tokens.is_empty()
-    }
-}
-
-/// The token that a source of a projected volume stands for.
-pub fn token_wish(pod: &Pod, source: &ServiceAccountTokenProjection) -> TokenWish {
-    let account = pod
-        .spec
-        .as_ref()
-        .and_then(|s| s.service_account_name.clone());
-    TokenWish {
-        account: account
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| "default".to_owned()),
-        pod_name: pod.metadata.name.clone().unwrap_or_default(),
-        pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
-        audience: source.audience.clone().unwrap_or_default(),
-        ttl_secs: source.expiration_seconds.unwrap_or(TOKEN_TTL_SECS),
-    }
 }
 
 /// The environment of one container, in order, each name once.
@@ -337,151 +209,6 @@ fn from_source(
     ))
 }
 
-/// The value of a downward API field.
-///
-/// # Errors
-/// A path that Kubernetes does not offer.
-pub fn field(
-    pod: &Pod,
-    selector: &ObjectFieldSelector,
-    facts: &Facts,
-) -> Result<String, ConfigError> {
-    let meta = &pod.metadata;
-    let path = selector.field_path.as_str();
-    let text = match path {
-        "metadata.name" => meta.name.clone().unwrap_or_default(),
-        "metadata.namespace" => meta.namespace.clone().unwrap_or_default(),
-        "metadata.uid" => meta.uid.clone().unwrap_or_default(),
-        "metadata.labels" => lines(meta.labels.as_ref()),
-        "metadata.annotations" => lines(meta.annotations.as_ref()),
-        "spec.nodeName" => facts.node_name.clone(),
-        "spec.serviceAccountName" => pod
-            .spec
-            .as_ref()
-            .and_then(|s| s.service_account_name.clone())
-            .unwrap_or_default(),
-        "status.hostIP" | "status.hostIPs" => facts.host_ip.clone(),
-        "status.podIP" => facts.pod_ips.first().cloned().unwrap_or_default(),
-        "status.podIPs" => facts.pod_ips.join(","),
-        _ => {
-            let subscript = |prefix: &str| {
-                path.strip_prefix(prefix)?
-                    .strip_prefix("['")?
-                    .strip_suffix("']")
-            };
-            if let Some(key) = subscript("metadata.labels") {
-                value_of(meta.labels.as_ref(), key)
-            } else if let Some(key) = subscript("metadata.annotations") {
-                value_of(meta.annotations.as_ref(), key)
-            } else {
-                return Err(ConfigError(format!("unsupported fieldPath: {path}")));
-            }
-        }
-    };
-    Ok(text)
-}
-
-fn value_of(map: Option<&BTreeMap<String, String>>, key: &str) -> String {
-    map.and_then(|m| m.get(key)).cloned().unwrap_or_default()
-}
-
-fn lines(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines: Vec<String> = map
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| format!("{key}={}", go_quote(value)))
-        .collect();
-    lines.join("\n")
-}
-
-/// Go's `%q` (`strconv.Quote`), which is how the lines of labels and annotations are written.
-fn go_quote(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\u{7}' => out.push_str("\\a"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{b}' => out.push_str("\\v"),
-            c if u32::from(c) < 0x80 && c.is_control() => {
-                out.push_str(&format!("\\x{:02x}", u32::from(c)));
-            }
-            // What Rust escapes beyond ASCII Go does too: it cannot be seen.
-            c if !c.is_ascii() && c.escape_debug().len() > 1 => {
-                out.push_str(&match u32::from(c) {
-                    code @ 0..=0xffff => format!("\\u{code:04x}"),
-                    code => format!("\\U{code:08x}"),
-                });
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
-}
-
-/// The value of a `resourceFieldRef`; what is not limited is the node's capacity.
-///
-/// # Errors
-/// A resource that Kubernetes does not offer, or a divisor that is no quantity.
-pub fn resource(
-    container: &Container,
-    selector: &ResourceFieldSelector,
-    facts: &Facts,
-) -> Result<String, ConfigError> {
-    let unsupported = || {
-        ConfigError(format!(
-            "unsupported container resource: {}",
-            selector.resource
-        ))
-    };
-    let (list, name) = selector.resource.split_once('.').ok_or_else(unsupported)?;
-    let resources = container.resources.as_ref();
-    let limits = resources.and_then(|r| r.limits.as_ref()?.get(name));
-    let requests = resources.and_then(|r| r.requests.as_ref()?.get(name));
-    let found = match list {
-        "limits" => limits,
-        "requests" => requests.or(limits),
-        _ => return Err(unsupported()),
-    };
-    let one = Quantity("1".to_owned());
-    let divisor = selector
-        .divisor
-        .as_ref()
-        .filter(|d| quantity::milli(d).is_some_and(|m| m != 0))
-        .unwrap_or(&one);
-    let bad = || ConfigError(format!("bad quantity in resource {}", selector.resource));
-    let is_known = matches!(name, "cpu" | "memory" | "ephemeral-storage");
-    if !is_known && !name.starts_with("hugepages-") {
-        return Err(unsupported());
-    }
-    let amount = if name == "cpu" {
-        let amount = match (found, list) {
-            (Some(found), _) => quantity::milli(found).ok_or_else(bad)?,
-            (None, "limits") => facts.cpu_milli,
-            (None, _) => 0,
-        };
-        let divisor = quantity::milli(divisor).ok_or_else(bad)?.max(1);
-        amount / divisor + i64::from(amount % divisor != 0)
-    } else {
-        let amount = match (found, list, name) {
-            (Some(found), _, _) => quantity::value(found).ok_or_else(bad)?,
-            (None, "limits", "memory") => facts.memory_bytes,
-            (None, "limits", "ephemeral-storage") => facts.storage_bytes,
-            (None, _, _) => 0,
-        };
-        let divisor = quantity::value(divisor).ok_or_else(bad)?.max(1);
-        amount / divisor + i64::from(amount % divisor != 0)
-    };
-    Ok(amount.to_string())
-}
-
 /// Replaces `$(NAME)` by its value; an unknown name stays as written, `$$` is a plain `$`
 /// (`third_party/forked/golang/expansion`).
 pub fn expand(text: &str, values: &BTreeMap<String, String>) -> String {
@@ -634,20 +361,6 @@ mod tests {
             .insert("s".to_owned(), Some(Secret::default()));
         let error = resolve(&pod, container, &empty, &facts).unwrap_err();
         assert_eq!(error.to_string(), "couldn't find key pw in Secret ns/s");
-    }
-
-    #[test]
-    fn quoting_is_go_s() {
-        for (text, want) in [
-            ("x", r#""x""#),
-            ("a\"b\\c", r#""a\"b\\c""#),
-            ("l1\nl2\t", r#""l1\nl2\t""#),
-            ("it's", r#""it's""#),
-            ("\u{1}\u{7f}", r#""\x01\x7f""#),
-            ("ü\u{feff}", r#""ü\ufeff""#),
-        ] {
-            assert_eq!(go_quote(text), want);
-        }
     }
 
     #[test]

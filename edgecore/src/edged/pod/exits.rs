@@ -124,6 +124,7 @@ mod tests {
                 reason: "Evicted".to_owned(),
                 message: "the disk is full".to_owned(),
                 grace: std::time::Duration::from_secs(3),
+                disruption: Some("the disk".to_owned()),
             }),
         };
         record_pod(&dir, &record).unwrap();

@@ -11,8 +11,9 @@ use crate::edged::runtime::{Runtime, RuntimeError};
 /// either way, and this ends a hook whose end was lost.
 pub(super) const POST_START_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// Pause before a hook is tried again while the daemon is away.
-const DAEMON_AWAY: Duration = Duration::from_secs(1);
+/// A hook is tried again as soon as the daemon is heard of; after this also without a word: one
+/// refused call need not interrupt its stream of events.
+const DAEMON_AWAY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Hook {
@@ -77,11 +78,18 @@ async fn exec(
     command: &[String],
     limit: Duration,
 ) -> Result<(), String> {
+    let mut changes = runtime.changes();
     loop {
+        changes.mark_unchanged();
         match runtime.exec_sync(id, command, limit).await {
             Ok(output) if output.exit_code == 0 => return Ok(()),
             Ok(output) => return Err(format!("exit code {}", output.exit_code)),
-            Err(RuntimeError::Unavailable { .. }) => tokio::time::sleep(DAEMON_AWAY).await,
+            Err(RuntimeError::Unavailable { .. }) => {
+                let heard = tokio::time::timeout(DAEMON_AWAY, changes.changed()).await;
+                if let Ok(Err(_)) = heard {
+                    return Err("the runtime ends".to_owned());
+                }
+            }
             Err(error) => return Err(error.to_string()),
         }
     }

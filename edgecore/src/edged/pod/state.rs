@@ -241,21 +241,30 @@ pub fn restarts(policy: RestartPolicy, role: Role, ok: bool) -> bool {
     }
 }
 
+/// A grace may be as long as its number allows (`terminationGracePeriodSeconds` is an `int64`), an
+/// [`Instant`] not: this long is for ever.
+pub const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// A moment that long after `at`.
+fn later(at: Instant, by: Duration) -> Instant {
+    at + by.min(FOREVER)
+}
+
 /// Decides what comes next.
 pub fn step(phase: Phase, want: &Desired, saw: &Observed, memory: &Memory, now: Instant) -> Step {
     let phase = match phase {
         Phase::Syncing if want.delete => Phase::Terminating {
             since: now,
-            deadline: now + want.grace,
+            deadline: later(now, want.grace),
         },
         Phase::Ending { deadline, .. } if want.delete => Phase::Terminating {
             since: now,
-            deadline: deadline.min(now + want.grace),
+            deadline: deadline.min(later(now, want.grace)),
         },
         // A shorter grace (a forced delete) moves the deadline forward, never back.
         Phase::Terminating { since, deadline } => Phase::Terminating {
             since,
-            deadline: deadline.min(since + want.grace),
+            deadline: deadline.min(later(since, want.grace)),
         },
         Phase::Syncing | Phase::Ending { .. } | Phase::Terminated => phase,
     };
@@ -269,7 +278,7 @@ pub fn step(phase: Phase, want: &Desired, saw: &Observed, memory: &Memory, now: 
     let phase = match (phase, want.verdict) {
         (Phase::Syncing, Some(grace)) => Phase::Ending {
             since: now,
-            deadline: now + grace,
+            deadline: later(now, grace),
         },
         _ => phase,
     };

@@ -431,6 +431,7 @@ fn a_pod_that_was_ended_fails_when_nothing_runs_any_more() {
         reason: "Evicted".to_owned(),
         message: "no room".to_owned(),
         grace: std::time::Duration::ZERO,
+        disruption: Some("low on it".to_owned()),
     });
     let status = scene.json();
     assert_eq!(
@@ -445,4 +446,14 @@ fn a_pod_that_was_ended_fails_when_nothing_runs_any_more() {
     );
     assert_eq!(status["message"], "no room");
     assert_eq!(status["conditions"][2]["reason"], "PodFailed");
+    let target = status["conditions"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        (&target["type"], &target["status"], &target["reason"]),
+        (
+            &json!("DisruptionTarget"),
+            &json!("True"),
+            &json!("TerminationByKubelet")
+        )
+    );
+    assert_eq!(target["message"], "low on it");
 }

@@ -16,4 +16,7 @@ pub struct Verdict {
     pub message: String,
     /// Between TERM and KILL; zero kills at once.
     pub grace: Duration,
+    /// Message of the condition `DisruptionTarget`: the pod ran well, and ends for the node's sake.
+    #[serde(default)]
+    pub disruption: Option<String>,
 }

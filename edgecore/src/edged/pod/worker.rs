@@ -28,6 +28,7 @@ use super::probe::Probes;
 use super::state::{self, Action, Desired, Key, Memory, Observed, Phase, SeenContainer, SeenState};
 use super::status::Trouble;
 use super::verdict::Verdict;
+use crate::clock::UnixMillis;
 use crate::edged::events::{Recorder, Severity};
 use crate::edged::runtime::{Container as Seen, ContainerState, Image, RuntimeError, Sandbox};
 use crate::edged::volumes;
@@ -96,8 +97,9 @@ pub(crate) struct Worker {
     told_dns: Vec<Notice>,
     /// Ends that have been written down or looked up, by container and attempt.
     exits: BTreeMap<(String, u32), ContainerState>,
-    /// What outlives a reboot.
+    /// What outlives a reboot, and whether it is on the disk.
     record: PodRecord,
+    record_kept: bool,
     /// What ended containers said last, by id.
     last_words: BTreeMap<String, String>,
     /// Attempts of which no process came to be, by an id of their own.
@@ -114,8 +116,11 @@ pub(crate) struct Worker {
     recorder: Recorder,
     told: Option<PodStatus>,
     volumes_stale: bool,
-    /// When a token in a volume is to be replaced.
+    /// When tokens in volumes are looked at again, and when one is to be replaced.
     tokens_due: Option<Instant>,
+    tokens_at_ms: UnixMillis,
+    /// How long the last try waited, while one could not be had or replaced.
+    tokens_late: Option<Duration>,
 }
 
 impl Worker {
@@ -158,6 +163,7 @@ impl Worker {
             told_dns: Vec::new(),
             exits: BTreeMap::new(),
             record: PodRecord::default(),
+            record_kept: true,
             last_words: BTreeMap::new(),
             unstarted: BTreeMap::new(),
             probes: Probes::default(),
@@ -169,6 +175,8 @@ impl Worker {
             recorder,
             told: None,
             tokens_due: None,
+            tokens_at_ms: 0,
+            tokens_late: None,
         }
     }
 
@@ -177,10 +185,7 @@ impl Worker {
         self.recall().await;
         loop {
             self.take_input();
-            if self.tokens_due.is_some_and(|due| due <= Instant::now()) {
-                self.tokens_due = None;
-                self.volumes_stale = true;
-            }
+            self.look_at_tokens();
             if std::mem::take(&mut self.volumes_stale) {
                 self.refresh_volumes().await;
             }
@@ -259,6 +264,10 @@ impl Worker {
         if input.resend != self.resend {
             self.resend = input.resend;
             self.told = None;
+            // The hub is back: what could not be replaced is asked for now.
+            if self.tokens_late.is_some() {
+                self.tokens_due = Some(Instant::now());
+            }
         }
         for key in std::mem::take(&mut self.on_runtime) {
             self.memory.release(&key);

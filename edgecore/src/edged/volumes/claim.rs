@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 
 use super::ownership::{ChangePolicy, give_to_group};
 use super::{
-    Dirs, Ready, VolumeError, fs_group, io_error, is_plain_name, local, mountinfo, not_ready,
+    Dirs, Ready, VolumeError, fs_group, io_error, is_plain_name, local, mountinfo, not_ready, tree,
     unsupported,
 };
 
@@ -198,8 +198,5 @@ pub(in crate::edged) fn reclaim(volume: &PersistentVolume, dirs: &Dirs) -> io::R
             return Err(io::Error::other(format!("something is mounted at `{at}`")));
         }
     }
-    match std::fs::remove_dir_all(&doomed) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    tree::remove(&doomed)
 }

@@ -50,7 +50,7 @@ pub fn write_etc(
     for (name, content) in contents {
         let path = dir.join(name);
         // In place: a running container has this very file bound.
-        if std::fs::read(&path).ok().as_deref() != Some(content.as_bytes()) {
+        if !holds(&path, content.as_bytes()) {
             std::fs::write(&path, content)
                 .and_then(|()| {
                     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))
@@ -60,6 +60,14 @@ pub fn write_etc(
         files.push((Path::new("/etc").join(name), path));
     }
     Ok((files, notices))
+}
+
+/// Whether the file holds exactly this. A container may write to it, as much as it likes: what has
+/// another length is not read.
+fn holds(path: &Path, content: &[u8]) -> bool {
+    let length = std::fs::metadata(path).map(|meta| meta.len());
+    length.is_ok_and(|length| length == content.len() as u64)
+        && std::fs::read(path).is_ok_and(|found| found == content)
 }
 
 fn hosts_file(pod: &Pod, names: &Names, ips: &[String]) -> String {

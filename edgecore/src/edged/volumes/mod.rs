@@ -21,10 +21,12 @@ mod mountinfo;
 mod mounts;
 mod ownership;
 mod subpath;
+mod tree;
 pub(super) mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Pod, Volume};
@@ -103,6 +105,24 @@ impl Dirs {
         }
     }
 
+    /// Makes the directories above everything that pods own, and closes them to whoever is neither
+    /// root nor of its group: inside are secrets that any user may read and directories that any
+    /// user may write, as the pod's own must be able to (kubelet: `/var/lib/kubelet/pods`, 0750).
+    ///
+    /// # Errors
+    /// The first that cannot be made or closed.
+    pub fn close(&self) -> io::Result<()> {
+        for dir in [&self.disk, &self.run, &self.storage()] {
+            crate::files::make_dir(dir, 0o750)?;
+            let mode = std::fs::metadata(dir)?.permissions().mode() & 0o7777;
+            if mode & 0o007 != 0 {
+                let closed = std::fs::Permissions::from_mode(mode & !0o007);
+                std::fs::set_permissions(dir, closed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Where volumes of local-path storage lie, beside the pods: they outlive them.
     fn storage(&self) -> PathBuf {
         self.disk.with_file_name("storage")
@@ -155,12 +175,7 @@ impl Dirs {
                 let part = dir.join(part);
                 // A bind of somebody's data must be gone before its place is removed.
                 mountinfo::unmount_all(&part).map_err(io_error("", "unmount", &part))?;
-                match std::fs::remove_dir_all(&part) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(io_error("", "remove", &part)(error));
-                    }
-                    _ => {}
-                }
+                tree::remove(&part).map_err(io_error("", "remove", &part))?;
             }
             // Stays if somebody else keeps something in it.
             let _ = std::fs::remove_dir(&dir);

@@ -2,8 +2,13 @@
 //! (`pkg/volume/volume_linux.go`, `SetVolumeOwnership`).
 
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, chownat, fstat, openat};
+use rustix::io::Errno;
+
+use super::tree;
 
 /// What the group gains on a file, on a directory of a volume that may be written.
 const WRITABLE_FILE: u32 = 0o660;
@@ -49,54 +54,50 @@ impl ChangePolicy {
 }
 
 /// Gives everything below `root` to the group, which may then read and write it. Links are given
-/// away, not followed; the root is last, so that an interrupted walk is seen as a mismatch.
+/// away, not followed, and what is looked at is what is changed: another pod may use the volume now,
+/// and put a link to a file of the node where a file of its own was. The root is last, so that an
+/// interrupted walk is seen as a mismatch.
 pub(super) fn give_to_group(root: &Path, group: u32, policy: ChangePolicy) -> io::Result<()> {
-    let meta = std::fs::symlink_metadata(root)?;
-    let is_done = meta.gid() == group && meta.mode() & WRITABLE_DIR == WRITABLE_DIR;
+    let top = tree::open(root)?;
+    let stat = fstat(&top)?;
+    let is_done = stat.st_gid == group && stat.st_mode & WRITABLE_DIR == WRITABLE_DIR;
     if policy == ChangePolicy::OnRootMismatch && is_done {
         return Ok(());
     }
-    let mut dirs = vec![root.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(&dir)? {
-            let entry = entry?;
-            let path = entry.path();
-            // A file may go while the walk is on its way: another pod may use the volume.
-            let Some(meta) = gone_is_none(std::fs::symlink_metadata(&path))? else {
-                continue;
-            };
-            if meta.is_dir() {
-                dirs.push(path.clone());
-            }
-            gone_is_none(give(&path, &meta, group))?;
+    tree::walk(top, &mut |entry| {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(entry.dir, entry.name, flags, Mode::empty()) {
+            Ok(held) => give(&held, group),
+            // A file may go while the walk is on its way.
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-    }
-    give(root, &meta, group)
+    })?;
+    give(&tree::open(root)?, group)
 }
 
-fn give(path: &Path, meta: &std::fs::Metadata, group: u32) -> io::Result<()> {
-    if meta.gid() != group {
-        std::os::unix::fs::lchown(path, None, Some(group))?;
+fn give(held: &OwnedFd, group: u32) -> io::Result<()> {
+    let stat = fstat(held)?;
+    if stat.st_gid != group {
+        chownat(
+            held,
+            c"",
+            None,
+            Some(Gid::from_raw(group)),
+            AtFlags::EMPTY_PATH,
+        )?;
     }
-    if meta.is_symlink() {
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
         return Ok(());
     }
-    let add = if meta.is_dir() {
+    let add = if tree::is_dir(&stat) {
         WRITABLE_DIR
     } else {
         WRITABLE_FILE
     };
-    // Changing the group drops the set-id bits: the mode is set after it.
-    std::fs::set_permissions(
-        path,
-        std::fs::Permissions::from_mode(meta.mode() & 0o7777 | add),
-    )
-}
-
-fn gone_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    // Changing the group drops the set-id bits: the mode is set after it. By what is open, not by a
+    // name; a descriptor that only names a file has no other way.
+    let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+    let mode = Mode::from_raw_mode(stat.st_mode & 0o7777 | add);
+    Ok(rustix::fs::chmod(path.as_str(), mode)?)
 }

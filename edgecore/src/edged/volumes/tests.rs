@@ -782,3 +782,64 @@ fn etc_files_name_the_pod() {
     );
     assert_eq!(content[2], "p\n");
 }
+
+/// Inside are secrets that every user may read, and directories that every user may write.
+#[test]
+fn nobody_else_gets_into_the_directories_of_pods() {
+    let place = Place::new();
+    std::fs::create_dir(&place.dirs.disk).unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&place.dirs.disk, open).unwrap();
+    place.dirs.close().unwrap();
+    for dir in [&place.dirs.disk, &place.dirs.run, &place.dirs.storage()] {
+        let mode = std::fs::metadata(dir).unwrap().mode() & 0o7777;
+        assert_eq!(mode, 0o750, "{}", dir.display());
+    }
+}
+
+#[test]
+fn a_file_of_etc_that_a_container_blew_up_is_written_anew_unread() {
+    let place = Place::new();
+    let pod = pod(json!({"emptyDir": {}}));
+    let names = dns::Names::default();
+    let write = || write_etc(&pod, &names, &[], &dns::Site::default(), &place.dirs).unwrap();
+    let (files, _) = write();
+    let (_, hosts) = files.iter().find(|(to, _)| to.ends_with("hosts")).unwrap();
+    let before = std::fs::read(hosts).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(hosts).unwrap();
+    file.set_len(1 << 34).unwrap();
+    write();
+    assert_eq!(std::fs::metadata(hosts).unwrap().len(), before.len() as u64);
+    assert_eq!(std::fs::read(hosts).unwrap(), before);
+}
+
+/// Another pod with the same volume puts a link to a file of the node where its own was.
+#[test]
+fn a_group_is_never_given_what_a_link_names() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let place = Place::new();
+    let tree = place.dir.path().join("tree");
+    let secret = place.dir.path().join("secret");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(&secret, "x").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (own, link) = (tree.join("own"), tree.join("link"));
+            while !over.load(Ordering::Relaxed) {
+                std::fs::write(&own, "").unwrap();
+                std::fs::rename(&own, tree.join("f")).unwrap();
+                symlink(&secret, &link).unwrap();
+                std::fs::rename(&link, tree.join("f")).unwrap();
+            }
+        });
+        for _ in 0..3000 {
+            let policy = ownership::ChangePolicy::Always;
+            ownership::give_to_group(&tree, 4000, policy).unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let meta = std::fs::metadata(&secret).unwrap();
+    assert_eq!((meta.mode() & 0o7777, meta.gid()), (0o600, 0));
+}

@@ -1,9 +1,9 @@
 //! How much of the node's disk a pod's volumes take (`pkg/volume/metrics_du.go`).
 
-use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+
+use super::tree;
 
 /// Space and inodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,36 +24,50 @@ impl std::ops::Add for Usage {
 }
 
 /// What lies below a directory on its own file system: allocated blocks, a file with several names
-/// once. One `lstat` an entry; to be called off the asynchronous threads.
+/// once, by a part for each name. To be called off the asynchronous threads.
 pub(crate) fn of_directory(root: &Path) -> io::Result<Usage> {
-    let meta = std::fs::symlink_metadata(root)?;
-    let device = meta.dev();
-    let mut usage = Usage {
-        bytes: meta.blocks().saturating_mul(512),
-        inodes: 1,
-    };
-    let mut linked = BTreeSet::new();
-    let mut stack = vec![root.to_owned()];
-    while let Some(dir) = stack.pop() {
-        // What goes while it is counted is not counted.
-        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            if meta.dev() != device
-                || meta.nlink() > 1 && !meta.is_dir() && !linked.insert(meta.ino())
-            {
-                continue;
-            }
-            usage = usage
-                + Usage {
-                    bytes: meta.blocks().saturating_mul(512),
-                    inodes: 1,
-                };
-            if meta.is_dir() {
-                stack.push(entry.path());
-            }
-        }
+    let root = tree::open(root)?;
+    let mut sum = Sum::default();
+    sum.add(&rustix::fs::fstat(&root)?);
+    // A container may move directories about meanwhile: what was counted until then counts.
+    let _ = tree::walk(root, &mut |entry| {
+        sum.add(&entry.stat);
+        Ok(())
+    });
+    Ok(Usage {
+        bytes: sum.bytes,
+        inodes: (sum.parts + PARTS / 2) / PARTS,
+    })
+}
+
+/// Parts of a file; so that a file of many names need not be remembered.
+const PARTS: u64 = 1 << 20;
+
+/// Of another width on other machines.
+fn wide(number: impl Into<u64>) -> u64 {
+    number.into()
+}
+
+#[derive(Default)]
+struct Sum {
+    bytes: u64,
+    parts: u64,
+}
+
+impl Sum {
+    fn add(&mut self, stat: &rustix::fs::Stat) {
+        let is_dir = tree::is_dir(stat);
+        let links = if is_dir {
+            1
+        } else {
+            wide(stat.st_nlink).max(1)
+        };
+        let bytes = u64::try_from(stat.st_blocks)
+            .unwrap_or(0)
+            .saturating_mul(512);
+        self.bytes = self.bytes.saturating_add(bytes / links);
+        self.parts = self.parts.saturating_add(PARTS / links);
     }
-    Ok(usage)
 }
 
 /// What a whole file system holds, in one call: for a tmpfs of our own.

@@ -71,6 +71,8 @@ impl Memory {
         let ids: BTreeSet<&str> = saw.containers.iter().map(|c| c.id.as_str()).collect();
         self.stops.retain(|id, _| ids.contains(id.as_str()));
         self.killed.retain(|id, _| ids.contains(id.as_str()));
+        self.holds
+            .retain(|key, _| !matches!(key, Key::Container(id) if !ids.contains(id.as_str())));
     }
 
     /// The container was started.

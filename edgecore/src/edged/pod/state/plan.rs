@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Action, Desired, GRACE_MIN, KILL_AGAIN_AFTER, Key, Memory, Observed, Phase, Role,
-    SeenContainer, SeenState, WantContainer, Why, restarts,
+    SeenContainer, SeenState, WantContainer, Why, later, restarts,
 };
 
 /// Whether every main container ended for good, or can never start because an init container
@@ -204,7 +204,7 @@ impl Plan<'_> {
     /// Ends one container of a pod that is kept.
     fn replace(&mut self, want: &Desired, seen: &SeenContainer, why: Why, grace: Option<Duration>) {
         let asked = self.memory.stops.get(&seen.id).map(|stop| stop.asked);
-        let deadline = asked.unwrap_or(self.now) + grace.unwrap_or(want.grace);
+        let deadline = later(asked.unwrap_or(self.now), grace.unwrap_or(want.grace));
         self.stop(seen, why, deadline, true);
     }
 
@@ -214,7 +214,7 @@ impl Plan<'_> {
             && seen.runs()
         {
             let asked = self.memory.stops.get(&seen.id).map(|stop| stop.asked);
-            let deadline = asked.unwrap_or(self.now) + want.grace;
+            let deadline = later(asked.unwrap_or(self.now), want.grace);
             let turn = self.is_turn(want, &seen);
             self.stop(&seen, Why::PodEnds, deadline, turn);
         }

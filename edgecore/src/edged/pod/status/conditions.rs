@@ -26,6 +26,11 @@ pub(super) fn all(view: &View<'_>, phase: &str, facts: &Facts<'_>) -> Vec<PodCon
         condition(view, "ContainersReady", unready.is_none(), unready),
         condition(view, "PodScheduled", true, None),
     ];
+    // `eviction_manager.go`, `preemption.go`
+    if let Some(message) = view.verdict.and_then(|verdict| verdict.disruption.clone()) {
+        let why = ("TerminationByKubelet", Some(message));
+        list.push(condition(view, "DisruptionTarget", true, Some(why)));
+    }
     let known = view.pod.status.as_ref();
     let known = known.iter().flat_map(|s| s.conditions.iter().flatten());
     for foreign in known {

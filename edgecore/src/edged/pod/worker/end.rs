@@ -65,6 +65,7 @@ impl Worker {
                     reason: DEADLINE_EXCEEDED.to_owned(),
                     message: message.to_owned(),
                     grace: self.want.grace,
+                    disruption: None,
                 };
                 (verdict, Severity::Normal)
             }
@@ -79,12 +80,13 @@ impl Worker {
         None
     }
 
-    async fn keep_record(&self) {
+    async fn keep_record(&mut self) {
         let Some(dir) = self.context.dirs.exits(&self.id.uid) else {
             return;
         };
         let record: PodRecord = self.record.clone();
         let kept = tokio::task::spawn_blocking(move || exits::record_pod(&dir, &record)).await;
+        self.record_kept = matches!(kept, Ok(Ok(())));
         if let Ok(Err(error)) = kept {
             warn!(pod = %self.id.name, namespace = %self.id.namespace, error = %error,
                 "record of the pod not written down; a restart would forget it");
@@ -132,7 +134,9 @@ impl Worker {
     }
 
     pub(super) async fn remove(&mut self, id: &str) {
-        if self.unstarted.remove(id).is_some() {
+        if let Some(ghost) = self.unstarted.remove(id) {
+            let words = self.message_file(&ghost.name, ghost.attempt);
+            remove_files(ghost.log_path, words).await;
             self.seen.retain(|seen| seen.id != id);
             return;
         }
@@ -164,6 +168,10 @@ impl Worker {
         }
         self.delays.remove(&Key::Cleanup);
         self.memory.released();
+        // Often the disk was full until now.
+        if !self.record_kept {
+            self.keep_record().await;
+        }
     }
 
     pub(super) async fn clean_up(&mut self) {

@@ -13,6 +13,7 @@ use super::super::status::Trouble;
 use super::super::verdict::Verdict;
 use super::super::{convert, last_words, network, security, sources, state, sysctl};
 use super::{RETRY_FIRST, RETRY_MAX, Worker};
+use crate::clock::UnixMillis;
 use crate::edged::events::Severity;
 use crate::edged::runtime::{
     Container as Seen, ContainerState, Image, Mount, Resources, RuntimeError, Sandbox,
@@ -21,8 +22,11 @@ use crate::edged::volumes;
 
 /// Exit code of a container of which no process came to be (containerd: `StartError`).
 const EXIT_CODE_UNSTARTED: i32 = 128;
-/// Time between two requests for a token that could not be had.
-const TOKEN_RETRY: Duration = Duration::from_secs(30);
+/// Least and longest time between two looks at tokens. The longest bounds what it costs that the
+/// clock was set meanwhile (a node without a battery begins in 1970), and what a node pays for
+/// asking a hub that is away.
+const TOKEN_LOOK_MIN: Duration = Duration::from_secs(30);
+const TOKEN_LOOK_MAX: Duration = Duration::from_secs(600);
 
 /// Longest wait for a slot to start in.
 const SLOT_WAIT: Duration = Duration::from_secs(3);
@@ -332,6 +336,7 @@ impl Worker {
                 reason: "SysctlForbidden".to_owned(),
                 message: message.clone(),
                 grace: Duration::ZERO,
+                disruption: None,
             };
             self.context.judge(&self.id.uid, verdict);
             return Err(Failure::Waiting {
@@ -416,13 +421,38 @@ impl Worker {
     /// When tokens are to be replaced. One that is overdue could not be: the hub is away.
     fn note_tokens(&mut self, sources: &Sources) {
         let now_ms = (self.context.now_ms)();
-        let waits = sources.tokens.values().map(|token| match token {
-            Ok(token) => u64::try_from(token.refresh_at_ms.saturating_sub(now_ms))
-                .map_or(TOKEN_RETRY, Duration::from_millis)
-                .max(TOKEN_RETRY),
-            Err(_) => TOKEN_RETRY,
+        let ends = sources.tokens.values().map(|token| match token {
+            Ok(token) => token.refresh_at_ms,
+            Err(_) => now_ms,
         });
-        self.tokens_due = waits.min().map(|wait| Instant::now() + wait);
+        let Some(at_ms) = ends.min() else {
+            return;
+        };
+        self.tokens_at_ms = at_ms;
+        self.tokens_late = (at_ms <= now_ms).then(|| {
+            let last = self.tokens_late.unwrap_or_default();
+            (last * 2).clamp(TOKEN_LOOK_MIN, TOKEN_LOOK_MAX)
+        });
+        self.arm_tokens(now_ms);
+    }
+
+    fn arm_tokens(&mut self, now_ms: UnixMillis) {
+        let left = u64::try_from(self.tokens_at_ms.saturating_sub(now_ms)).unwrap_or(0);
+        let wait = self.tokens_late.unwrap_or(Duration::from_millis(left));
+        self.tokens_due = Some(Instant::now() + wait.clamp(TOKEN_LOOK_MIN, TOKEN_LOOK_MAX));
+    }
+
+    /// Has volumes brought up to date when a token is to be replaced.
+    pub(super) fn look_at_tokens(&mut self) {
+        if self.tokens_due.is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        let now_ms = (self.context.now_ms)();
+        if self.tokens_late.is_none() && now_ms < self.tokens_at_ms {
+            return self.arm_tokens(now_ms);
+        }
+        self.tokens_due = None;
+        self.volumes_stale = true;
     }
 
     /// Brings new content of ConfigMaps and Secrets into volumes that stand. What cannot be read
@@ -434,7 +464,9 @@ impl Worker {
         if self.phase != state::Phase::Syncing || self.want.delete || self.memory.is_released() {
             return;
         }
-        let refs = References::of(&self.pod);
+        // What only the environment needs keeps no volume from being brought up to date.
+        let mut refs = References::of_volumes(&self.pod);
+        refs.claims.clear();
         let desired = self.context.desired.clone();
         let Ok(sources) = sources::fetch(&*desired, &self.id.namespace, &refs).await else {
             return;

@@ -175,6 +175,18 @@ async fn a_command_that_is_not_there_is_a_start_error() {
     let calls = world.runtime.calls();
     let removed = calls.iter().any(|call| call.starts_with("remove uid-web/"));
     assert!(!removed, "what never was is not removed: {calls:?}");
+    // But what was made for it is: a command that is wrong for a year would fill the disk.
+    let words = world.dir.path().join("disk/uid-web/exits/messages");
+    let left = || {
+        let mut names: Vec<_> = std::fs::read_dir(&words)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    world.settle_disk(|| left() == ["c.2", "c.3"]).await;
+    assert_eq!(left(), ["c.2", "c.3"]);
     world.stop().await;
 }
 

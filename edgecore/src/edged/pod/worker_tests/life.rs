@@ -2,6 +2,42 @@
 
 use super::*;
 
+/// The API takes any `int64`; the node must not fall over one.
+#[tokio::test(start_paused = true)]
+async fn a_grace_beyond_all_clocks_is_for_ever() {
+    let mut world = World::new();
+    world.start();
+    let mut wanted = pod("web");
+    wanted["spec"]["terminationGracePeriodSeconds"] = json!(i64::MAX);
+    let container = &mut wanted["spec"]["containers"][0];
+    container["lifecycle"] = json!({"preStop": {"sleep": {"seconds": i64::MAX}}});
+    container["livenessProbe"] = json!({"exec": {"command": ["up"]}, "failureThreshold": 1,
+        "terminationGracePeriodSeconds": i64::MAX});
+    world.runtime.on_exec("up", 1, "", Duration::ZERO);
+    world.apply(wanted);
+    world.until_running("web", 0).await;
+    world
+        .until("ending", |news| {
+            news.events.iter().any(|event| event["reason"] == "Killing")
+        })
+        .await;
+    world.edit("uid-web", |pod| {
+        delete(pod);
+        pod.metadata.deletion_grace_period_seconds = Some(i64::MAX);
+    });
+    tokio::time::sleep(Duration::from_secs(86_400)).await;
+    assert_eq!(
+        world.calls("stop") + world.calls("kill"),
+        0,
+        "the hook has time"
+    );
+    world.edit("uid-web", |pod| {
+        pod.metadata.deletion_grace_period_seconds = Some(1);
+    });
+    world.until("gone", |news| news.gone == ["web"]).await;
+    world.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pod_runs_is_deleted_and_leaves_nothing() {
     let mut world = World::new();

@@ -10,6 +10,7 @@ mod verdicts;
 mod volumes;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -149,6 +150,8 @@ struct World {
     sink: Arc<Sink>,
     dir: tempfile::TempDir,
     edged: Option<EdgedHandle>,
+    /// What somebody has set the wall clock forward by.
+    clock_ahead_ms: Arc<AtomicI64>,
 }
 
 const IMAGE: &str = "busybox:1.36";
@@ -163,6 +166,7 @@ impl World {
             sink: Arc::new(Sink(watch::Sender::new(News::default()))),
             dir: tempfile::tempdir().unwrap(),
             edged: None,
+            clock_ahead_ms: Arc::default(),
         }
     }
 
@@ -186,10 +190,10 @@ impl World {
             sink: self.sink.clone(),
             settings,
         };
-        let clock = self.runtime.clone();
+        let (clock, ahead) = (self.runtime.clone(), self.clock_ahead_ms.clone());
         self.edged = Some(Edged::start_with_clock(
             deps,
-            Box::new(move || clock.now_ms()),
+            Box::new(move || clock.now_ms() + ahead.load(Ordering::Relaxed)),
         ));
     }
 

@@ -8,6 +8,7 @@ fn evicted(grace_secs: u64) -> Verdict {
         reason: "Evicted".to_owned(),
         message: "The node was low on resource: memory.".to_owned(),
         grace: Duration::from_secs(grace_secs),
+        disruption: None,
     }
 }
 

@@ -62,6 +62,45 @@ async fn a_token_is_waited_for_replaced_in_time_and_kept_while_the_hub_is_away()
         "the last one stays"
     );
     world.until_running("p", 0).await;
+    // Less and less often; but at once when the hub is back.
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let before = *asked.borrow_and_update();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let hourly = *asked.borrow_and_update() - before;
+    assert!((5..=7).contains(&hourly), "{hourly}");
+    let begun = tokio::time::Instant::now();
+    world.edged.as_ref().unwrap().resend();
+    let before = *asked.borrow_and_update();
+    asked.wait_for(|asked| *asked > before).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_replaced_soon_after_the_clock_was_set() {
+    let mut world = World::new();
+    let mut asked = world.store.tokens_asked.subscribe();
+    let source = json!({"serviceAccountToken": {"path": "token"}});
+    let volume = json!({"name": "v", "projected": {"sources": [source]}});
+    let years = 50 * 365 * 86_400_000_i64;
+    let now = world.runtime.now_ms();
+    *world.store.tokens.lock().unwrap() = vec![
+        token("second", now + 2 * years),
+        token("first", now + years),
+    ];
+    world.apply(pod(&volume));
+    world.start();
+    world.until_running("p", 0).await;
+    let before = *asked.borrow_and_update();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(*asked.borrow_and_update(), before, "it lives");
+    world.clock_ahead_ms.store(years, Ordering::Relaxed);
+    let soon = Duration::from_secs(601);
+    tokio::time::timeout(soon, asked.wait_for(|asked| *asked > before))
+        .await
+        .unwrap()
+        .unwrap();
+    world.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
