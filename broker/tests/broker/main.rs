@@ -7,5 +7,6 @@
 
 mod clients;
 mod durability;
+mod frames;
 mod protocol;
 mod support;

@@ -15,6 +15,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use crate::frames::{packet, text};
+
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Harness {
@@ -245,27 +247,6 @@ impl Raw {
         assert_eq!(kind, 0x90);
         body[3]
     }
-}
-
-pub(crate) fn packet(kind: u8, body: &[u8]) -> Vec<u8> {
-    let mut out = vec![kind];
-    let mut len = body.len();
-    loop {
-        let low = u8::try_from(len & 0x7f).unwrap();
-        len >>= 7;
-        out.push(if len > 0 { low | 0x80 } else { low });
-        if len == 0 {
-            break;
-        }
-    }
-    out.extend(body);
-    out
-}
-
-pub(crate) fn text(value: &str) -> Vec<u8> {
-    let mut out = u16::try_from(value.len()).unwrap().to_be_bytes().to_vec();
-    out.extend(value.as_bytes());
-    out
 }
 
 pub(crate) fn connect_v311(client: &str, is_clean: bool) -> Vec<u8> {

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use crate::wait;
 use cloudhub::{
     app::{Hub, Ports},
     cli::{client::Client, token},
@@ -86,15 +87,11 @@ impl TestHub {
             .spawn()
             .unwrap();
         let ports = dir.path().join("ports.json");
-        let written = async {
-            loop {
-                if let Ok(text) = std::fs::read(&ports) {
-                    return serde_json::from_slice(&text).unwrap();
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let ports = tokio::time::timeout(PATIENCE, written).await.unwrap();
+        let ports = wait::until("the hub to note its ports", PATIENCE, async || {
+            Ok(Some(serde_json::from_slice(&std::fs::read(&ports)?)?))
+        })
+        .await
+        .unwrap();
         let admin = Client::from_kubeconfig(&dir.path().join("admin.kubeconfig")).unwrap();
         let running = Running::Process(child);
         Self {
@@ -156,17 +153,12 @@ impl TestHub {
     /// Reads until the object is as it should be.
     pub(crate) async fn wait(&self, path: &str, is: impl Fn(&Value) -> bool) -> Value {
         let mut last = None;
-        let wait = async {
-            loop {
-                last = self.get(path).await;
-                if let Some(object) = last.as_ref().filter(|o| is(o)) {
-                    return object.clone();
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let done = tokio::time::timeout(PATIENCE, wait).await.ok();
-        done.unwrap_or_else(|| panic!("{path} did not become as expected: {last:?}"))
+        let waited = wait::until(path, PATIENCE, async || {
+            last = self.get(path).await;
+            Ok(last.clone().filter(&is))
+        })
+        .await;
+        waited.unwrap_or_else(|error| panic!("{error:#}; last seen: {last:?}"))
     }
 
     pub(crate) async fn token(&self, node: &str) -> String {
@@ -245,6 +237,14 @@ impl TestHub {
     pub(crate) async fn join(&self, node: &str) -> Identity {
         let token = self.token(node).await;
         self.enroll(node, Some(&token), None).await.unwrap()
+    }
+
+    /// A node that has joined, with a session open.
+    pub(crate) async fn joined(&self, node: &str, extensions: Option<&str>) -> TestNode {
+        let identity = self.join(node).await;
+        let mut node = self.connect(&identity, extensions).await;
+        node.register(true).await;
+        node
     }
 
     /// Whether a TLS handshake with this certificate ends in an answer to anything.

@@ -6,4 +6,10 @@ mod faults;
 mod harness;
 mod load;
 mod node;
+mod rights;
 mod storage;
+
+/// Shared with the end-to-end tests, which own the file.
+#[path = "../../../tests/src/wait.rs"]
+#[expect(unreachable_pub, reason = "public in the crate that owns the file")]
+mod wait;

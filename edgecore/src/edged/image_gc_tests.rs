@@ -1,8 +1,8 @@
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
+use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::edged::runtime::fake::FakeRuntime;
-use crate::edged::{Token, TokenWish};
+use crate::edged::scripted::Store;
 
 #[test]
 fn removal_begins_at_one_mark_and_ends_at_the_other() {
@@ -80,48 +80,6 @@ fn progress_is_told_in_mebibytes() {
     assert_eq!(told, "Pulling image \"x\": 12.3 of 26 MiB");
 }
 
-struct Wanted {
-    complete: bool,
-    pods: Vec<Pod>,
-    generation: watch::Sender<u64>,
-}
-
-#[async_trait::async_trait]
-impl DesiredState for Wanted {
-    async fn pods(&self) -> Result<Vec<Pod>, DesiredError> {
-        Ok(self.pods.clone())
-    }
-    async fn configmap(&self, _: &str, _: &str) -> Result<Option<ConfigMap>, DesiredError> {
-        Ok(None)
-    }
-    async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, DesiredError> {
-        Ok(None)
-    }
-    async fn claim(&self, _: &str, _: &str) -> Result<Option<PersistentVolumeClaim>, DesiredError> {
-        Ok(None)
-    }
-    async fn volume(&self, _: &str) -> Result<Option<PersistentVolume>, DesiredError> {
-        Ok(None)
-    }
-    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError> {
-        Ok(Vec::new())
-    }
-    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
-        Err(DesiredError::Unreachable {
-            kind: "token of ServiceAccount",
-            namespace: namespace.to_owned(),
-            name: wish.account.clone(),
-            reason: "no hub".to_owned(),
-        })
-    }
-    fn is_complete(&self) -> bool {
-        self.complete
-    }
-    fn generation(&self) -> watch::Receiver<u64> {
-        self.generation.subscribe()
-    }
-}
-
 #[tokio::test]
 async fn what_a_pod_names_stays_and_nothing_goes_while_pods_are_unknown() {
     let runtime = FakeRuntime::default();
@@ -133,16 +91,14 @@ async fn what_a_pod_names_stays_and_nothing_goes_while_pods_are_unknown() {
         "spec": {"containers": [{"name": "a", "image": "wanted"}]}
     }))
     .unwrap();
-    let mut wanted = Wanted {
-        complete: false,
-        pods: vec![pod],
-        generation: watch::Sender::new(0),
-    };
+    let wanted = Store::default();
+    wanted.set([pod]);
+    wanted.is_incomplete.store(true, Ordering::Relaxed);
     let freed = reclaim(&runtime, &wanted, Duration::ZERO, None)
         .await
         .unwrap();
     assert_eq!((freed, runtime.calls().len()), (0, 0));
-    wanted.complete = true;
+    wanted.is_incomplete.store(false, Ordering::Relaxed);
     let freed = reclaim(&runtime, &wanted, Duration::ZERO, None)
         .await
         .unwrap();

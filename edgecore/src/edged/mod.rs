@@ -26,6 +26,8 @@ pub mod pod;
 pub mod quantity;
 mod reclaim;
 pub mod runtime;
+#[cfg(test)]
+mod scripted;
 pub mod statics;
 mod summary;
 pub mod volumes;

@@ -519,21 +519,3 @@ fn attributes_of_the_cloud_are_published() {
     assert_eq!(body["group_id"], "edge-1");
     assert_eq!(request.route.resource, "membership/detail");
 }
-
-#[test]
-#[ignore = "prints the cost of one update; run by hand"]
-fn cost_of_one_update() {
-    let db = db_with(&[("default", "t1")]);
-    let tx = db.reader();
-    let inbound = topic::parse("$hw/events/device/default/t1/twin/update").unwrap();
-    tx.execute_batch("BEGIN").unwrap();
-    let begun = std::time::Instant::now();
-    for n in 0..10_000 {
-        let body = format!(
-            r#"{{"event_id":"{n}","timestamp":1,"twin":{{"temp":{{"actual":{{"value":"{n}"}},"metadata":{{"type":"int"}}}}}}}}"#
-        );
-        handle_publish(tx, &inbound, body.as_bytes(), T).unwrap();
-    }
-    println!("{:?} an update", begun.elapsed() / 10_000);
-    tx.execute_batch("COMMIT").unwrap();
-}

@@ -277,4 +277,4 @@ pub fn container_spec(
 
 #[cfg(test)]
 #[path = "convert_tests.rs"]
-mod tests;
+pub(crate) mod tests;

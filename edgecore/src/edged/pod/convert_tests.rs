@@ -6,7 +6,8 @@ use super::*;
 use crate::edged::pod::env::{Facts, Sources};
 use crate::edged::runtime::Resources;
 
-fn placement() -> Placement {
+/// A node with nothing special.
+pub(crate) fn placement() -> Placement {
     Placement {
         log_root: "/var/log/pods".into(),
         log_bytes_max: 10 << 20,

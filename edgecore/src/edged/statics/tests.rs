@@ -3,14 +3,14 @@ use std::path::Path;
 use serde_json::json;
 
 use super::*;
+use crate::edged::scripted::Store;
 
 const NODE: &str = "edge-1";
 
-/// A store, a sink and a hub that do as they are told.
+/// A store, and a sink and a hub that note what they are told.
 #[derive(Default)]
 struct Around {
-    pods: Mutex<Vec<Pod>>,
-    generation: tokio_watch::Sender<u64>,
+    store: Arc<Store>,
     told: tokio_watch::Sender<Vec<String>>,
     connected: tokio_watch::Sender<bool>,
 }
@@ -20,12 +20,6 @@ impl Around {
         self.told.send_modify(|told| told.push(line));
     }
 
-    /// The store as a push leaves it.
-    fn store(&self, pods: Vec<Pod>) {
-        *self.pods.lock().unwrap() = pods;
-        self.generation.send_modify(|generation| *generation += 1);
-    }
-
     async fn until(&self, line: &str) {
         let mut told = self.told.subscribe();
         let waited = told.wait_for(|told| told.iter().any(|said| said == line));
@@ -33,42 +27,6 @@ impl Around {
             .await
             .is_ok();
         assert!(so, "never told: {line}; {:#?}", self.told.borrow());
-    }
-}
-
-#[async_trait]
-impl DesiredState for Around {
-    async fn pods(&self) -> Result<Vec<Pod>, DesiredError> {
-        Ok(self.pods.lock().unwrap().clone())
-    }
-    async fn configmap(&self, _: &str, _: &str) -> Result<Option<ConfigMap>, DesiredError> {
-        Ok(None)
-    }
-    async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, DesiredError> {
-        Ok(None)
-    }
-    async fn claim(&self, _: &str, _: &str) -> Result<Option<PersistentVolumeClaim>, DesiredError> {
-        Ok(None)
-    }
-    async fn volume(&self, _: &str) -> Result<Option<PersistentVolume>, DesiredError> {
-        Ok(None)
-    }
-    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError> {
-        Ok(Vec::new())
-    }
-    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
-        Err(DesiredError::Unreachable {
-            kind: "token of ServiceAccount",
-            namespace: namespace.to_owned(),
-            name: wish.account.clone(),
-            reason: "no hub".to_owned(),
-        })
-    }
-    fn is_complete(&self) -> bool {
-        true
-    }
-    fn generation(&self) -> tokio_watch::Receiver<u64> {
-        self.generation.subscribe()
     }
 }
 
@@ -106,7 +64,7 @@ fn around(directory: &Path) -> (Arc<Around>, StaticPods) {
     let statics = StaticPods::new(StaticDeps {
         node: NODE.to_owned(),
         directory: directory.to_owned(),
-        desired: around.clone(),
+        desired: around.store.clone(),
         sink: around.clone(),
         hub: around.clone(),
     });
@@ -264,7 +222,9 @@ async fn mirrors_follow_the_files_and_carry_the_status() {
     around.connected.send_replace(true);
     around.until(&format!("create web-edge-1 {uid}")).await;
     // It comes down as any pod of the node does. It is nothing to run.
-    around.store(vec![mirror("web-edge-1", "m1", &uid, false)]);
+    around
+        .store
+        .set(vec![mirror("web-edge-1", "m1", &uid, false)]);
     assert_eq!(
         given(&statics).await,
         [("web-edge-1".to_owned(), uid.clone())]
@@ -272,16 +232,20 @@ async fn mirrors_follow_the_files_and_carry_the_status() {
     around.until("status web-edge-1 m1 \"Running\"").await;
 
     // Deleted by somebody: let go, and made again when it is away.
-    around.store(vec![mirror("web-edge-1", "m1", &uid, true)]);
+    around
+        .store
+        .set(vec![mirror("web-edge-1", "m1", &uid, true)]);
     given(&statics).await;
     around.until("gone web-edge-1 m1").await;
     around.told.send_replace(Vec::new());
-    around.store(Vec::new());
+    around.store.set(Vec::new());
     assert_eq!(given(&statics).await.len(), 1, "the pod itself runs on");
     around.until(&format!("create web-edge-1 {uid}")).await;
 
     // The file goes: the mirror stays until the pod has ended.
-    around.store(vec![mirror("web-edge-1", "m2", &uid, false)]);
+    around
+        .store
+        .set(vec![mirror("web-edge-1", "m2", &uid, false)]);
     given(&statics).await;
     std::fs::remove_file(directory.path().join("web.json")).unwrap();
     until_given(&statics, <[_]>::is_empty).await;
@@ -304,7 +268,7 @@ async fn a_mirror_of_another_content_is_replaced() {
     put(directory.path(), "web.json", &manifest("web", "a"));
     let (around, statics) = around(directory.path());
     around.connected.send_replace(true);
-    around.store(vec![
+    around.store.set(vec![
         mirror("web-edge-1", "m1", "older", false),
         mirror("left-edge-1", "m2", "x", false),
     ]);
@@ -320,7 +284,7 @@ async fn pods_of_the_api_pass_through() {
     let directory = tempfile::tempdir().unwrap();
     let (around, statics) = around(directory.path());
     let pod = json!({"metadata": {"name": "web", "namespace": "default", "uid": "u1"}});
-    around.store(vec![serde_json::from_value(pod).unwrap()]);
+    around.store.set(vec![serde_json::from_value(pod).unwrap()]);
     assert_eq!(given(&statics).await, [("web".to_owned(), "u1".to_owned())]);
     statics.pod_status("default", "web", "u1", json!({"phase": "Running"}));
     statics.pod_gone("default", "web", "u1");

@@ -3,9 +3,7 @@
 use super::*;
 
 fn hooked(hooks: Value) -> Value {
-    let mut wanted = pod("web");
-    wanted["spec"]["containers"][0]["lifecycle"] = hooks;
-    wanted
+    web_with("lifecycle", hooks)
 }
 
 fn exec(command: &str) -> Value {
@@ -28,7 +26,7 @@ async fn a_container_runs_when_its_post_start_hook_is_over() {
     world
         .until("told", |news| news.statuses.contains_key("web"))
         .await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    world.pass(5).await;
     assert_eq!(world.calls("start"), 1, "the next one waits");
     let state = world.status("web")["containerStatuses"][0]["state"].clone();
     assert_eq!(state["waiting"]["reason"], "ContainerCreating");
@@ -67,10 +65,7 @@ async fn a_pre_stop_hook_comes_before_the_signal_and_within_the_grace() {
         world.start();
         world.apply(hooked(json!({"preStop": exec("bye")})));
         world.until_running("web", 0).await;
-        let begun = tokio::time::Instant::now();
-        world.edit("uid-web", delete);
-        world.until("gone", |news| news.gone == ["web"]).await;
-        assert_eq!(begun.elapsed().as_secs(), until_gone);
+        assert_eq!(world.delete("web").await.as_secs(), until_gone);
         assert!(world.position("exec uid-web-c-0 bye") < world.position("stop uid-web-c-0"));
         assert_eq!(world.calls("kill"), 0);
         let failed = world.messages("FailedPreStopHook").len();
@@ -87,10 +82,7 @@ async fn what_a_hook_left_of_the_grace_is_the_containers_but_never_less_than_two
         world.start();
         world.apply(hooked(json!({"preStop": {"sleep": {"seconds": takes}}})));
         world.until_running("web", 0).await;
-        let begun = tokio::time::Instant::now();
-        world.edit("uid-web", delete);
-        world.until("gone", |news| news.gone == ["web"]).await;
-        assert_eq!(begun.elapsed().as_secs(), until_gone);
+        assert_eq!(world.delete("web").await.as_secs(), until_gone);
         assert_eq!((world.calls("stop"), world.calls("kill")), (1, 1));
         world.stop().await;
     }
@@ -108,7 +100,7 @@ async fn no_grace_means_no_hook_and_two_seconds() {
         delete(pod);
         pod.metadata.deletion_grace_period_seconds = Some(0);
     });
-    world.until("gone", |news| news.gone == ["web"]).await;
+    world.until_gone("web").await;
     assert_eq!((begun.elapsed().as_secs(), world.calls("exec")), (2, 0));
     world.stop().await;
 }
@@ -131,21 +123,16 @@ async fn a_liveness_failure_runs_the_hook_too() {
 async fn last_words_are_told_from_the_file_that_was_mounted() {
     let mut world = World::new();
     world.start();
-    let mut wanted = pod("web");
-    wanted["spec"]["containers"][0]["terminationMessagePath"] = json!("/bye");
-    world.apply(wanted);
+    world.apply(web_with("terminationMessagePath", json!("/bye")));
     world.until_running("web", 0).await;
-    let mounts = world.runtime.specs()[0].mounts.clone();
-    let target = std::path::Path::new("/bye");
-    let mount = mounts.iter().find(|m| m.target == target).unwrap();
-    std::fs::write(&mount.source, "the paper is out").unwrap();
+    let file = world.mounted("/bye");
+    std::fs::write(&file, "the paper is out").unwrap();
     world.runtime.exit("c", 4);
     world.until_running("web", 1).await;
     let last = world.status("web")["containerStatuses"][0]["lastState"]["terminated"].clone();
     assert_eq!(last["message"], "the paper is out");
-    world.edit("uid-web", delete);
-    world.until("gone", |news| news.gone == ["web"]).await;
-    assert!(!mount.source.exists());
+    world.delete("web").await;
+    assert!(!file.exists());
     world.stop().await;
 }
 
@@ -199,9 +186,9 @@ async fn a_hook_waits_for_a_daemon_that_is_away() {
     world
         .until("told", |news| news.statuses.contains_key("web"))
         .await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.pass(1).await;
     world.runtime.set_down(true);
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.pass(60).await;
     world.runtime.set_down(false);
     world.until_running("web", 0).await;
     assert_eq!(world.calls("stop") + world.calls("kill"), 0);

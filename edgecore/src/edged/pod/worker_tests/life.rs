@@ -52,8 +52,7 @@ async fn a_pod_runs_is_deleted_and_leaves_nothing() {
         "containerd://uid-web-c-0"
     );
     assert!(world.dir.path().join("run/uid-web/etc/hosts").exists());
-    world.edit("uid-web", delete);
-    world.until("gone", |news| news.gone == ["web"]).await;
+    world.delete("web").await;
     assert!(world.runtime.sandbox_uids().is_empty());
     assert!(!world.dir.path().join("run/uid-web").exists());
     assert_eq!(world.reasons(), ["Pulled", "Created", "Started", "Killing"]);
@@ -77,10 +76,7 @@ async fn a_container_deaf_to_term_is_killed_after_its_grace() {
     world.start();
     world.apply(pod("web"));
     world.until_running("web", 0).await;
-    let begun = tokio::time::Instant::now();
-    world.edit("uid-web", delete);
-    world.until("gone", |news| news.gone == ["web"]).await;
-    assert_eq!(begun.elapsed().as_secs(), 30);
+    assert_eq!(world.delete("web").await.as_secs(), 30);
     assert_eq!((world.calls("stop"), world.calls("kill")), (1, 1));
     world.stop().await;
 }
@@ -115,7 +111,7 @@ async fn running_containers_are_adopted_and_not_restarted() {
     world.until_running("web", 0).await;
     let before = world.status("web");
     world.stop().await;
-    world.sink.0.send_modify(|news| *news = News::default());
+    world.sink.forget();
     world.start();
     world.until_running("web", 0).await;
     world.settle().await;
@@ -164,7 +160,7 @@ async fn an_unreadable_store_stops_nothing() {
     world.start();
     world.apply(pod("web"));
     world.until_running("web", 0).await;
-    *world.store.broken.lock().unwrap() = true;
+    world.store.is_broken.store(true, Ordering::Relaxed);
     world.bump();
     world.settle().await;
     world.runtime.exit("c", 1);
@@ -218,13 +214,7 @@ async fn a_pod_that_may_not_restart_ends_and_stays_so() {
     let mut wanted = pod("job");
     wanted["spec"]["restartPolicy"] = json!("Never");
     world.apply(wanted);
-    world
-        .until("succeeded", |news| {
-            news.statuses
-                .get("job")
-                .is_some_and(|s| s["phase"] == "Succeeded")
-        })
-        .await;
+    world.until_phase("job", "Succeeded").await;
     world.edit("uid-job", |pod| {
         let status = pod.status.get_or_insert_default();
         status.phase = Some("Succeeded".to_owned());
@@ -285,14 +275,14 @@ async fn nothing_is_told_twice_and_everything_again_on_request() {
     world.apply(pod("web"));
     world.until_running("web", 0).await;
     // The listing that confirms the start comes a moment later.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.pass(1).await;
     let (told, nodes) = (
         world.sink.0.borrow().told,
         world.sink.0.borrow().nodes.len(),
     );
     world.bump();
     world.settle().await;
-    tokio::time::sleep(Duration::from_secs(86_400)).await;
+    world.pass(86_400).await;
     assert_eq!(world.sink.0.borrow().told, told);
     assert_eq!(world.sink.0.borrow().nodes.len(), nodes);
     world.edged.as_ref().unwrap().resend();

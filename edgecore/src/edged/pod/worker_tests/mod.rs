@@ -9,140 +9,18 @@ mod sidecars;
 mod verdicts;
 mod volumes;
 
-use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 use crate::edged::runtime::fake::{EPOCH_MS, FakeRuntime};
 use crate::edged::runtime::{Container, ContainerState, RuntimeError};
-use crate::edged::{
-    Deps, DesiredError, DesiredState, Edged, EdgedHandle, Settings, StatusSink, Token, TokenWish,
-};
-
-#[derive(Default)]
-struct Store {
-    pods: Mutex<BTreeMap<String, Pod>>,
-    configmaps: Mutex<BTreeMap<String, ConfigMap>>,
-    claims: Mutex<BTreeMap<String, PersistentVolumeClaim>>,
-    volumes: Mutex<BTreeMap<String, PersistentVolume>>,
-    /// Tokens yet to be issued; none means that the hub is away.
-    tokens: Mutex<Vec<Token>>,
-    tokens_asked: watch::Sender<u64>,
-    broken: Mutex<bool>,
-    generation: watch::Sender<u64>,
-}
-
-#[async_trait]
-impl DesiredState for Store {
-    async fn pods(&self) -> Result<Vec<Pod>, DesiredError> {
-        if *self.broken.lock().unwrap() {
-            return Err(DesiredError::Store {
-                reason: "disk I/O error".to_owned(),
-            });
-        }
-        Ok(self.pods.lock().unwrap().values().cloned().collect())
-    }
-
-    async fn configmap(&self, _: &str, name: &str) -> Result<Option<ConfigMap>, DesiredError> {
-        Ok(self.configmaps.lock().unwrap().get(name).cloned())
-    }
-
-    /// No secret is on the node, and the hub is away.
-    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, DesiredError> {
-        Err(DesiredError::Unreachable {
-            kind: "secret",
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            reason: "the link is down".to_owned(),
-        })
-    }
-
-    async fn claim(
-        &self,
-        _: &str,
-        name: &str,
-    ) -> Result<Option<PersistentVolumeClaim>, DesiredError> {
-        Ok(self.claims.lock().unwrap().get(name).cloned())
-    }
-
-    async fn volume(&self, name: &str) -> Result<Option<PersistentVolume>, DesiredError> {
-        Ok(self.volumes.lock().unwrap().get(name).cloned())
-    }
-
-    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError> {
-        Ok(self.volumes.lock().unwrap().values().cloned().collect())
-    }
-
-    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
-        self.tokens_asked.send_modify(|asked| *asked += 1);
-        self.tokens
-            .lock()
-            .unwrap()
-            .pop()
-            .ok_or(DesiredError::Unreachable {
-                kind: "token of ServiceAccount",
-                namespace: namespace.to_owned(),
-                name: wish.account.clone(),
-                reason: "the link is down".to_owned(),
-            })
-    }
-
-    fn is_complete(&self) -> bool {
-        true
-    }
-
-    fn generation(&self) -> watch::Receiver<u64> {
-        self.generation.subscribe()
-    }
-}
-
-#[derive(Default)]
-struct News {
-    statuses: BTreeMap<String, Value>,
-    told: usize,
-    nodes: Vec<Value>,
-    gone: Vec<String>,
-    volumes_gone: Vec<String>,
-    events: Vec<Value>,
-}
-
-struct Sink(watch::Sender<News>);
-
-impl StatusSink for Sink {
-    fn pod_status(&self, _: &str, name: &str, _: &str, status: Value) {
-        self.0.send_modify(|news| {
-            news.statuses.insert(name.to_owned(), status);
-            news.told += 1;
-        });
-    }
-
-    fn pod_gone(&self, _: &str, name: &str, _: &str) {
-        self.0.send_modify(|news| news.gone.push(name.to_owned()));
-    }
-
-    fn volume_gone(&self, name: &str, _: &str) {
-        self.0
-            .send_modify(|news| news.volumes_gone.push(name.to_owned()));
-    }
-
-    fn hub_link(&self) -> Option<watch::Receiver<bool>> {
-        None
-    }
-
-    fn node_status(&self, node: Value) {
-        self.0.send_modify(|news| news.nodes.push(node));
-    }
-
-    fn event(&self, event: Value) {
-        self.0.send_modify(|news| news.events.push(event));
-    }
-}
+use crate::edged::scripted::{News, Sink, Store};
+use crate::edged::{Deps, Edged, EdgedHandle, Settings, Token};
 
 struct World {
     runtime: Arc<FakeRuntime>,
@@ -163,7 +41,7 @@ impl World {
         Self {
             runtime,
             store: Arc::default(),
-            sink: Arc::new(Sink(watch::Sender::new(News::default()))),
+            sink: Arc::default(),
             dir: tempfile::tempdir().unwrap(),
             edged: None,
             clock_ahead_ms: Arc::default(),
@@ -204,10 +82,7 @@ impl World {
     }
 
     fn apply(&self, pod: Value) {
-        let pod: Pod = serde_json::from_value(pod).unwrap();
-        let uid = pod.metadata.uid.clone().unwrap();
-        self.store.pods.lock().unwrap().insert(uid, pod);
-        self.bump();
+        self.store.apply(pod);
     }
 
     fn edit(&self, uid: &str, edit: impl FnOnce(&mut Pod)) {
@@ -216,20 +91,11 @@ impl World {
     }
 
     fn bump(&self) {
-        self.store.generation.send_modify(|g| *g += 1);
+        self.store.bump();
     }
 
     fn configmap(&self, name: &str, key: &str, value: &str) {
-        let map = ConfigMap {
-            data: Some([(key.to_owned(), value.to_owned())].into()),
-            ..ConfigMap::default()
-        };
-        self.store
-            .configmaps
-            .lock()
-            .unwrap()
-            .insert(name.to_owned(), map);
-        self.bump();
+        self.store.configmap(name, key, value);
     }
 
     /// Waits until the news are so. Paused time runs on by itself while everybody waits.
@@ -248,34 +114,19 @@ impl World {
 
     async fn until_waiting(&self, pod: &str, reason: &str) {
         self.until(reason, |news| {
-            let state = news
-                .statuses
-                .get(pod)
-                .map(|s| &s["containerStatuses"][0]["state"]);
-            state.is_some_and(|s| s["waiting"]["reason"] == reason)
+            let state = &news.status(pod)["containerStatuses"][0]["state"];
+            state["waiting"]["reason"] == reason
         })
         .await;
     }
 
     async fn until_running(&self, pod: &str, restarts: u64) {
-        self.until("running", |news| {
-            news.statuses.get(pod).is_some_and(|s| {
-                s["phase"] == "Running"
-                    && s["containerStatuses"][0]["ready"] == true
-                    && s["containerStatuses"][0]["restartCount"] == restarts
-            })
-        })
-        .await;
+        self.until("running", |news| news.is_running(pod, restarts))
+            .await;
     }
 
     fn status(&self, pod: &str) -> Value {
-        self.sink
-            .0
-            .borrow()
-            .statuses
-            .get(pod)
-            .cloned()
-            .unwrap_or_default()
+        self.sink.0.borrow().status(pod).clone()
     }
 
     fn reasons(&self) -> Vec<String> {
@@ -303,6 +154,36 @@ impl World {
         }
     }
 
+    /// Time enough for whatever would happen.
+    async fn pass(&self, secs: u64) {
+        tokio::time::sleep(Duration::from_secs(secs)).await;
+    }
+
+    async fn until_gone(&self, pod: &str) {
+        self.until("gone", |news| news.gone == [pod]).await;
+    }
+
+    /// Deletes the pod and waits until it is gone; how long that took.
+    async fn delete(&self, pod: &str) -> Duration {
+        let begun = tokio::time::Instant::now();
+        self.edit(&format!("uid-{pod}"), delete);
+        self.until_gone(pod).await;
+        begun.elapsed()
+    }
+
+    async fn until_phase(&self, pod: &str, phase: &str) {
+        self.until(phase, |news| news.status(pod)["phase"] == phase)
+            .await;
+    }
+
+    /// Where on the node lies what the first container sees at `target`.
+    fn mounted(&self, target: &str) -> PathBuf {
+        let mounts = self.runtime.specs()[0].mounts.clone();
+        let mut sources = mounts.into_iter();
+        let found = sources.find(|mount| mount.target == Path::new(target));
+        found.unwrap().source
+    }
+
     /// Lets every task run until all wait, without letting time pass.
     async fn settle(&self) {
         for _ in 0..200 {
@@ -315,11 +196,8 @@ impl World {
     /// Until the only container is restarted so often, ready or not.
     async fn until_restarted(&self, pod: &str, restarts: u64) {
         self.until("restarted", |news| {
-            let status = news.statuses.get(pod);
-            status.is_some_and(|s| {
-                let container = &s["containerStatuses"][0];
-                container["restartCount"] == restarts && container["state"]["running"].is_object()
-            })
+            let container = &news.status(pod)["containerStatuses"][0];
+            container["restartCount"] == restarts && container["state"]["running"].is_object()
         })
         .await;
     }
@@ -327,18 +205,15 @@ impl World {
     async fn until_ready(&self, pod: &str, ready: bool) {
         let wanted = if ready { "True" } else { "False" };
         self.until("readiness", |news| {
-            let conditions = news.statuses.get(pod).map(|s| &s["conditions"]);
-            conditions.is_some_and(|c| c[2]["type"] == "Ready" && c[2]["status"] == wanted)
+            let condition = &news.status(pod)["conditions"][2];
+            condition["type"] == "Ready" && condition["status"] == wanted
         })
         .await;
     }
 
     /// Messages of the events with this reason.
     fn messages(&self, reason: &str) -> Vec<String> {
-        let news = self.sink.0.borrow();
-        let mine = news.events.iter().filter(|e| e["reason"] == reason);
-        mine.map(|e| e["message"].as_str().unwrap().to_owned())
-            .collect()
+        self.sink.0.borrow().messages(reason)
     }
 
     /// When something was first called, by this word.
@@ -360,6 +235,13 @@ fn pod(name: &str) -> Value {
             "containers": [{"name": "c", "image": IMAGE, "imagePullPolicy": "IfNotPresent"}]
         }
     })
+}
+
+/// The pod `web`, its container with one thing more.
+fn web_with(field: &str, value: Value) -> Value {
+    let mut wanted = pod("web");
+    wanted["spec"]["containers"][0][field] = value;
+    wanted
 }
 
 fn delete(pod: &mut Pod) {

@@ -10,9 +10,7 @@ async fn a_missing_image_is_told_and_tried_again() {
         .runtime
         .script_pulls(image, [Err("not found".to_owned()), Ok(())]);
     world.start();
-    let mut wanted = pod("web");
-    wanted["spec"]["containers"][0]["image"] = json!(image);
-    world.apply(wanted);
+    world.apply(web_with("image", json!(image)));
     world.until_waiting("web", "ErrImagePull").await;
     world.until_waiting("web", "ImagePullBackOff").await;
     assert_eq!(world.status("web")["phase"], "Pending");
@@ -34,14 +32,9 @@ async fn a_pull_under_way_does_not_delay_deletion() {
     let mut world = World::new();
     world.runtime.set_pull_time(Duration::from_secs(600));
     world.start();
-    let mut wanted = pod("web");
-    wanted["spec"]["containers"][0]["image"] = json!("slow:1");
-    world.apply(wanted);
+    world.apply(web_with("image", json!("slow:1")));
     world.until("pulling", |news| !news.events.is_empty()).await;
-    let begun = tokio::time::Instant::now();
-    world.edit("uid-web", delete);
-    world.until("gone", |news| news.gone == ["web"]).await;
-    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(world.delete("web").await < Duration::from_secs(1));
     world.stop().await;
 }
 
@@ -49,9 +42,7 @@ async fn a_pull_under_way_does_not_delay_deletion() {
 async fn always_falls_back_to_the_image_that_is_there() {
     let mut world = World::new();
     world.start();
-    let mut wanted = pod("web");
-    wanted["spec"]["containers"][0]["imagePullPolicy"] = json!("Always");
-    world.apply(wanted);
+    world.apply(web_with("imagePullPolicy", json!("Always")));
     world.until_running("web", 0).await;
     assert_eq!(world.calls("pull"), 1);
     world.stop().await;
@@ -74,9 +65,10 @@ async fn never_does_not_pull() {
 async fn a_missing_configmap_holds_the_container_until_it_comes() {
     let mut world = World::new();
     world.start();
-    let mut wanted = pod("web");
-    wanted["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "cm"}}]);
-    world.apply(wanted);
+    world.apply(web_with(
+        "envFrom",
+        json!([{"configMapRef": {"name": "cm"}}]),
+    ));
     world
         .until_waiting("web", "CreateContainerConfigError")
         .await;
@@ -103,12 +95,7 @@ async fn new_content_reaches_a_running_container_in_place() {
     wanted["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
     world.apply(wanted);
     world.until_running("web", 0).await;
-    let mounts = world.runtime.specs()[0].mounts.clone();
-    let mount = mounts
-        .iter()
-        .find(|m| m.target.to_str() == Some("/v"))
-        .unwrap();
-    let file = mount.source.join("k");
+    let file = world.mounted("/v").join("k");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "one");
     world.configmap("cm", "k", "two");
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
@@ -163,19 +150,14 @@ async fn work_done_offline_is_not_done_again_after_a_reboot() {
     let mut wanted = pod("job");
     wanted["spec"]["restartPolicy"] = json!("OnFailure");
     world.apply(wanted);
-    let succeeded = |news: &News| {
-        news.statuses
-            .get("job")
-            .is_some_and(|s| s["phase"] == "Succeeded")
-    };
-    world.until("succeeded", succeeded).await;
+    world.until_phase("job", "Succeeded").await;
     let before = world.status("job");
     world.stop().await;
     // The hub never heard of it: the desired pod has no status.
     world.runtime.reboot();
-    world.sink.0.send_modify(|news| *news = News::default());
+    world.sink.forget();
     world.start();
-    world.until("succeeded still", succeeded).await;
+    world.until_phase("job", "Succeeded").await;
     world.settle().await;
     assert_eq!(world.calls("start"), 1);
     let end = |status: &Value| status["containerStatuses"][0]["state"]["terminated"].clone();

@@ -2,12 +2,6 @@
 
 use super::*;
 
-fn probed(kind: &str, probe: Value) -> Value {
-    let mut wanted = pod("web");
-    wanted["spec"]["containers"][0][kind] = probe;
-    wanted
-}
-
 fn exec(period: u64, failures: u64) -> Value {
     json!({"exec": {"command": ["probe"]}, "periodSeconds": period, "failureThreshold": failures})
 }
@@ -16,9 +10,9 @@ fn exec(period: u64, failures: u64) -> Value {
 async fn a_failed_liveness_probe_restarts_the_container() {
     let mut world = World::new();
     world.start();
-    world.apply(probed("livenessProbe", exec(5, 2)));
+    world.apply(web_with("livenessProbe", exec(5, 2)));
     world.until_running("web", 0).await;
-    tokio::time::sleep(Duration::from_secs(30)).await;
+    world.pass(30).await;
     let told = world.sink.0.borrow().told;
     assert!(world.calls("exec") >= 5, "asked every period");
     world.runtime.on_exec("probe", 1, "on fire", Duration::ZERO);
@@ -44,10 +38,10 @@ async fn a_failed_liveness_probe_restarts_the_container() {
 async fn results_that_change_nothing_write_nothing() {
     let mut world = World::new();
     world.start();
-    world.apply(probed("readinessProbe", exec(1, 3)));
+    world.apply(web_with("readinessProbe", exec(1, 3)));
     world.until_ready("web", true).await;
     let told = world.sink.0.borrow().told;
-    tokio::time::sleep(Duration::from_secs(600)).await;
+    world.pass(600).await;
     assert!(world.calls("exec") > 500);
     assert_eq!(world.sink.0.borrow().told, told);
     world.stop().await;
@@ -58,7 +52,7 @@ async fn readiness_is_shown_and_restarts_nothing() {
     let mut world = World::new();
     world.runtime.on_exec("probe", 1, "", Duration::ZERO);
     world.start();
-    world.apply(probed("readinessProbe", exec(5, 1)));
+    world.apply(web_with("readinessProbe", exec(5, 1)));
     world.until_restarted("web", 0).await;
     let status = world.status("web");
     assert_eq!(status["containerStatuses"][0]["ready"], false);
@@ -67,7 +61,7 @@ async fn readiness_is_shown_and_restarts_nothing() {
         status["conditions"][2]["message"],
         "containers with unready status: [c]"
     );
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.pass(60).await;
     world.runtime.on_exec("probe", 0, "", Duration::ZERO);
     world.until_ready("web", true).await;
     world
@@ -88,7 +82,7 @@ async fn startup_holds_the_others_and_ends_what_never_comes_up() {
     let mut world = World::new();
     world.runtime.on_exec("up", 1, "", Duration::ZERO);
     world.start();
-    let mut wanted = probed("livenessProbe", exec(1, 1));
+    let mut wanted = web_with("livenessProbe", exec(1, 1));
     wanted["spec"]["containers"][0]["startupProbe"] = json!({"exec": {"command": ["up"]},
         "periodSeconds": 2, "failureThreshold": 5, "terminationGracePeriodSeconds": 4});
     world.runtime.make_deaf("c");
@@ -106,10 +100,10 @@ async fn startup_holds_the_others_and_ends_what_never_comes_up() {
     assert_eq!(last["terminated"]["exitCode"], 137);
     world.runtime.on_exec("up", 0, "", Duration::ZERO);
     world.until_running("web", 1).await;
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    world.pass(10).await;
     assert!(world.calls("exec uid-web-c-1 probe") > 5);
     let ups = world.calls("exec uid-web-c-1 up");
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    world.pass(10).await;
     assert_eq!(world.calls("exec uid-web-c-1 up"), ups, "started up once");
     world.stop().await;
 }
@@ -118,19 +112,19 @@ async fn startup_holds_the_others_and_ends_what_never_comes_up() {
 async fn a_restart_of_the_daemon_makes_nothing_unready() {
     let mut world = World::new();
     world.start();
-    world.apply(probed("readinessProbe", exec(10, 1)));
+    world.apply(web_with("readinessProbe", exec(10, 1)));
     world.until_ready("web", true).await;
     let status = world.status("web");
     world.stop().await;
     world.edit("uid-web", |pod| {
         pod.status = Some(serde_json::from_value(status).unwrap());
     });
-    world.sink.0.send_modify(|news| *news = News::default());
+    world.sink.forget();
     world.start();
     world.until_ready("web", true).await;
     assert_eq!(world.sink.0.borrow().told, 1, "never told as unready");
     let asked = world.calls("exec");
-    tokio::time::sleep(Duration::from_secs(11)).await;
+    world.pass(11).await;
     assert!(world.calls("exec") > asked);
     world.stop().await;
 }
@@ -142,16 +136,13 @@ async fn a_probe_that_hangs_holds_up_nothing() {
         .runtime
         .on_exec("probe", 0, "", Duration::from_secs(100_000));
     world.start();
-    let mut wanted = probed("readinessProbe", exec(10, 1));
+    let mut wanted = web_with("readinessProbe", exec(10, 1));
     wanted["spec"]["containers"][0]["readinessProbe"]["timeoutSeconds"] = json!(1000);
     world.apply(wanted);
     world.until_restarted("web", 0).await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    world.pass(5).await;
     assert_eq!(world.calls("exec"), 1);
-    let begun = tokio::time::Instant::now();
-    world.edit("uid-web", delete);
-    world.until("gone", |news| news.gone == ["web"]).await;
-    assert_eq!(begun.elapsed().as_secs(), 0);
+    assert_eq!(world.delete("web").await.as_secs(), 0);
     world.stop().await;
 }
 
@@ -160,7 +151,7 @@ async fn nothing_alive_is_asked_of_a_pod_that_ends() {
     let mut world = World::new();
     world.runtime.make_deaf("c");
     world.start();
-    let mut wanted = probed("livenessProbe", exec(1, 1));
+    let mut wanted = web_with("livenessProbe", exec(1, 1));
     wanted["spec"]["containers"][0]["readinessProbe"] =
         json!({"exec": {"command": ["ready"]}, "periodSeconds": 1});
     world.apply(wanted);
@@ -175,10 +166,10 @@ async fn nothing_alive_is_asked_of_a_pod_that_ends() {
         world.calls("exec uid-web-c-0 probe"),
         world.calls("exec uid-web-c-0 ready"),
     );
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    world.pass(10).await;
     assert_eq!(world.calls("exec uid-web-c-0 probe"), asked.0);
     assert!(world.calls("exec uid-web-c-0 ready") > asked.1 + 5);
-    world.until("gone", |news| news.gone == ["web"]).await;
+    world.until_gone("web").await;
     world.stop().await;
 }
 
@@ -201,11 +192,11 @@ async fn the_address_stays_while_another_container_cannot_be_started() {
     world.apply(wanted);
     world
         .until("refused", |news| {
-            let status = news.statuses.get("web").map(|s| &s["containerStatuses"]);
-            status.is_some_and(|s| s[1]["state"]["waiting"]["reason"] == "CreateContainerError")
+            let second = &news.status("web")["containerStatuses"][1];
+            second["state"]["waiting"]["reason"] == "CreateContainerError"
         })
         .await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    world.pass(5).await;
     assert_eq!(world.status("web")["podIP"], "10.88.0.7");
     world.stop().await;
 }

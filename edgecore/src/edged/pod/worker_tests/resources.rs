@@ -176,7 +176,7 @@ async fn a_shortage_ends_one_pod_after_the_other_and_never_a_critical_one() {
         "one at a time"
     );
     world.until_ended("important", "Evicted").await;
-    tokio::time::sleep(Duration::from_secs(120)).await;
+    world.pass(120).await;
     assert_eq!(world.status("critical")["phase"], "Running");
     let reasons = world.reasons();
     let met = reasons

@@ -28,11 +28,8 @@ async fn sidecars_start_one_after_the_other_and_end_in_reverse_after_the_main_on
     world.apply(with_sidecars("web", &["one", "two"]));
     world
         .until("one runs", |news| {
-            let status = news
-                .statuses
-                .get("web")
-                .map(|s| &s["initContainerStatuses"][0]);
-            status.is_some_and(|s| s["state"]["running"].is_object())
+            let sidecar = &news.status("web")["initContainerStatuses"][0];
+            sidecar["state"]["running"].is_object()
         })
         .await;
     let status = world.status("web");
@@ -46,8 +43,7 @@ async fn sidecars_start_one_after_the_other_and_end_in_reverse_after_the_main_on
     world.runtime.on_exec("up-one", 0, "", Duration::ZERO);
     world.until_running("web", 0).await;
     assert_eq!(starts(&world), ["start one 0", "start two 0", "start c 0"]);
-    world.edit("uid-web", delete);
-    world.until("gone", |news| news.gone == ["web"]).await;
+    world.delete("web").await;
     let calls = world.runtime.calls();
     let stops: Vec<&String> = calls.iter().filter(|c| c.starts_with("stop")).collect();
     assert_eq!(
@@ -72,23 +68,15 @@ async fn a_sidecar_is_restarted_beside_the_main_one_and_does_not_hold_a_job() {
     world.runtime.exit("one", 1);
     world
         .until("restarted", |news| {
-            let status = news
-                .statuses
-                .get("job")
-                .map(|s| &s["initContainerStatuses"][0]);
-            status.is_some_and(|s| s["restartCount"] == 1 && s["started"] == true)
+            let sidecar = &news.status("job")["initContainerStatuses"][0];
+            sidecar["restartCount"] == 1 && sidecar["started"] == true
         })
         .await;
     assert_eq!(world.status("job")["phase"], "Running");
     world.runtime.exit("c", 0);
-    world
-        .until("succeeded", |news| {
-            let status = news.statuses.get("job");
-            status.is_some_and(|s| s["phase"] == "Succeeded")
-        })
-        .await;
+    world.until_phase("job", "Succeeded").await;
     assert_eq!(world.calls("stop uid-job-one-1"), 1);
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.pass(60).await;
     assert_eq!(starts(&world), ["start one 0", "start c 0", "start one 1"]);
     world.stop().await;
 }
@@ -101,10 +89,7 @@ async fn a_sidecar_that_is_slow_to_end_has_the_grace_and_two_seconds() {
     world.start();
     world.apply(with_sidecars("web", &["one"]));
     world.until_running("web", 0).await;
-    let begun = tokio::time::Instant::now();
-    world.edit("uid-web", delete);
-    world.until("gone", |news| news.gone == ["web"]).await;
-    assert_eq!(begun.elapsed().as_secs(), 32);
+    assert_eq!(world.delete("web").await.as_secs(), 32);
     assert_eq!((world.calls("stop"), world.calls("kill")), (2, 2));
     world.stop().await;
 }

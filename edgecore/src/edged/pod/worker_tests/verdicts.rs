@@ -19,8 +19,8 @@ impl World {
 
     async fn until_failed(&self, pod: &str, reason: &str) {
         self.until(reason, |news| {
-            let status = news.statuses.get(pod);
-            status.is_some_and(|s| s["phase"] == "Failed" && s["reason"] == reason)
+            let status = news.status(pod);
+            status["phase"] == "Failed" && status["reason"] == reason
         })
         .await;
     }
@@ -36,13 +36,7 @@ async fn a_verdict_ends_the_pod_for_good_and_the_object_stays() {
     wanted["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
     world.apply(wanted);
     world.until_running("web", 0).await;
-    let mounts = world.runtime.specs()[0].mounts.clone();
-    let target = std::path::Path::new("/v");
-    let volume = mounts
-        .into_iter()
-        .find(|m| m.target == target)
-        .unwrap()
-        .source;
+    let volume = world.mounted("/v");
     assert!(volume.exists());
     let begun = tokio::time::Instant::now();
     world.judge("uid-web", evicted(5));
@@ -57,10 +51,10 @@ async fn a_verdict_ends_the_pod_for_good_and_the_object_stays() {
     assert!(world.reasons().contains(&"Evicted".to_owned()));
     assert!(!volume.exists(), "its volumes are given back");
     // Neither time, nor a restart, nor a reboot without the hub brings it back.
-    tokio::time::sleep(Duration::from_secs(3600)).await;
+    world.pass(3600).await;
     world.stop().await;
     world.runtime.reboot();
-    world.sink.0.send_modify(|news| *news = News::default());
+    world.sink.forget();
     world.start();
     world.until_failed("web", "Evicted").await;
     world.settle().await;
@@ -68,8 +62,7 @@ async fn a_verdict_ends_the_pod_for_good_and_the_object_stays() {
     let state = world.status("web")["containerStatuses"][0]["state"].clone();
     assert_eq!(state["terminated"]["exitCode"], 137);
     assert!(!world.reasons().contains(&"Evicted".to_owned()));
-    world.edit("uid-web", delete);
-    world.until("gone", |news| news.gone == ["web"]).await;
+    world.delete("web").await;
     assert!(!world.dir.path().join("disk/uid-web").exists());
     world.stop().await;
 }
@@ -79,13 +72,11 @@ async fn a_pod_refused_before_it_started_never_starts() {
     let mut world = World::new();
     world.runtime.set_pull_time(Duration::from_secs(600));
     world.start();
-    let mut wanted = pod("web");
-    wanted["spec"]["containers"][0]["image"] = json!("slow:1");
-    world.apply(wanted);
+    world.apply(web_with("image", json!("slow:1")));
     world.until("pulling", |news| !news.events.is_empty()).await;
     world.judge("uid-web", evicted(0));
     world.until_failed("web", "Evicted").await;
-    tokio::time::sleep(Duration::from_secs(3600)).await;
+    world.pass(3600).await;
     assert_eq!(world.calls("start"), 0);
     world.stop().await;
 }
@@ -99,7 +90,7 @@ async fn a_deadline_is_measured_from_the_start_time_and_outlives_the_daemon() {
     world.apply(wanted);
     world.until_running("web", 0).await;
     let started = world.status("web")["startTime"].clone();
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.pass(60).await;
     world.stop().await;
     let begun = tokio::time::Instant::now();
     world.start();
@@ -122,13 +113,9 @@ async fn work_that_is_done_is_not_undone_by_a_verdict_or_a_deadline() {
     wanted["spec"]["restartPolicy"] = json!("Never");
     wanted["spec"]["activeDeadlineSeconds"] = json!(10);
     world.apply(wanted);
-    let succeeded = |news: &News| {
-        let status = news.statuses.get("job");
-        status.is_some_and(|s| s["phase"] == "Succeeded")
-    };
-    world.until("succeeded", succeeded).await;
+    world.until_phase("job", "Succeeded").await;
     world.judge("uid-job", evicted(0));
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.pass(60).await;
     world.settle().await;
     assert_eq!(world.status("job")["phase"], "Succeeded");
     assert_eq!(world.status("job")["reason"], Value::Null);

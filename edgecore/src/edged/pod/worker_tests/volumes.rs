@@ -131,12 +131,8 @@ async fn a_claim_is_waited_for_and_its_data_goes_when_no_pod_uses_it() {
     });
     let put = |world: &World, volume: &Value| {
         let volume = serde_json::from_value(volume.clone()).unwrap();
-        world
-            .store
-            .volumes
-            .lock()
-            .unwrap()
-            .insert("pv".to_owned(), volume);
+        let mut volumes = world.store.volumes.lock().unwrap();
+        volumes.insert("pv".to_owned(), volume);
     };
     put(&world, &volume);
     let claim = serde_json::from_value(claim).unwrap();

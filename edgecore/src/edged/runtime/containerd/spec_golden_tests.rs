@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::*;
-use crate::edged::pod::convert::{self, Placement};
+use crate::edged::pod::convert;
 use crate::edged::pod::env::{Facts, Sources};
-use crate::edged::pod::security::Rules;
 
 const SECCOMP: &str = "seccomp-default.json";
 
@@ -25,12 +24,6 @@ struct Case {
 
 fn host() -> HostFacts {
     HostFacts {
-        has_memory: true,
-        has_cpu: true,
-        has_pids: true,
-        arch: "x86_64",
-        kernel: (6, 1),
-        has_seccomp: true,
         devices: vec![HostDevice {
             path: "/dev/ttyS0".into(),
             is_block: false,
@@ -40,7 +33,7 @@ fn host() -> HostFacts {
             uid: 0,
             gid: 0,
         }],
-        ..HostFacts::default()
+        ..tests::host()
     }
 }
 
@@ -144,16 +137,7 @@ fn spec_of(case: &Case) -> Value {
         "spec": spec,
     }))
     .unwrap();
-    let placement = Placement {
-        log_root: "/var/log/pods".into(),
-        log_bytes_max: 10 << 20,
-        log_files_max: 5,
-        cgroup_root: "/edgepods".to_owned(),
-        node_hostname: "machine".to_owned(),
-        memory_bytes: 4 << 30,
-        pod_pids_max: None,
-        rules: Rules::default(),
-    };
+    let placement = convert::tests::placement();
     let container = &pod.spec.as_ref().unwrap().containers[0];
     let (sources, facts) = (Sources::default(), Facts::default());
     let asked =

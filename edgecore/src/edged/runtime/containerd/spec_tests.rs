@@ -67,7 +67,8 @@ fn paths() -> PodPaths {
     }
 }
 
-fn host() -> HostFacts {
+/// A machine with all that the tests ask for.
+pub(super) fn host() -> HostFacts {
     HostFacts {
         cgroup_v2: false,
         has_memory: true,
