@@ -2,7 +2,7 @@
 //! leak checker over all of it. Faults are injected here; what should come of them is the caller's.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -11,13 +11,14 @@ use serde_json::Value;
 
 use crate::api;
 use crate::containerd::{self, PrivateContainerd};
+use crate::ground::Ground;
 use crate::grpc_proxy::GrpcProxy;
 use crate::leaks::{Inventory, Scope};
 use crate::oci;
 use crate::process::tail;
 use crate::scenario::Settings;
 use crate::wait;
-use crate::world::{NODE, Place, World, bins, free_port};
+use crate::world::{NODE, Place, World};
 
 /// The image that the node has.
 pub const IMAGE: &str = "docker.io/library/busybox:arena";
@@ -32,12 +33,13 @@ pub struct Arena {
     pub world: World,
     pub containerd: PrivateContainerd,
     pub proxy: GrpcProxy,
-    pub dir: tempfile::TempDir,
     calls: cloudhub::cli::client::Connection,
     /// Uids of the pods made so far.
     pub uids: BTreeSet<String>,
     /// What was there before the first pod that counts.
     before: Option<Inventory>,
+    /// Last: cleared when the daemons are gone.
+    pub dir: Ground,
 }
 
 impl Arena {
@@ -52,28 +54,18 @@ impl Arena {
         binaries: Option<PathBuf>,
         settings: Settings,
     ) -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("outpost-{name}-"))
-            .tempdir()?;
+        let dir = Ground::temporary(&format!("outpost-{name}-"))?;
         std::fs::create_dir(dir.path().join("statics"))?;
         let containerd_dir = dir.path().join("containerd");
         let containerd = PrivateContainerd::start_from(&containerd_dir, binaries)?;
         let proxy = GrpcProxy::start(&dir.path().join("proxy.sock"), &containerd.address())?;
-        let unique = format!("{name}-{}", std::process::id());
-        let place = Place {
-            bins: bins()?,
-            dir: dir.path().to_owned(),
-            containerd: containerd.address(),
-            namespace: unique.clone(),
-            mqtt: free_port()?,
-        };
+        let place = Place::new(name, dir.path())?;
         let mut world = World::start_hub(place).await?;
         world.more = vec![
             (
                 "modules.edged.tailoredKubeletConfig.containerRuntimeEndpoint",
                 format!("unix://{}", proxy.address().display()),
             ),
-            ("outpost.cgroupRoot", format!("/{unique}")),
             (
                 "modules.edged.tailoredKubeletConfig.staticPodPath",
                 dir.path().join("statics").display().to_string(),
@@ -93,9 +85,9 @@ impl Arena {
             world,
             containerd,
             proxy,
-            dir,
             uids: BTreeSet::new(),
             before: None,
+            dir,
         })
     }
 
@@ -117,7 +109,7 @@ impl Arena {
             // containerd's own directories are looked at for mounts alone: a bundle that it was killed
             // while deleting, or whose shim was killed while it started, stays until it restarts.
             mounts: vec![edge_dir, self.dir.path().join("containerd")],
-            cgroup_root: format!("/{}", place.namespace),
+            cgroup_root: self.dir.cgroup_root(),
             edgecore,
             known: [edgecore, hub, self.containerd.pid()]
                 .into_iter()
@@ -248,62 +240,6 @@ impl Arena {
             tail(&edge, 80),
             tail(&containerd, 40)
         )
-    }
-
-    /// Errors and panics that the daemons have logged.
-    pub fn complaints(&self) -> Vec<String> {
-        ["cloudhub.log", "edgecore.log"]
-            .iter()
-            .flat_map(|name| {
-                let log = std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
-                let bad = |line: &&str| line.contains(" ERROR ") || line.contains("panicked");
-                log.lines()
-                    .filter(bad)
-                    .map(str::to_owned)
-                    .collect::<Vec<_>>()
-            })
-            .collect()
-    }
-}
-
-impl Drop for Arena {
-    /// A run that failed midway must not leave processes, mounts or a bridge on the machine.
-    fn drop(&mut self) {
-        self.world.edge = None;
-        let mut scope = self.scope();
-        let namespace = scope.namespace.clone();
-        let run = |program: &Path, args: &[&str]| {
-            // Nothing to report to, and the next line tries on.
-            let _ = std::process::Command::new(program).args(args).output();
-        };
-        scope.known.push(std::process::id());
-        for line in scope.take().since(&Inventory::default()) {
-            let Some(pid) = line
-                .strip_prefix("process: ")
-                .and_then(|p| p.split(' ').next())
-            else {
-                continue;
-            };
-            if pid.parse::<u32>().is_ok() && !namespace.is_empty() {
-                run(Path::new("kill"), &["-KILL", pid]);
-            }
-        }
-        let _ = self.containerd.kill();
-        for line in scope.take().since(&Inventory::default()) {
-            if let Some((_, point)) = line
-                .split_once(" on ")
-                .filter(|_| line.starts_with("mount: "))
-            {
-                run(Path::new("umount"), &["--lazy", point]);
-            }
-            if let Some(rule) = line.strip_prefix("iptables: -A ") {
-                let words = format!("-w -t nat -D {rule}");
-                run(Path::new("sh"), &["-c", &format!("iptables {words}")]);
-            }
-        }
-        if let Some(bridge) = scope.bridge_name() {
-            run(Path::new("ip"), &["link", "del", &bridge]);
-        }
     }
 }
 

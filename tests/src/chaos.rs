@@ -311,7 +311,7 @@ async fn rounds(
     );
     arena.delete("bystander", 0).await?;
     arena.gone("bystander").await?;
-    let bad = arena.complaints();
+    let bad = arena.world.complaints();
     ensure!(bad.is_empty(), "errors in the logs:\n{}", bad.join("\n"));
     report.rounds = options.rounds;
     Ok(())
@@ -387,6 +387,7 @@ async fn one_round(
 async fn strike(arena: &mut Arena, uid: &str, blow: Blow, told: &mut String) -> Result<bool> {
     let held = match blow.moment {
         Moment::After(time) => {
+            // When the blow falls is the schedule's, not an event's.
             tokio::time::sleep(time).await;
             None
         }
@@ -407,6 +408,7 @@ async fn strike(arena: &mut Arena, uid: &str, blow: Blow, told: &mut String) -> 
             if let Some(held) = held {
                 held.let_go();
             }
+            // As long as the schedule says.
             tokio::time::sleep(blow.away).await;
             arena.world.edge_up()?;
             true
@@ -416,6 +418,7 @@ async fn strike(arena: &mut Arena, uid: &str, blow: Blow, told: &mut String) -> 
             if let Some(held) = held {
                 held.let_go();
             }
+            // As long as the schedule says.
             tokio::time::sleep(blow.away).await;
             tokio::task::block_in_place(|| arena.containerd.restart())?;
             true

@@ -32,6 +32,32 @@ pub fn missing() -> Option<String> {
     (!is_root).then(|| "not root".to_owned())
 }
 
+/// Whether the test that runs here is left out for want of containerd, said aloud.
+///
+/// # Panics
+/// As [`left_out`].
+pub fn skipped() -> bool {
+    left_out(missing())
+}
+
+/// Says that this test, or the rest of it, is left out, if there is a reason to.
+///
+/// # Panics
+/// There is a reason, and `OUTPOST_REQUIRE_NEIGHBOURS` lets none count.
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+pub fn left_out(why: Option<String>) -> bool {
+    let Some(why) = why else {
+        return false;
+    };
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or_default();
+    let is_required = std::env::var("OUTPOST_REQUIRE_NEIGHBOURS")
+        .is_ok_and(|value| !value.is_empty() && value != "0");
+    assert!(!is_required, "{test}: {why}");
+    eprintln!("SKIPPED {test}: {why}");
+    true
+}
+
 /// Directory with the programs of another version of containerd (`OUTPOST_CONTAINERD_DIR`).
 pub fn binaries() -> Option<PathBuf> {
     let directory = std::env::var_os("OUTPOST_CONTAINERD_DIR")?;
@@ -145,6 +171,7 @@ impl PrivateContainerd {
             if ended.is_some() || Instant::now() > deadline {
                 return Err(io::Error::other("containerd did not open its socket"));
             }
+            // A daemon of its own: a socket that is not there yet cannot be waited on.
             std::thread::sleep(LOOK_AGAIN);
         }
         Ok(())

@@ -147,8 +147,7 @@ impl Thermometer {
                 event = events.poll() => if let Ok(event) = event {
                     self.handle(event);
                 } else {
-                    self.link = None;
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    self.link_lost().await;
                 },
                 _ = tick.tick(), if room && next < range.end => {
                     self.enqueue(next).await?;
@@ -182,8 +181,7 @@ impl Thermometer {
             match tokio::time::timeout(Duration::from_millis(100), events.poll()).await {
                 Ok(Ok(event)) => self.handle(event),
                 Ok(Err(_)) => {
-                    self.link = None;
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    self.link_lost().await;
                 }
                 Err(_) => {}
             }
@@ -206,12 +204,17 @@ impl Thermometer {
                     return Err(error).context("cannot subscribe");
                 }
                 Ok(Err(_)) => {
-                    self.link = None;
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    self.link_lost().await;
                 }
                 Err(_) => bail!("the broker did not confirm the subscription"),
             }
         }
+    }
+
+    /// The next connection is made a little later: nobody tells when a broker that is gone is back.
+    async fn link_lost(&mut self) {
+        self.link = None;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 
     fn handle(&mut self, event: Event) {

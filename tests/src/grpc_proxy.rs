@@ -256,6 +256,7 @@ async fn pass(
         None | Some(Fault::CutAfter) => {}
         Some(Fault::Error(code)) => return Ok(refusal(code)),
         Some(Fault::Hang) => return std::future::pending().await,
+        // The delay is the fault.
         Some(Fault::Delay(time)) => tokio::time::sleep(time).await,
         Some(Fault::CutBefore) => {
             cut.cancel();

@@ -18,7 +18,7 @@ pub struct Kubectl {
 }
 
 impl Kubectl {
-    /// `home` keeps kubectl's cache out of the user's.
+    /// `home` takes kubectl's cache, and the files that a refused `edit` leaves.
     pub fn new(program: impl Into<PathBuf>, kubeconfig: &Path, home: &Path) -> Self {
         Self {
             program: program.into(),
@@ -35,6 +35,7 @@ impl Kubectl {
             .arg(&self.kubeconfig)
             .args(args)
             .env("HOME", &self.home)
+            .env("TMPDIR", &self.home)
             .env_remove("KUBECONFIG");
         command
     }

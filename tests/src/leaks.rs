@@ -165,11 +165,6 @@ impl Scope {
         Some((bridge["bridge"].as_str()?.to_owned(), prefix.to_owned()))
     }
 
-    /// The bridge of the built-in network, once a pod has been connected.
-    pub fn bridge_name(&self) -> Option<String> {
-        self.bridge().map(|(bridge, _)| bridge)
-    }
-
     fn network(&self, found: &mut Inventory) {
         let bridge = self.bridge();
         if let Some((bridge, _)) = &bridge {

@@ -8,6 +8,7 @@ pub mod containerd;
 pub mod containers;
 pub mod device;
 pub mod expect;
+pub mod ground;
 pub mod grpc_proxy;
 pub mod kubectl;
 pub mod leaks;

@@ -11,8 +11,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::containerd::{self, PrivateContainerd};
+use crate::ground::Ground;
 use crate::process::tail;
-use crate::world::{Place, World, bins, free_port, path};
+use crate::world::{Place, World, path};
 use crate::{containers, oci};
 
 /// Longest that anything may take.
@@ -23,36 +24,24 @@ pub const IMAGE: &str = "docker.io/library/busybox:e2e";
 /// Keys of the node's configuration and their values.
 pub type Settings = Vec<(&'static str, String)>;
 
-/// A world of one's own; its directory goes when the test passes.
+/// A world of one's own.
 #[derive(Debug)]
 pub struct Run {
     pub world: World,
-    pub dir: tempfile::TempDir,
     _containerd: PrivateContainerd,
+    /// Last: cleared when the daemons are gone.
+    pub dir: Ground,
 }
 
 impl Run {
     /// `None` where the neighbours are missing and nobody insists on them.
     async fn start(name: &str, settings: Settings) -> Result<Option<Self>> {
-        if let Some(why) = containerd::missing() {
-            assert!(
-                std::env::var_os("OUTPOST_REQUIRE_NEIGHBOURS").is_none_or(|v| v == "0"),
-                "{name} needs containerd: {why}"
-            );
-            eprintln!("SKIPPED {name}: {why}");
+        if containerd::skipped() {
             return Ok(None);
         }
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("outpost-{name}-"))
-            .tempdir()?;
+        let dir = Ground::temporary(&format!("outpost-{name}-"))?;
         let containerd = PrivateContainerd::start(&dir.path().join("containerd"))?;
-        let place = Place {
-            bins: bins()?,
-            dir: dir.path().to_owned(),
-            containerd: containerd.address(),
-            namespace: format!("{name}-{}", std::process::id()),
-            mqtt: free_port()?,
-        };
+        let place = Place::new(name, dir.path())?;
         let mut world = World::start_hub(place).await?;
         world.more = settings;
         let token = world.token()?;
@@ -86,32 +75,17 @@ impl Run {
 
     /// Takes the pods away, so that nothing of this run is left on the machine.
     async fn end(mut self) -> Result<()> {
-        let kubectl = self.world.kubectl();
-        kubectl
-            .run(&[
-                "delete",
-                "pods",
-                "--all",
-                "--grace-period=1",
-                "--timeout=60s",
-            ])
-            .await?;
+        self.world.delete_pods().await?;
         self.world.edge()?.stop().await?;
         self.world.hub()?.stop().await?;
         let left = containers::all(&self.world)?;
         ensure!(left.is_empty(), "containers left behind: {left:?}");
-        for name in ["cloudhub.log", "edgecore.log"] {
-            let log = std::fs::read_to_string(self.dir.path().join(name))?;
-            let errors: Vec<&str> = log
-                .lines()
-                .filter(|line| line.contains(" ERROR ") || line.contains("panicked"))
-                .collect();
-            ensure!(
-                errors.is_empty(),
-                "{name} has errors:\n{}",
-                errors.join("\n")
-            );
-        }
+        let errors = self.world.complaints();
+        ensure!(
+            errors.is_empty(),
+            "errors in the logs:\n{}",
+            errors.join("\n")
+        );
         Ok(())
     }
 

@@ -1,4 +1,5 @@
-//! Waiting on a value. The only place that lets time pass; everything else names what it awaits.
+//! Waiting on a value that wakes nobody: another process's, a file's, the kernel's. The only place
+//! that lets time pass for it; everything else names what it awaits.
 
 use std::time::{Duration, Instant};
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::ground::cgroup_root;
 use crate::kubectl::{self, Kubectl};
 use crate::process::Process;
 use crate::proxy::Link;
@@ -31,6 +32,22 @@ pub struct Place {
     pub namespace: String,
     /// Broker's address; port 0 is chosen here so that it survives a restart of the node.
     pub mqtt: SocketAddr,
+}
+
+impl Place {
+    /// A run named `name` in `dir`, on a containerd that is (or will be) started in `dir/containerd`.
+    ///
+    /// # Errors
+    /// No free port, or no idea where the programs are.
+    pub fn new(name: &str, dir: &Path) -> Result<Self> {
+        Ok(Self {
+            bins: bins()?,
+            dir: dir.to_owned(),
+            containerd: dir.join("containerd/containerd.sock"),
+            namespace: format!("{name}-{}", std::process::id()),
+            mqtt: free_port()?,
+        })
+    }
 }
 
 /// The whole system.
@@ -258,6 +275,7 @@ impl World {
                 format!("tcp://{mqtt}"),
             ),
             ("outpost.containerdNamespace", namespace.clone()),
+            ("outpost.cgroupRoot", cgroup_root(&self.place.dir)),
             ("outpost.cniConfDirectory", format!("{dir}/cni")),
             (
                 "outpost.loggerPath",
@@ -361,6 +379,36 @@ impl World {
         let mut on_node = self.bin("edgecore");
         on_node.args(["image", command, "--config", path(&self.edge_config())?]);
         Ok(on_node)
+    }
+
+    /// Waits until the pod is Ready; the pod.
+    pub async fn pod_is_ready(&self, pod: &str, limit: Duration) -> Result<Value> {
+        self.kubectl()
+            .until(
+                &format!("pod {pod} Ready"),
+                limit,
+                &["get", "pod", pod],
+                |pod| (condition(pod, "Ready")? == "True").then(|| pod.clone()),
+            )
+            .await
+    }
+
+    /// Deletes every pod of the default namespace and waits until they are gone.
+    pub async fn delete_pods(&self) -> Result<()> {
+        let all = ["delete", "pods", "--all", "--grace-period=1"];
+        self.kubectl()
+            .run(&[all.as_slice(), &["--timeout=90s"]].concat())
+            .await?;
+        Ok(())
+    }
+
+    /// Errors and panics that the daemons have logged.
+    pub fn complaints(&self) -> Vec<String> {
+        let is_bad = |line: &&str| line.contains(" ERROR ") || line.contains("panicked");
+        let logs = ["cloudhub.log", "edgecore.log"].map(|name| self.place.dir.join(name));
+        let texts = logs.map(|log| std::fs::read_to_string(log).unwrap_or_default());
+        let lines = texts.iter().flat_map(|text| text.lines());
+        lines.filter(is_bad).map(str::to_owned).collect()
     }
 
     /// Waits until the node's Ready condition in the hub has this status.

@@ -53,20 +53,8 @@ fn spec() -> Value {
     })
 }
 
-fn skipped(test: &str) -> bool {
-    let Some(why) = containerd::missing() else {
-        return false;
-    };
-    assert!(
-        std::env::var_os("OUTPOST_REQUIRE_NEIGHBOURS").is_none_or(|value| value == "0"),
-        "{test} needs containerd: {why}"
-    );
-    eprintln!("SKIPPED {test}: {why}");
-    true
-}
-
 fn on_arena(name: &str, story: impl AsyncFnOnce(&mut Arena) -> Result<()>) {
-    if skipped(name) {
+    if containerd::skipped() {
         return;
     }
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -79,7 +67,7 @@ fn on_arena(name: &str, story: impl AsyncFnOnce(&mut Arena) -> Result<()>) {
             arena.gone("first").await?;
             arena.settle().await?;
             story(&mut arena).await?;
-            let bad = arena.complaints();
+            let bad = arena.world.complaints();
             ensure!(bad.is_empty(), "errors in the log:\n{}", bad.join("\n"));
             Ok(())
         };

@@ -4,11 +4,10 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use outpost_tests::kubectl::{self, Kubectl};
+use outpost_tests::kubectl;
 use outpost_tests::scenario::{IMAGE, PATIENCE, scenario};
-use outpost_tests::world::{World, condition, path};
+use outpost_tests::world::{World, path};
 use outpost_tests::{containers, wait};
-use serde_json::Value;
 
 fn manifest() -> String {
     format!(
@@ -46,17 +45,6 @@ spec:
 ---
 "
     )
-}
-
-async fn running(kubectl: &Kubectl) -> Result<Value> {
-    kubectl
-        .until(
-            "pod keeper Ready",
-            PATIENCE,
-            &["get", "pod", "keeper"],
-            |pod| (condition(pod, "Ready")? == "True").then(|| pod.clone()),
-        )
-        .await
 }
 
 /// The one file of that name somewhere below.
@@ -123,7 +111,7 @@ fn data_and_token_stay_with_the_node_and_go_when_told() {
         run.image()?;
         run.apply(&manifest()).await?;
         let kubectl = run.world.kubectl();
-        running(&kubectl).await?;
+        run.world.pod_is_ready("keeper", PATIENCE).await?;
         started(&run.world, 1).await?;
         let first = token(&run.world)?;
         ensure!(whoami(&run.world, &first)? == ACCOUNT, "the pod's token");
@@ -164,7 +152,7 @@ fn data_and_token_stay_with_the_node_and_go_when_told() {
             .run(&["delete", "pod", "keeper", "--timeout=60s"])
             .await?;
         run.apply(&pod()).await?;
-        running(&kubectl).await?;
+        run.world.pod_is_ready("keeper", PATIENCE).await?;
         started(&run.world, 3).await?;
         ensure!(token(&run.world)? != first, "a token of a pod that is gone");
         ensure!(

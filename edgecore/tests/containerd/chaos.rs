@@ -5,7 +5,7 @@ use edgecore::edged::runtime::{ContainerSpec, ContainerState, Runtime};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::world::{World, skipped};
+use crate::world::World;
 
 const NOTHING: Vec<String> = Vec::new();
 
@@ -15,11 +15,10 @@ fn kill(pid: i32) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_shim_takes_its_pod_along_and_the_pod_comes_back() {
-    if skipped("a_killed_shim_takes_its_pod_along_and_the_pod_comes_back") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
-    let pod = World::pod();
+    };
+    let pod = world.pod();
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let spec = world.container(&pod, "main", "sleep 1000");
     let id = world.runtime.start(&spec).await.unwrap();
@@ -52,11 +51,10 @@ async fn a_killed_shim_takes_its_pod_along_and_the_pod_comes_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_reboot_records_remain_and_pods_start_again() {
-    if skipped("after_a_reboot_records_remain_and_pods_start_again") {
+    let Some(mut world) = World::new().await else {
         return;
-    }
-    let mut world = World::new().await;
-    let pod = World::pod();
+    };
+    let pod = world.pod();
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let spec = world.container(&pod, "main", "sleep 1000");
     let id = world.runtime.start(&spec).await.unwrap();
@@ -92,11 +90,10 @@ async fn after_a_reboot_records_remain_and_pods_start_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_that_broke_off_is_taken_up() {
-    if skipped("a_start_that_broke_off_is_taken_up") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
-    let pod = World::pod();
+    };
+    let pod = world.pod();
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let spec = world.container(&pod, "main", "exit 3");
     // What a crash after the first step leaves: the record alone.
@@ -112,11 +109,10 @@ async fn a_start_that_broke_off_is_taken_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_namespace_gone_early_is_still_cleaned_up() {
-    if skipped("a_network_namespace_gone_early_is_still_cleaned_up") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
-    let pod = World::pod();
+    };
+    let pod = world.pod();
     let first = world.runtime.ensure_sandbox(&pod).await.unwrap();
     let pin = world
         .config
@@ -141,12 +137,11 @@ const ROUNDS: u32 = 4;
 /// Deleting any container sets garbage collection off, which takes what nothing refers to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn starting_and_removing_at_once_loses_nothing() {
-    if skipped("starting_and_removing_at_once_loses_nothing") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
+    };
     let one_pod = |world: &World| {
-        let pod = World::pod();
+        let pod = world.pod();
         let spec = world.container(&pod, "main", "exit 5");
         (pod, spec)
     };
@@ -172,10 +167,9 @@ async fn starting_and_removing_at_once_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn removed_images_take_their_content_along() {
-    if skipped("removed_images_take_their_content_along") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
+    };
     let images = world.runtime.images().await.unwrap();
     assert_eq!(images.len(), 1);
     world.runtime.remove_image("busybox:test").await.unwrap();
@@ -190,11 +184,10 @@ async fn removed_images_take_their_content_along() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn terminals_and_privileged_containers_run() {
-    if skipped("terminals_and_privileged_containers_run") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
-    let pod = World::pod();
+    };
+    let pod = world.pod();
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let tty = ContainerSpec {
         tty: true,

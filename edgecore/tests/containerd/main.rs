@@ -21,6 +21,13 @@ mod world;
 #[expect(dead_code, reason = "the end-to-end tests use more of it")]
 #[expect(unreachable_pub, reason = "public in the crate that owns the file")]
 mod daemon;
+#[path = "../../../tests/src/ground.rs"]
+#[expect(dead_code, reason = "the end-to-end tests use more of it")]
+#[expect(unreachable_pub, reason = "public in the crate that owns the file")]
+mod ground;
 #[path = "../../../tests/src/oci.rs"]
 #[expect(unreachable_pub, reason = "public in the crate that owns the file")]
 mod oci;
+#[path = "../../../tests/src/wait.rs"]
+#[expect(unreachable_pub, reason = "public in the crate that owns the file")]
+mod wait;

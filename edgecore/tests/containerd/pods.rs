@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use crate::world::{IMAGE, PATIENCE, World, note, skipped};
+use crate::world::{IMAGE, PATIENCE, World, note};
 use edgecore::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
 use edgecore::edged::runtime::{
     ContainerSpec, ContainerState, Mount, PullOptions, Runtime, RuntimeError, SandboxSpec,
@@ -11,11 +11,10 @@ use edgecore::edged::runtime::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_runs_logs_exits_and_leaves_nothing() {
-    if skipped("a_pod_runs_logs_exits_and_leaves_nothing") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
-    let pod = World::pod();
+    };
+    let pod = world.pod();
     let began = Instant::now();
     let sandbox = world.runtime.ensure_sandbox(&pod).await.unwrap();
     note(&format!("sandbox with network: {:?}", began.elapsed()));
@@ -62,13 +61,12 @@ async fn a_pod_runs_logs_exits_and_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn containers_of_a_pod_share_one_shim_and_one_network() {
-    if skipped("containers_of_a_pod_share_one_shim_and_one_network") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
+    };
     let pod = SandboxSpec {
         port_mappings: vec![(38_999, 80, "tcp".to_owned(), String::new())],
-        ..World::pod()
+        ..world.pod()
     };
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let server = world.container(
@@ -108,11 +106,10 @@ async fn containers_of_a_pod_share_one_shim_and_one_network() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_runtime_adopts_what_runs() {
-    if skipped("a_new_runtime_adopts_what_runs") {
+    let Some(mut world) = World::new().await else {
         return;
-    }
-    let mut world = World::new().await;
-    let pod = World::pod();
+    };
+    let pod = world.pod();
     let sandbox = world.runtime.ensure_sandbox(&pod).await.unwrap();
     let spec = world.container(&pod, "main", "sleep 1000");
     let id = world.runtime.start(&spec).await.unwrap();
@@ -143,11 +140,10 @@ async fn a_new_runtime_adopts_what_runs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exit_codes_survive_a_daemon_that_was_killed() {
-    if skipped("exit_codes_survive_a_daemon_that_was_killed") {
+    let Some(mut world) = World::new().await else {
         return;
-    }
-    let mut world = World::new().await;
-    let pod = World::pod();
+    };
+    let pod = world.pod();
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let gate = world.directory.path().join("gate");
     std::fs::create_dir(&gate).unwrap();
@@ -204,13 +200,12 @@ async fn exit_codes_survive_a_daemon_that_was_killed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_name_the_reason() {
-    if skipped("refusals_name_the_reason") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
+    };
     let pod = SandboxSpec {
         host_network: true,
-        ..World::pod()
+        ..world.pod()
     };
     let sandbox = world.runtime.ensure_sandbox(&pod).await.unwrap();
     assert!(sandbox.ips.is_empty());
@@ -255,10 +250,9 @@ async fn refusals_name_the_reason() {
 /// containerd takes a logger that dies before it is ready for a ready one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_logger_that_dies_at_once_is_noticed() {
-    if skipped("a_logger_that_dies_at_once_is_noticed") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
+    };
     let runtime = ContainerdRuntime::connect(ContainerdConfig {
         logger_path: "/bin/true".into(),
         ..world.config.clone()
@@ -266,7 +260,7 @@ async fn a_logger_that_dies_at_once_is_noticed() {
     .unwrap();
     let pod = SandboxSpec {
         host_network: true,
-        ..World::pod()
+        ..world.pod()
     };
     runtime.ensure_sandbox(&pod).await.unwrap();
     let refused = runtime.start(&world.container(&pod, "mute", "true")).await;
@@ -282,10 +276,9 @@ async fn a_logger_that_dies_at_once_is_noticed() {
 /// tonic takes 4 MiB unless it is told otherwise; containerd sends up to 16.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_of_more_than_four_mebibytes_is_read() {
-    if skipped("a_list_of_more_than_four_mebibytes_is_read") {
+    let Some(world) = World::empty() else {
         return;
-    }
-    let world = World::empty();
+    };
     let value = "x".repeat(100 << 10);
     let variables: Vec<String> = (0..10).map(|n| format!("V{n}={value}")).collect();
     let rootfs = world.directory.path().display().to_string();
@@ -304,11 +297,10 @@ async fn a_list_of_more_than_four_mebibytes_is_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_over_the_limit_is_told_as_such() {
-    if skipped("memory_over_the_limit_is_told_as_such") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
-    let pod = World::pod();
+    };
+    let pod = world.pod();
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let mut spec = world.container(&pod, "eater", "");
     spec.command = [
@@ -341,10 +333,9 @@ async fn memory_over_the_limit_is_told_as_such() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_of_another_namespace_is_adopted() {
-    if skipped("an_image_of_another_namespace_is_adopted") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
+    };
     let other = ContainerdConfig {
         namespace: format!("t{}", uuid::Uuid::new_v4().simple()),
         state_dir: world.directory.path().join("other"),
@@ -361,11 +352,10 @@ const RUNS: u32 = 10;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn start_latency() {
-    if skipped("start_latency") {
+    let Some(world) = World::new().await else {
         return;
-    }
-    let world = World::new().await;
-    let pod = World::pod();
+    };
+    let pod = world.pod();
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let mut took = Vec::new();
     for attempt in 0..RUNS {

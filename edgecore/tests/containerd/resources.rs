@@ -1,20 +1,24 @@
 //! Limits: seen by the kernel, felt by the right container, gone with the pod.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use edgecore::edged::runtime::{
-    ContainerSpec, ContainerState, NodeLimits, Resources, Runtime, SandboxSpec,
+    Container, ContainerSpec, ContainerState, NodeLimits, Resources, Runtime, SandboxSpec,
 };
 
-use crate::world::{PATIENCE, World, note, skipped};
+use crate::wait;
+use crate::world::{PATIENCE, World, note};
 
 const MIB: i64 = 1 << 20;
+
+fn is_v2() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
 
 /// A file of a cgroup, wherever its controller is mounted.
 fn file(controller: &str, cgroup: &str, v1: &str, v2: &str) -> PathBuf {
     let root = Path::new("/sys/fs/cgroup");
-    let (root, name) = if root.join("cgroup.controllers").exists() {
+    let (root, name) = if is_v2() {
         (root.to_owned(), v2)
     } else {
         (root.join(controller), v1)
@@ -30,21 +34,24 @@ fn read(controller: &str, cgroup: &str, v1: &str, v2: &str) -> String {
         .to_owned()
 }
 
-fn lacks(world: &World, test: &str) -> bool {
+/// A world whose kernel can limit everything.
+async fn limited() -> Option<World> {
+    let world = World::new().await?;
     let missing = world.runtime.missing_controllers();
     if !missing.is_empty() {
-        note(&format!("SKIPPED {test}: no controllers {missing:?}"));
+        note(&format!("SKIPPED: no controllers {missing:?}"));
     }
-    !missing.is_empty()
+    missing.is_empty().then_some(world)
 }
 
-/// Waits on a figure of the kernel's, which wakes nobody.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "never: {what}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+fn was_oom_killed(ended: &Container) -> bool {
+    matches!(
+        ended.state,
+        ContainerState::Exited {
+            oom_killed: true,
+            ..
+        }
+    )
 }
 
 fn own_cgroup(pod: &SandboxSpec, id: &str) -> String {
@@ -56,23 +63,19 @@ const GREEDY: &str = "a=x; while true; do a=$a$a; done";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_reach_the_kernel_and_cgroups_go_with_the_pod() {
-    let test = "limits_reach_the_kernel_and_cgroups_go_with_the_pod";
-    if skipped(test) {
+    let Some(world) = limited().await else {
         return;
-    }
-    let world = World::new().await;
-    if lacks(&world, test) {
-        return;
-    }
+    };
     let node = NodeLimits {
-        cgroup_root: "/edgepods-test".to_owned(),
+        cgroup_root: world.config.cgroup_root.clone(),
         burstable_cpu_shares: 700,
         ..NodeLimits::default()
     };
     world.runtime.apply_node_limits(&node).await.unwrap();
-    let plain = World::pod();
+    let plain = world.pod();
+    let burstable = format!("{}/burstable", world.config.cgroup_root);
     let pod = SandboxSpec {
-        cgroup_parent: format!("/edgepods-test/burstable/pod{}", plain.pod_uid),
+        cgroup_parent: format!("{burstable}/pod{}", plain.pod_uid),
         resources: Resources {
             cpu_shares: Some(204),
             memory_limit_bytes: Some(96 * MIB),
@@ -108,27 +111,28 @@ async fn limits_reach_the_kernel_and_cgroups_go_with_the_pod() {
     );
     let shares = read("cpu", &pod.cgroup_parent, "cpu.shares", "cpu.weight");
     assert!(["204", "8"].contains(&shares.as_str()), "{shares}");
-    let burstable = "/edgepods-test/burstable";
-    let shares = read("cpu", burstable, "cpu.shares", "cpu.weight");
+    let shares = read("cpu", &burstable, "cpu.shares", "cpu.weight");
     assert!(["700", "27"].contains(&shares.as_str()), "{shares}");
-    until("throttled", || {
+    wait::until("throttled", PATIENCE, async || {
         let text = read("cpu", &own, "cpu.stat", "cpu.stat");
         let count = text.lines().find_map(|l| l.strip_prefix("nr_throttled "));
-        count.is_some_and(|count| count.parse::<u64>().unwrap() > 0)
+        Ok(count.filter(|count| *count != "0").map(|_| ()))
     })
-    .await;
-    until("logged", || {
+    .await
+    .unwrap();
+    wait::until("logged", PATIENCE, async || {
         let text = std::fs::read_to_string(&spec.log_path).unwrap_or_default();
-        text.contains(" 900\n")
+        Ok(text.contains(" 900\n").then_some(()))
     })
-    .await;
+    .await
+    .unwrap();
     world.clean(&pod).await;
     for controller in ["memory", "cpu", "pids", "freezer"] {
         let gone = file(controller, &pod.cgroup_parent, "", "");
         assert!(!gone.exists(), "{}", gone.display());
     }
     assert!(
-        file("memory", burstable, "", "").exists(),
+        file("memory", &burstable, "", "").exists(),
         "for the next pod"
     );
     assert_eq!(world.leftovers(), Vec::<String>::new());
@@ -136,20 +140,15 @@ async fn limits_reach_the_kernel_and_cgroups_go_with_the_pod() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_pods_limit_kills_one_container_and_names_that_one() {
-    let test = "the_pods_limit_kills_one_container_and_names_that_one";
-    if skipped(test) {
+    let Some(world) = limited().await else {
         return;
-    }
-    let world = World::new().await;
-    if lacks(&world, test) {
-        return;
-    }
+    };
     let pod = SandboxSpec {
         resources: Resources {
             memory_limit_bytes: Some(24 * MIB),
             ..Resources::default()
         },
-        ..World::pod()
+        ..world.pod()
     };
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let modest = world.container(&pod, "modest", "sleep 1000");
@@ -158,50 +157,28 @@ async fn the_pods_limit_kills_one_container_and_names_that_one() {
     let greedy = world.runtime.start(&greedy).await.unwrap();
     let (code, ended) = world.exited(&greedy).await;
     assert_eq!(code, 137);
-    assert!(
-        matches!(
-            ended.state,
-            ContainerState::Exited {
-                oom_killed: true,
-                ..
-            }
-        ),
-        "{:?}",
-        ended.state
-    );
+    assert!(was_oom_killed(&ended), "{:?}", ended.state);
     // The other one was told of the event too, runs on, and ends without that mark.
     let running = |state: &ContainerState| matches!(state, ContainerState::Running { .. });
     world.until(&modest, running).await;
     world.runtime.kill(&modest).await.unwrap();
     let (code, ended) = world.exited(&modest).await;
     assert_eq!(code, 137);
-    assert!(
-        matches!(
-            ended.state,
-            ContainerState::Exited {
-                oom_killed: false,
-                ..
-            }
-        ),
-        "{:?}",
-        ended.state
-    );
+    assert!(!was_oom_killed(&ended), "{:?}", ended.state);
     world.clean(&pod).await;
     assert_eq!(world.leftovers(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_child_killed_for_memory_is_not_the_containers_end() {
-    let test = "a_child_killed_for_memory_is_not_the_containers_end";
-    if skipped(test) {
+    if is_v2() {
+        // The container is one group: the kernel kills it whole, as kubelet asks.
         return;
     }
-    let world = World::new().await;
-    if lacks(&world, test) || Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        // On v2 the container is one group: the kernel kills it whole, as kubelet asks.
+    let Some(world) = limited().await else {
         return;
-    }
-    let pod = World::pod();
+    };
+    let pod = world.pod();
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let spec = ContainerSpec {
         resources: Resources {
@@ -217,17 +194,7 @@ async fn a_child_killed_for_memory_is_not_the_containers_end() {
     let id = world.runtime.start(&spec).await.unwrap();
     let (code, ended) = world.exited(&id).await;
     assert_eq!(code, 3);
-    assert!(
-        matches!(
-            ended.state,
-            ContainerState::Exited {
-                oom_killed: false,
-                ..
-            }
-        ),
-        "{:?}",
-        ended.state
-    );
+    assert!(!was_oom_killed(&ended), "{:?}", ended.state);
     world.runtime.remove(&id).await.unwrap();
     assert!(World::log(&spec).iter().any(|line| line.1 == "ended 137"));
     world.clean(&pod).await;
@@ -235,20 +202,15 @@ async fn a_child_killed_for_memory_is_not_the_containers_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_may_not_have_more_processes_than_its_limit() {
-    let test = "a_pod_may_not_have_more_processes_than_its_limit";
-    if skipped(test) {
+    let Some(world) = limited().await else {
         return;
-    }
-    let world = World::new().await;
-    if lacks(&world, test) {
-        return;
-    }
+    };
     let pod = SandboxSpec {
         resources: Resources {
             pids_limit: Some(20),
             ..Resources::default()
         },
-        ..World::pod()
+        ..world.pod()
     };
     world.runtime.ensure_sandbox(&pod).await.unwrap();
     let script = "i=0; while [ $i -lt 40 ]; do sleep 1000 & i=$((i+1)); done; sleep 1000";

@@ -9,6 +9,7 @@ use edgecore::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
 use edgecore::edged::runtime::{Container, ContainerSpec, ContainerState, Runtime, SandboxSpec};
 
 use crate::daemon::PrivateContainerd;
+use crate::ground::Ground;
 use crate::oci::{ImageSpec, write_archive};
 
 /// What a person running the tests should see.
@@ -29,29 +30,22 @@ pub(crate) struct World {
     pub(crate) daemon: PrivateContainerd,
     pub(crate) runtime: Arc<ContainerdRuntime>,
     pub(crate) config: ContainerdConfig,
-    pub(crate) directory: tempfile::TempDir,
-}
-
-/// `None`, said aloud, where containerd is absent; a failure where it is required.
-pub(crate) fn skipped(test: &str) -> bool {
-    let Some(reason) = crate::daemon::missing() else {
-        return false;
-    };
-    let required = std::env::var("OUTPOST_REQUIRE_NEIGHBOURS").is_ok_and(|value| value == "1");
-    assert!(!required, "{test}: {reason}");
-    note(&format!("SKIPPED {test}: {reason}"));
-    true
+    /// Last: cleared when the daemon is gone.
+    pub(crate) directory: Ground,
 }
 
 impl World {
-    /// A daemon without images.
-    pub(crate) fn empty() -> Self {
+    /// A daemon without images; `None`, said aloud, where containerd is absent.
+    pub(crate) fn empty() -> Option<Self> {
         Self::with(|_| {})
     }
 
-    /// A daemon without images, its runtime configured otherwise.
-    pub(crate) fn with(edit: impl FnOnce(&mut ContainerdConfig)) -> Self {
-        let directory = tempfile::Builder::new().prefix("ed").tempdir().unwrap();
+    /// As [`Self::empty`], its runtime configured otherwise.
+    pub(crate) fn with(edit: impl FnOnce(&mut ContainerdConfig)) -> Option<Self> {
+        if crate::daemon::skipped() {
+            return None;
+        }
+        let directory = Ground::temporary("ed").unwrap();
         let daemon = PrivateContainerd::start(directory.path()).unwrap();
         let mut config = ContainerdConfig {
             address: daemon.address().display().to_string(),
@@ -59,34 +53,35 @@ impl World {
             state_dir: directory.path().join("run"),
             cni_conf_dir: directory.path().join("no-cni-here"),
             logger_path: PathBuf::from(env!("CARGO_BIN_EXE_edged-logger")),
-            cgroup_root: "/edgepods-test".to_owned(),
+            cgroup_root: directory.cgroup_root(),
             seccomp_root: directory.path().join("seccomp"),
             ..ContainerdConfig::default()
         };
         edit(&mut config);
         let runtime = ContainerdRuntime::connect(config.clone()).unwrap();
-        Self {
+        Some(Self {
             daemon,
             runtime,
             config,
             directory,
-        }
+        })
     }
 
-    /// A daemon that holds [`IMAGE`].
-    pub(crate) async fn new() -> Self {
-        let world = Self::empty();
+    /// A daemon that holds [`IMAGE`]; `None` as for [`Self::empty`].
+    pub(crate) async fn new() -> Option<Self> {
+        let world = Self::empty()?;
         let archive = world.directory.path().join("busybox.tar");
         write_archive(&ImageSpec::busybox(IMAGE), &archive).unwrap();
         let images = world.runtime.import_archive(&archive, None).await.unwrap();
         assert_eq!(images[0].reference, IMAGE);
-        world
+        Some(world)
     }
 
-    pub(crate) fn pod() -> SandboxSpec {
+    /// A pod with the usual answers.
+    pub(crate) fn pod(&self) -> SandboxSpec {
         let uid = uuid::Uuid::new_v4().to_string();
         SandboxSpec {
-            cgroup_parent: format!("/edgepods-test/pod{uid}"),
+            cgroup_parent: format!("{}/pod{uid}", self.config.cgroup_root),
             pod_uid: uid,
             namespace: "default".to_owned(),
             name: "web".to_owned(),
@@ -277,55 +272,5 @@ impl World {
         let text = std::fs::read(self.config.state_dir.join("cni/builtin.conflist")).ok()?;
         let list: serde_json::Value = serde_json::from_slice(&text).ok()?;
         Some(list["plugins"][0]["bridge"].as_str()?.to_owned())
-    }
-}
-
-impl Drop for World {
-    /// A test that failed midway must not leave processes, mounts or a bridge on the host.
-    fn drop(&mut self) {
-        for id in self.ctr(&["tasks", "ls", "-q"]).split_whitespace() {
-            self.ctr(&["tasks", "rm", "-f", id]);
-        }
-        for point in Self::mounts(self.directory.path()).iter().rev() {
-            let _ = rustix::mount::unmount(point.as_str(), rustix::mount::UnmountFlags::DETACH);
-        }
-        forget_masquerade(&self.config.state_dir);
-        if let Some(bridge) = self.bridge() {
-            let _ = Command::new("ip").args(["link", "del", &bridge]).output();
-        }
-    }
-}
-
-/// Removes the rules that the bridge plugin leaves when a namespace was gone before DEL.
-fn forget_masquerade(state_dir: &Path) {
-    let nat = |arguments: &[&str]| {
-        let output = Command::new("iptables")
-            .args(["-w", "-t", "nat"])
-            .args(arguments)
-            .output();
-        output.map_or_else(
-            |_| String::new(),
-            |output| String::from_utf8_lossy(&output.stdout).into_owned(),
-        )
-    };
-    let conflist = std::fs::read(state_dir.join("cni/builtin.conflist")).unwrap_or_default();
-    let conflist: serde_json::Value = serde_json::from_slice(&conflist).unwrap_or_default();
-    let subnet = conflist["plugins"][0]["ipam"]["ranges"][0][0]["subnet"].as_str();
-    let Some(prefix) = subnet.and_then(|subnet| subnet.strip_suffix("0/24")) else {
-        return;
-    };
-    let listed = nat(&["-L", "POSTROUTING", "-n", "--line-numbers"]);
-    let rules: Vec<(&str, &str)> = listed
-        .lines()
-        .filter_map(|line| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let is_ours = words.get(4)?.starts_with(prefix) && words[1].starts_with("CNI-");
-            is_ours.then_some((words[0], words[1]))
-        })
-        .collect();
-    for (number, chain) in rules.into_iter().rev() {
-        nat(&["-D", "POSTROUTING", number]);
-        nat(&["-F", chain]);
-        nat(&["-X", chain]);
     }
 }

@@ -11,159 +11,62 @@
 #[expect(dead_code, reason = "the end-to-end tests use more of it")]
 #[expect(unreachable_pub, reason = "public in the crate that owns the file")]
 mod daemon;
+#[path = "../../../tests/src/ground.rs"]
+#[expect(dead_code, reason = "the end-to-end tests use more of it")]
+#[expect(unreachable_pub, reason = "public in the crate that owns the file")]
+mod ground;
 #[path = "../../../tests/src/oci.rs"]
 #[expect(unreachable_pub, reason = "public in the crate that owns the file")]
 mod oci;
-mod resources;
+/// Shared with the unit tests.
+#[path = "../../src/edged/scripted.rs"]
+mod scripted;
+#[path = "../../../tests/src/wait.rs"]
+#[expect(unreachable_pub, reason = "public in the crate that owns the file")]
+mod wait;
 
 mod life;
+mod resources;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
+use anyhow::ensure;
 use daemon::PrivateContainerd;
 use edgecore::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
+// The scripted store and sink find the traits here.
 use edgecore::edged::{
     Deps, DesiredError, DesiredState, Edged, EdgedHandle, Settings, StatusSink, Token, TokenWish,
 };
+use ground::Ground;
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::Secret;
 use oci::{ImageSpec, write_archive};
+use scripted::{News, Sink, Store};
 use serde_json::{Value, json};
-use tokio::sync::watch;
 
 const IMAGE: &str = "docker.io/library/busybox:test";
 /// Longest that anything here may take; a wait that reaches it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-#[derive(Default)]
-struct Store {
-    pods: Mutex<BTreeMap<String, Pod>>,
-    text: Mutex<String>,
-    generation: watch::Sender<u64>,
-}
-
-#[async_trait]
-impl DesiredState for Store {
-    async fn pods(&self) -> Result<Vec<Pod>, DesiredError> {
-        Ok(self.pods.lock().unwrap().values().cloned().collect())
-    }
-
-    async fn configmap(&self, _: &str, _: &str) -> Result<Option<ConfigMap>, DesiredError> {
-        let text = self.text.lock().unwrap().clone();
-        Ok(Some(ConfigMap {
-            data: Some([("text".to_owned(), text)].into()),
-            ..ConfigMap::default()
-        }))
-    }
-
-    async fn secret(&self, _: &str, _: &str) -> Result<Option<Secret>, DesiredError> {
-        Ok(Some(Secret {
-            data: Some([("key".to_owned(), ByteString(b"open".to_vec()))].into()),
-            ..Secret::default()
-        }))
-    }
-
-    async fn claim(&self, _: &str, _: &str) -> Result<Option<PersistentVolumeClaim>, DesiredError> {
-        Ok(None)
-    }
-
-    async fn volume(&self, _: &str) -> Result<Option<PersistentVolume>, DesiredError> {
-        Ok(None)
-    }
-
-    async fn volumes(&self) -> Result<Vec<PersistentVolume>, DesiredError> {
-        Ok(Vec::new())
-    }
-
-    async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
-        Err(DesiredError::Unreachable {
-            kind: "token of ServiceAccount",
-            namespace: namespace.to_owned(),
-            name: wish.account.clone(),
-            reason: "no hub".to_owned(),
-        })
-    }
-
-    fn is_complete(&self) -> bool {
-        true
-    }
-
-    fn generation(&self) -> watch::Receiver<u64> {
-        self.generation.subscribe()
-    }
-}
-
-#[derive(Default)]
-struct News {
-    status: Value,
-    /// The newest of each pod, by name.
-    statuses: BTreeMap<String, Value>,
-    node: Value,
-    gone: bool,
-    gone_count: usize,
-    events: Vec<String>,
-}
-
-struct Sink(watch::Sender<News>);
-
-impl StatusSink for Sink {
-    fn pod_status(&self, _: &str, name: &str, _: &str, status: Value) {
-        self.0.send_modify(|news| {
-            news.statuses.insert(name.to_owned(), status.clone());
-            news.status = status;
-        });
-    }
-
-    fn pod_gone(&self, _: &str, _: &str, _: &str) {
-        self.0.send_modify(|news| {
-            news.gone = true;
-            news.gone_count += 1;
-        });
-    }
-
-    fn volume_gone(&self, _: &str, _: &str) {}
-
-    fn hub_link(&self) -> Option<watch::Receiver<bool>> {
-        None
-    }
-
-    fn node_status(&self, node: Value) {
-        self.0.send_modify(|news| news.node = node);
-    }
-
-    fn event(&self, event: Value) {
-        let text = format!("{} {}", event["reason"], event["message"]);
-        self.0.send_modify(|news| news.events.push(text));
-    }
-}
 
 struct World {
     _daemon: PrivateContainerd,
     config: ContainerdConfig,
     store: Arc<Store>,
     sink: Arc<Sink>,
-    directory: tempfile::TempDir,
     edged: Option<EdgedHandle>,
-}
-
-/// `None`, said aloud, where containerd is absent; a failure where it is required.
-fn skipped(test: &str) -> bool {
-    let Some(reason) = daemon::missing() else {
-        return false;
-    };
-    let required = std::env::var("OUTPOST_REQUIRE_NEIGHBOURS").is_ok_and(|value| value == "1");
-    assert!(!required, "{test}: {reason}");
-    eprintln!("SKIPPED {test}: {reason}");
-    true
+    /// Last: cleared when the daemon is gone.
+    directory: Ground,
 }
 
 impl World {
-    async fn new() -> Self {
-        let directory = tempfile::Builder::new().prefix("ed").tempdir().unwrap();
+    /// `None`, said aloud, where containerd is absent.
+    async fn new() -> Option<Self> {
+        if daemon::skipped() {
+            return None;
+        }
+        let directory = Ground::temporary("ed").unwrap();
         let daemon = PrivateContainerd::start(directory.path()).unwrap();
         let config = ContainerdConfig {
             address: daemon.address().display().to_string(),
@@ -171,7 +74,7 @@ impl World {
             state_dir: directory.path().join("run"),
             cni_conf_dir: directory.path().join("no-cni-here"),
             logger_path: PathBuf::from(env!("CARGO_BIN_EXE_edged-logger")),
-            cgroup_root: "/edgepods-test".to_owned(),
+            cgroup_root: directory.cgroup_root(),
             ..ContainerdConfig::default()
         };
         let archive = directory.path().join("busybox.tar");
@@ -180,13 +83,13 @@ impl World {
             _daemon: daemon,
             config,
             store: Arc::default(),
-            sink: Arc::new(Sink(watch::Sender::new(News::default()))),
-            directory,
+            sink: Arc::default(),
             edged: None,
+            directory,
         };
         let runtime = world.start();
         runtime.import_archive(&archive, None).await.unwrap();
-        world
+        Some(world)
     }
 
     fn start(&mut self) -> Arc<ContainerdRuntime> {
@@ -216,21 +119,26 @@ impl World {
             .await
             .is_ok();
         let last = self.sink.0.borrow();
-        assert!(so, "never: {what}; {:#}; {:#?}", last.status, last.events);
+        let (statuses, events) = (&last.statuses, &last.events);
+        assert!(so, "never: {what}; {statuses:#?}; {events:#?}");
     }
 
-    async fn until_running(&self, restarts: u64) {
-        self.until("running", |news| {
-            let container = &news.status["containerStatuses"][0];
-            news.status["phase"] == "Running"
-                && container["ready"] == true
-                && container["restartCount"] == restarts
-        })
-        .await;
+    async fn until_running(&self, pod: &str, restarts: u64) {
+        self.until("running", |news| news.is_running(pod, restarts))
+            .await;
     }
 
-    fn bump(&self) {
-        self.store.generation.send_modify(|g| *g += 1);
+    async fn until_gone(&self, pod: &str) {
+        self.until("gone", |news| news.gone == [pod]).await;
+    }
+
+    fn status(&self, pod: &str) -> Value {
+        self.sink.0.borrow().status(pod).clone()
+    }
+
+    /// Status of the only container.
+    fn container(&self, pod: &str) -> Value {
+        self.status(pod)["containerStatuses"][0].clone()
     }
 
     fn log(&self, uid: &str, attempt: u32) -> PathBuf {
@@ -238,31 +146,34 @@ impl World {
         self.directory.path().join(pod)
     }
 
-    /// Waits until the log has the line; files cannot wake anybody, so this looks again.
     async fn until_logged(&self, uid: &str, attempt: u32, line: &str) {
-        let begun = Instant::now();
-        loop {
-            let text = std::fs::read_to_string(self.log(uid, attempt)).unwrap_or_default();
-            if text.contains(line) {
-                return;
-            }
-            assert!(begun.elapsed() < PATIENCE, "never logged `{line}`: {text}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        wait::until(&format!("`{line}` to be logged"), PATIENCE, async || {
+            let text = std::fs::read_to_string(self.log(uid, attempt))?;
+            ensure!(text.contains(line), "{text}");
+            Ok(Some(()))
+        })
+        .await
+        .unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_lives_through_restarts_of_its_daemon_and_ends_clean() {
-    if skipped("a_pod_lives_through_restarts_of_its_daemon_and_ends_clean") {
+    let Some(mut world) = World::new().await else {
         return;
-    }
-    let mut world = World::new().await;
-    "one".clone_into(&mut world.store.text.lock().unwrap());
+    };
+    world.store.configmap("cm", "text", "one");
+    let secret = Secret {
+        data: Some([("key".to_owned(), ByteString(b"open".to_vec()))].into()),
+        ..Secret::default()
+    };
+    let mut secrets = world.store.secrets.lock().unwrap();
+    secrets.insert("s".to_owned(), secret);
+    drop(secrets);
     let uid = uuid::Uuid::new_v4().to_string();
     let script = "trap 'exit 0' TERM; echo $GREETING $(hostname) $POD_IP $(cat /secret/key); \
         while true; do cat /config/text; echo; test -e /scratch/die && rm /scratch/die && exit 3; sleep 0.1; done";
-    let pod: Pod = serde_json::from_value(json!({
+    let pod = json!({
         "metadata": {"name": "web", "namespace": "default", "uid": uid},
         "spec": {
             "terminationGracePeriodSeconds": 20,
@@ -287,59 +198,49 @@ async fn a_pod_lives_through_restarts_of_its_daemon_and_ends_clean() {
                 ]
             }]
         }
-    }))
-    .unwrap();
+    });
     let begun = Instant::now();
-    world.store.pods.lock().unwrap().insert(uid.clone(), pod);
-    world.bump();
-    world.until_running(0).await;
+    world.store.apply(pod);
+    world.until_running("web", 0).await;
     eprintln!("pod applied -> Running told: {:?}", begun.elapsed());
-    let ip = world.sink.0.borrow().status["podIP"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let ip = world.status("web")["podIP"].as_str().unwrap().to_owned();
     world
         .until_logged(&uid, 0, &format!("hello-world web {ip} open"))
         .await;
     world.until_logged(&uid, 0, " one").await;
 
-    "two".clone_into(&mut world.store.text.lock().unwrap());
-    world.bump();
+    world.store.configmap("cm", "text", "two");
     world.until_logged(&uid, 0, " two").await;
 
     // The daemon goes and comes: nothing is restarted.
-    let id = world.sink.0.borrow().status["containerStatuses"][0]["containerID"].clone();
+    let id = world.container("web")["containerID"].clone();
     world.edged.take().unwrap().stop().await;
-    world.sink.0.send_modify(|news| *news = News::default());
+    world.sink.forget();
     let begun = Instant::now();
     world.start();
-    world.until_running(0).await;
+    world.until_running("web", 0).await;
     eprintln!("daemon started -> pod known running: {:?}", begun.elapsed());
-    assert_eq!(
-        world.sink.0.borrow().status["containerStatuses"][0]["containerID"],
-        id
-    );
-    assert_eq!(world.sink.0.borrow().status["podIP"], json!(ip));
+    assert_eq!(world.container("web")["containerID"], id);
+    assert_eq!(world.status("web")["podIP"], json!(ip));
 
     // The container ends by itself: it is started again at once.
     let scratch = world.directory.path().join(format!("disk/{uid}/volumes"));
     std::fs::write(scratch.join("kubernetes.io~empty-dir/scratch/die"), "").unwrap();
     let begun = Instant::now();
-    world.until_running(1).await;
+    world.until_running("web", 1).await;
     eprintln!("exit -> Running again: {:?}", begun.elapsed());
-    let last = world.sink.0.borrow().status["containerStatuses"][0]["lastState"].clone();
+    let last = world.container("web")["lastState"].clone();
     assert_eq!(last["terminated"]["exitCode"], 3);
     world
         .until_logged(&uid, 1, &format!("hello-world web {ip} open"))
         .await;
 
-    world.store.pods.lock().unwrap().clear();
-    world.bump();
+    world.store.set([]);
     let begun = Instant::now();
-    world.until("gone", |news| news.gone).await;
+    world.until_gone("web").await;
     eprintln!("deleted -> gone: {:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(15), "TERM was heeded");
     assert!(!scratch.exists() && !world.log(&uid, 0).exists());
-    assert_eq!(world.sink.0.borrow().node["kind"], "Node");
+    assert_eq!(world.sink.0.borrow().nodes[0]["kind"], "Node");
     world.edged.take().unwrap().stop().await;
 }

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use outpost_tests::containerd::PrivateContainerd;
 use outpost_tests::device::Thermometer;
+use outpost_tests::ground::Ground;
 use outpost_tests::process::tail;
-use outpost_tests::world::{NODE, Place, World, bins, free_port, reported};
+use outpost_tests::world::{NODE, Place, World, reported};
 use outpost_tests::{containers, ledger, oci, wait};
 use serde_json::Value;
 
@@ -54,7 +55,7 @@ fn main() -> ExitCode {
 async fn run() -> Result<()> {
     let id = std::process::id();
     let dir = std::env::current_dir()?.join(format!("target/demo/{id}"));
-    std::fs::create_dir_all(&dir)?;
+    let ground = Ground::at(&dir)?;
     let started = Instant::now();
     step(
         1,
@@ -65,13 +66,7 @@ async fn run() -> Result<()> {
         "containerd (private) at {}",
         containerd.address().display()
     ));
-    let place = Place {
-        bins: bins()?,
-        dir: dir.clone(),
-        containerd: containerd.address(),
-        namespace: format!("demo-{id}"),
-        mqtt: free_port()?,
-    };
+    let place = Place::new("demo", &dir)?;
     let mut world = World::start_hub(place).await?;
     let outcome = Box::pin(story(&mut world, &dir)).await;
     if let Err(error) = outcome {
@@ -79,7 +74,7 @@ async fn run() -> Result<()> {
             let log = std::fs::read_to_string(dir.join(name)).unwrap_or_default();
             say(&format!("\n--- end of {name}\n{}", tail(&log, 25)));
         }
-        clean_up(world, containerd, None).await?;
+        clean_up(world, containerd).await?;
         return Err(error);
     }
     say(&format!(
@@ -92,16 +87,16 @@ async fn run() -> Result<()> {
         keep(&world, &containerd);
         // The daemons are left to the user; their ids are printed.
         std::mem::forget((world, containerd));
+        ground.keep()?;
         return Ok(());
     }
-    clean_up(world, containerd, Some(&dir)).await
+    clean_up(world, containerd).await?;
+    drop(ground);
+    let _ = std::fs::remove_dir_all(&dir);
+    Ok(())
 }
 
-async fn clean_up(
-    mut world: World,
-    containerd: PrivateContainerd,
-    dir: Option<&Path>,
-) -> Result<()> {
+async fn clean_up(mut world: World, mut containerd: PrivateContainerd) -> Result<()> {
     let kubectl = world.kubectl();
     // Pods outlive edgecore on purpose; the demo takes its own away.
     let _ = kubectl
@@ -117,12 +112,7 @@ async fn clean_up(
         let mut process = process;
         let _ = process.stop().await;
     }
-    let mut containerd = containerd;
-    containerd.kill()?;
-    if let Some(dir) = dir {
-        let _ = std::fs::remove_dir_all(dir);
-    }
-    Ok(())
+    Ok(containerd.kill()?)
 }
 
 fn keep(world: &World, containerd: &PrivateContainerd) {

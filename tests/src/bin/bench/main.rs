@@ -20,8 +20,9 @@ use std::time::Duration;
 use anyhow::Result;
 use figures::{Figures, memory, mib, print_table, say};
 use outpost_tests::containerd::PrivateContainerd;
+use outpost_tests::ground::Ground;
 use outpost_tests::oci;
-use outpost_tests::world::{Place, World, bins, free_port};
+use outpost_tests::world::{Place, World};
 
 const IMAGE: &str = "docker.io/library/busybox:bench";
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -42,15 +43,9 @@ fn main() -> ExitCode {
 async fn run() -> Result<()> {
     let out = std::env::current_dir()?.join("target/bench");
     let dir = out.join(std::process::id().to_string());
-    std::fs::create_dir_all(&dir)?;
+    let ground = Ground::at(&dir)?;
     let mut containerd = PrivateContainerd::start(&dir.join("containerd"))?;
-    let place = Place {
-        bins: bins()?,
-        dir: dir.clone(),
-        containerd: containerd.address(),
-        namespace: format!("bench-{}", std::process::id()),
-        mqtt: free_port()?,
-    };
+    let place = Place::new("bench", &dir)?;
     let mut figures = Figures::new();
     let mut world = World::start_hub(place).await?;
     let outcome = Box::pin(measure(&mut world, &mut figures)).await;
@@ -64,6 +59,7 @@ async fn run() -> Result<()> {
         let _ = process.stop().await;
     }
     containerd.kill()?;
+    drop(ground);
     if outcome.is_ok() && std::env::var_os("KEEP").is_none() {
         let _ = std::fs::remove_dir_all(&dir);
     }
