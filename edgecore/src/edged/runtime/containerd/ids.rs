@@ -36,7 +36,8 @@ impl Spoilt {
 
     /// Whether the failure spoils the id, and another one may be tried at once.
     pub(super) fn note(&self, id: &str, error: &RuntimeError) -> bool {
-        let RuntimeError::Create { reason } = error else {
+        // A failed `task create` is told as a failed start.
+        let (RuntimeError::Start { reason } | RuntimeError::Create { reason }) = error else {
             return false;
         };
         // `mkdir <state>/<id>: file exists`; containerd has no code of its own for it.
@@ -64,7 +65,7 @@ mod tests {
             ..ContainerSpec::default()
         };
         let usual = spoilt.usable(&spec);
-        let failed = |reason: &str| RuntimeError::Create {
+        let failed = |reason: &str| RuntimeError::Start {
             reason: reason.to_owned(),
         };
         assert!(!spoilt.note(&usual, &failed("no such image")));
