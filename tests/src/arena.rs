@@ -219,6 +219,18 @@ impl Arena {
         outcome.with_context(|| format!("last status: {last:#}"))
     }
 
+    /// Waits until the pod has ended for good.
+    pub async fn over(&mut self, name: &str) -> Result<Value> {
+        wait::until(&format!("pod {name} to end"), PATIENCE, async || {
+            let Some(pod) = self.pod(name).await? else {
+                bail!("pod {name} is gone");
+            };
+            let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+            Ok(matches!(phase, "Succeeded" | "Failed").then_some(pod))
+        })
+        .await
+    }
+
     /// Waits until the hub has forgotten the pod.
     pub async fn gone(&mut self, name: &str) -> Result<()> {
         let mut last = Value::Null;

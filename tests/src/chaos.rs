@@ -284,6 +284,10 @@ async fn rounds(
     arena.delete("first", 0).await?;
     arena.gone("first").await?;
     arena.settle().await?;
+    // One that is over gives back what it held, again after each restart of a daemon.
+    arena.create("done", done()).await?;
+    let over = arena.over("done").await?["status"].clone();
+    ensure!(over["phase"] == "Succeeded", "{over:#}");
     arena.create("bystander", plain().spec()).await?;
     let bystander = identity(&arena.running("bystander").await?);
     arena.adopt_as_given();
@@ -309,12 +313,33 @@ async fn rounds(
         "the bystander was hurt: {:#}",
         pod["status"]
     );
-    arena.delete("bystander", 0).await?;
-    arena.gone("bystander").await?;
+    let still = arena.over("done").await?["status"].clone();
+    ensure!(still == over, "what was over changed: {over:#} {still:#}");
+    for name in ["bystander", "done"] {
+        arena.delete(name, 0).await?;
+        arena.gone(name).await?;
+    }
+    arena.nothing_leaked().await?;
     let bad = arena.world.complaints();
     ensure!(bad.is_empty(), "errors in the logs:\n{}", bad.join("\n"));
     report.rounds = options.rounds;
     Ok(())
+}
+
+/// A pod that ends by itself, and well.
+fn done() -> Value {
+    let mut spec = Shape {
+        has_init: true,
+        host_port: Some(40_998),
+        shares_processes: SHARED_PROCESSES,
+        ..plain()
+    }
+    .spec();
+    spec["restartPolicy"] = "Never".into();
+    for container in spec["containers"].as_array_mut().into_iter().flatten() {
+        container["command"] = json!(["sh", "-c", "exit 0"]);
+    }
+    spec
 }
 
 fn plain() -> Shape {
@@ -332,8 +357,7 @@ fn plain() -> Shape {
 /// What must not change while a pod is left alone.
 fn identity(pod: &Value) -> Vec<Value> {
     let statuses = pod["status"]["containerStatuses"].as_array();
-    // Not `startedAt`: after an adoption it is the record's time, which may be a second earlier.
-    let one = |s: &Value| json!([s["containerID"], s["restartCount"]]);
+    let one = |s: &Value| json!([s["containerID"], s["restartCount"], s["state"]]);
     statuses.into_iter().flatten().map(one).collect()
 }
 

@@ -25,7 +25,9 @@ mod scripted;
 #[expect(unreachable_pub, reason = "public in the crate that owns the file")]
 mod wait;
 
+mod adoption;
 mod life;
+mod over;
 mod resources;
 
 use std::path::PathBuf;
@@ -51,7 +53,7 @@ const IMAGE: &str = "docker.io/library/busybox:test";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct World {
-    _daemon: PrivateContainerd,
+    daemon: PrivateContainerd,
     config: ContainerdConfig,
     store: Arc<Store>,
     sink: Arc<Sink>,
@@ -80,7 +82,7 @@ impl World {
         let archive = directory.path().join("busybox.tar");
         write_archive(&ImageSpec::busybox(IMAGE), &archive).unwrap();
         let mut world = Self {
-            _daemon: daemon,
+            daemon,
             config,
             store: Arc::default(),
             sink: Arc::default(),

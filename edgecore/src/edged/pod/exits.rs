@@ -20,6 +20,8 @@ pub(super) struct PodRecord {
     /// `status.startTime`, where a deadline is measured from it.
     pub(super) started_at_ms: Option<i64>,
     pub(super) verdict: Option<Verdict>,
+    /// The addresses that the pod had, from when it gave them back.
+    pub(super) ips: Option<Vec<String>>,
 }
 
 /// Writes down the pod's record; durable on return.
@@ -126,6 +128,7 @@ mod tests {
                 grace: std::time::Duration::from_secs(3),
                 disruption: Some("the disk".to_owned()),
             }),
+            ips: Some(vec!["10.88.0.7".to_owned()]),
         };
         record_pod(&dir, &record).unwrap();
         assert_eq!(recall_pod(&dir), record);

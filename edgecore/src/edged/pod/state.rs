@@ -215,7 +215,7 @@ pub enum Action {
     Remove {
         id: String,
     },
-    /// The pod is over but stays to be looked at: remove its volumes.
+    /// The pod is over but stays to be looked at: give back what else it holds of the node.
     Release,
     /// No container is left: remove sandbox, volumes and files.
     Cleanup,

@@ -35,6 +35,9 @@ struct State {
     containers: Vec<Container>,
     specs: Vec<ContainerSpec>,
     sandboxes: BTreeMap<String, Sandbox>,
+    /// Containers without a task.
+    retired: BTreeSet<String>,
+    refusals: BTreeMap<String, u32>,
     calls: Vec<String>,
     down: bool,
     disk: FsUsage,
@@ -134,6 +137,11 @@ impl FakeRuntime {
         self.state().exits_at_once.insert(name.to_owned(), code);
     }
 
+    /// The next calls that begin so are refused.
+    pub fn refuse(&self, call: &str, times: u32) {
+        self.state().refusals.insert(call.to_owned(), times);
+    }
+
     /// Containers of this name do not heed the stop signal.
     pub fn make_deaf(&self, name: &str) {
         self.state().deaf.insert(name.to_owned());
@@ -176,7 +184,13 @@ impl FakeRuntime {
     pub fn reboot(&self) {
         let mut state = self.state();
         state.sandboxes.clear();
-        for container in &mut state.containers {
+        let State {
+            containers,
+            retired,
+            ..
+        } = &mut *state;
+        // How those ended stays with their records.
+        for container in containers.iter_mut().filter(|c| !retired.contains(&c.id)) {
             container.state = ContainerState::Unknown;
         }
     }
@@ -194,6 +208,22 @@ impl FakeRuntime {
     /// Uids of the sandboxes that stand.
     pub fn sandbox_uids(&self) -> Vec<String> {
         self.state().sandboxes.keys().cloned().collect()
+    }
+}
+
+impl State {
+    fn refused(&mut self, call: &str) -> Result<(), RuntimeError> {
+        let mut refusals = self.refusals.iter_mut();
+        match refusals.find(|(name, left)| call.starts_with(name.as_str()) && **left > 0) {
+            Some((_, left)) => {
+                *left -= 1;
+                Err(RuntimeError::Other {
+                    step: "script",
+                    reason: "refused".to_owned(),
+                })
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -303,10 +333,12 @@ impl Runtime for FakeRuntime {
     async fn remove_sandbox(&self, pod_uid: &str) -> Result<(), RuntimeError> {
         let mut state = self.up()?;
         state.calls.push(format!("remove-sandbox {pod_uid}"));
-        if state.containers.iter().any(|c| c.pod_uid == pod_uid) {
+        state.refused(&format!("remove-sandbox {pod_uid}"))?;
+        let holds = |c: &Container| c.pod_uid == pod_uid && !state.retired.contains(&c.id);
+        if state.containers.iter().any(holds) {
             return Err(RuntimeError::Other {
                 step: "remove sandbox",
-                reason: "containers are left".to_owned(),
+                reason: "tasks are left".to_owned(),
             });
         }
         state.sandboxes.remove(pod_uid);
@@ -350,6 +382,7 @@ impl Runtime for FakeRuntime {
             if let Some(code) = state.exits_at_once.get(&spec.name) {
                 end(&mut container, *code, now);
             }
+            state.retired.remove(&id);
             state.specs.push(spec.clone());
             state.containers.retain(|c| c.id != id);
             state.containers.push(container);
@@ -424,6 +457,22 @@ impl Runtime for FakeRuntime {
             exit_code,
             output: output.into_bytes(),
         })
+    }
+
+    async fn retire(&self, id: &str) -> Result<(), RuntimeError> {
+        let mut state = self.up()?;
+        let call = format!("retire {id}");
+        state.calls.push(call.clone());
+        state.refused(&call)?;
+        let mut mine = state.containers.iter().filter(|c| c.id == id);
+        if mine.any(|c| matches!(c.state, ContainerState::Running { .. })) {
+            return Err(RuntimeError::Other {
+                step: "container retire",
+                reason: "it is running".to_owned(),
+            });
+        }
+        state.retired.insert(id.to_owned());
+        Ok(())
     }
 
     async fn remove(&self, id: &str) -> Result<(), RuntimeError> {

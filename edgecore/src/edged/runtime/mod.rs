@@ -324,7 +324,8 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Makes the pod's namespaces and network, or returns what stands already.
     async fn ensure_sandbox(&self, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError>;
-    /// Removes network, namespaces and pod cgroup. No containers may be left.
+    /// Removes network, namespaces and pod cgroup. No tasks may be left; records of containers that
+    /// are over may ([`Runtime::retire`]).
     async fn remove_sandbox(&self, pod_uid: &str) -> Result<(), RuntimeError>;
     /// Pod uids whose sandbox stands on this node.
     async fn sandboxes(&self) -> Result<Vec<Sandbox>, RuntimeError>;
@@ -368,6 +369,14 @@ pub trait Runtime: Send + Sync + 'static {
     /// What every pod's containers use now.
     async fn stats(&self) -> Result<Vec<PodStats>, RuntimeError> {
         Ok(Vec::new())
+    }
+    /// Gives back what a container that is over still holds: its task, and with a pod's last task the
+    /// shim. Its record stays, and how it ended with it, over restarts of the daemon and of the
+    /// machine; it is never started again. Refused while it runs.
+    async fn retire(&self, id: &str) -> Result<(), RuntimeError>;
+    /// When the process of a container that was started came to be, as listings tell it.
+    fn started_at_ms(&self, _id: &str) -> Option<i64> {
+        None
     }
     /// Deletes task, container record and snapshot of a container that is not running.
     async fn remove(&self, id: &str) -> Result<(), RuntimeError>;

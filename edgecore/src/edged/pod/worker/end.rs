@@ -80,7 +80,7 @@ impl Worker {
         None
     }
 
-    async fn keep_record(&mut self) {
+    pub(super) async fn keep_record(&mut self) {
         let Some(dir) = self.context.dirs.exits(&self.id.uid) else {
             return;
         };
@@ -156,9 +156,39 @@ impl Worker {
         self.note_action();
     }
 
-    /// Gives the room back that the volumes of a pod take which is over: often that is why it was
-    /// ended (`kubelet: syncTerminatedPod`). Its containers and logs stay.
+    /// Gives back what a pod that is over holds of the node (`kubelet: syncTerminatedPod`): tasks,
+    /// network, namespaces, cgroup and volumes, whose room is often why it was ended. What there is to
+    /// look at stays: the records of its containers, its logs and the addresses that it had.
+    ///
+    /// Every step may be repeated, and until the last one is done all of them are, by this process or
+    /// by the next.
     pub(super) async fn release(&mut self) {
+        let is_host = convert::sandbox_spec(&self.pod, &self.context.placement).host_network;
+        if let Some(sandbox) = &self.sandbox
+            && self.record.ips.is_none()
+            && (is_host || !sandbox.ips.is_empty())
+        {
+            self.record.ips = Some(sandbox.ips.clone());
+            let told = self.told.as_ref().and_then(|s| s.start_time.as_ref());
+            let told = told.map(|at| at.0.as_millisecond());
+            self.record.started_at_ms = self.record.started_at_ms.or(told);
+            self.keep_record().await;
+        }
+        let runtime = self.context.runtime.clone();
+        for seen in &self.seen {
+            if self.unstarted.contains_key(&seen.id) {
+                continue;
+            }
+            if let Err(error) = runtime.retire(&seen.id).await {
+                return self.release_later(&error);
+            }
+        }
+        match runtime.remove_sandbox(&self.id.uid).await {
+            Ok(()) | Err(RuntimeError::NotFound { .. }) => self.sandbox = None,
+            Err(error) => return self.release_later(&error),
+        }
+        // A listing from between may lack both a task and how it ended.
+        self.note_action();
         let (dirs, uid) = (self.context.dirs.clone(), self.id.uid.clone());
         let removed = tokio::task::spawn_blocking(move || dirs.remove_volumes(&uid)).await;
         if let Ok(Err(error)) = removed {
@@ -172,6 +202,11 @@ impl Worker {
         if !self.record_kept {
             self.keep_record().await;
         }
+    }
+
+    fn release_later(&mut self, error: &RuntimeError) {
+        self.retry_later(Key::Cleanup, error);
+        self.note_action();
     }
 
     pub(super) async fn clean_up(&mut self) {

@@ -134,8 +134,9 @@ impl Worker {
         }
         info!(pod = %self.id.name, namespace = %self.id.namespace, container = name, attempt,
             took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX), "container started");
+        let started = self.context.runtime.started_at_ms(&id);
         let state = ContainerState::Running {
-            started_at_ms: now_ms,
+            started_at_ms: started.unwrap_or(now_ms),
         };
         Ok(seen(id, state))
     }
@@ -325,6 +326,9 @@ impl Worker {
         })?;
         self.sandbox = Some(sandbox.clone());
         self.sandbox_doubted = false;
+        if self.record.ips.take().is_some() {
+            self.keep_record().await;
+        }
         Ok(sandbox)
     }
 

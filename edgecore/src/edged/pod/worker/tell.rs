@@ -48,6 +48,12 @@ impl Worker {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A pod that is over keeps the addresses that it had, as kubelet's does.
+    fn pod_ips(&self) -> Option<&[String]> {
+        let own = self.sandbox.as_ref().map(|sandbox| &sandbox.ips);
+        self.record.ips.as_ref().or(own).map(Vec::as_slice)
+    }
+
     /// Tells the status if it is another one. A pod the API already knows as finished, or no
     /// longer knows, has nothing to tell.
     pub(super) fn publish(&mut self, now: Instant) {
@@ -71,7 +77,7 @@ impl Worker {
             health: &health,
             last_words: &self.last_words,
             unstarted: &self.unstarted,
-            pod_ips: self.sandbox.as_ref().map(|s| s.ips.as_slice()),
+            pod_ips: self.pod_ips(),
             host_ip: &self.host_ip,
             previous: self.told.as_ref(),
             verdict: self.record.verdict.as_ref(),

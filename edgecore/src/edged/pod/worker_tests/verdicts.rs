@@ -58,7 +58,10 @@ async fn a_verdict_ends_the_pod_for_good_and_the_object_stays() {
     world.start();
     world.until_failed("web", "Evicted").await;
     world.settle().await;
-    assert_eq!((world.calls("start"), world.calls("remove")), (1, 0));
+    assert_eq!(
+        (world.calls("start"), world.calls("remove uid-web")),
+        (1, 0)
+    );
     let state = world.status("web")["containerStatuses"][0]["state"].clone();
     assert_eq!(state["terminated"]["exitCode"], 137);
     assert!(!world.reasons().contains(&"Evicted".to_owned()));

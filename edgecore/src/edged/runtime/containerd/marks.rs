@@ -41,6 +41,13 @@ impl Marks {
         std::fs::write(self.started(id), b"")
     }
 
+    /// When that was: the start of the container, for whoever asks, whenever.
+    pub(super) fn started_at_ms(&self, id: &str) -> Option<i64> {
+        let at = std::fs::metadata(self.started(id)).ok()?.modified().ok()?;
+        let since = at.duration_since(std::time::UNIX_EPOCH).ok()?;
+        i64::try_from(since.as_millis()).ok()
+    }
+
     /// Whether a container without a task has certainly never run.
     pub(super) fn never_ran(&self, id: &str, log: &Path) -> bool {
         if self.logger_config(id).exists() {
@@ -101,6 +108,12 @@ mod tests {
         );
         marks.starting("c").unwrap();
         assert!(!marks.never_ran("c", &log));
+        let (started, now) = (
+            marks.started_at_ms("c").unwrap(),
+            crate::clock::unix_millis(),
+        );
+        assert!((now - 60_000..=now).contains(&started), "{started} {now}");
+        assert_eq!(marks.started_at_ms("d"), None);
         marks.forget("c");
         assert!(!marks.never_ran("c", &log), "after a reboot the log tells");
         marks.forget("c");

@@ -30,6 +30,7 @@ mod platform;
 mod pull;
 pub(super) mod reference;
 mod registry;
+mod retire;
 mod snapshot;
 mod spec;
 mod stats;
@@ -258,6 +259,7 @@ impl ContainerdRuntime {
         use containerd_client::types::v1::Status;
         let task = task::get(&self.daemon, id).await?;
         match task.map(|process| process.status()) {
+            None if retire::is_retired(&self.daemon, id).await? => Ok(true),
             None | Some(Status::Created | Status::Unknown) => {
                 task::delete(&self.daemon, &self.config.snapshotter, id).await?;
                 Ok(false)
@@ -516,6 +518,15 @@ impl Runtime for ContainerdRuntime {
     async fn stats(&self) -> Result<Vec<PodStats>, RuntimeError> {
         let snapshotter = &self.config.snapshotter;
         Ok(self.stats.look(&self.daemon, snapshotter).await?)
+    }
+
+    async fn retire(&self, id: &str) -> Result<(), RuntimeError> {
+        let marks = Marks::new(&self.config.state_dir);
+        retire::retire(&self.daemon, &self.cgroups, &marks, id).await
+    }
+
+    fn started_at_ms(&self, id: &str) -> Option<i64> {
+        Marks::new(&self.config.state_dir).started_at_ms(id)
     }
 
     async fn remove(&self, id: &str) -> Result<(), RuntimeError> {

@@ -21,6 +21,7 @@ use super::cgroup::Cgroups;
 use super::channel::{CALL, CallError, DELETE, Daemon, TASK, millis, tolerate_missing};
 use super::container_id;
 use super::marks::Marks;
+use super::retire;
 use super::snapshot::remove_snapshot;
 use crate::edged::runtime::{Container, ContainerSpec, ContainerState, RuntimeError};
 
@@ -51,6 +52,8 @@ pub(super) mod label {
     pub(in super::super) const IMAGE_ID: &str = "io.outpost.image-id";
     pub(in super::super) const STOP_SIGNAL: &str = "io.outpost.stop-signal";
     pub(in super::super) const CGROUP: &str = "io.outpost.cgroup";
+    /// How the container ended, once it has no task any more.
+    pub(in super::super) const EXIT: &str = "io.outpost.exit";
 }
 
 /// containerd refuses a label whose key and value together are longer (`labels.Validate`).
@@ -344,6 +347,22 @@ pub(super) async fn delete(
         });
     }
     delete_task(daemon, id).await?;
+    forget_exit_code(daemon, id).await?;
+    let deleted = daemon
+        .call(
+            "container delete",
+            CALL,
+            daemon
+                .containers()
+                .delete(DeleteContainerRequest { id: id.to_owned() }),
+        )
+        .await;
+    tolerate_missing(deleted)?;
+    Ok(remove_snapshot(daemon, snapshotter, id).await?)
+}
+
+/// Undoes [`keep_exit_code`].
+pub(super) async fn forget_exit_code(daemon: &Daemon, id: &str) -> Result<(), CallError> {
     let forgotten = daemon
         .call(
             "exit record delete",
@@ -365,22 +384,12 @@ pub(super) async fn delete(
             other?;
         }
     }
-    let deleted = daemon
-        .call(
-            "container delete",
-            CALL,
-            daemon
-                .containers()
-                .delete(DeleteContainerRequest { id: id.to_owned() }),
-        )
-        .await;
-    tolerate_missing(deleted)?;
-    Ok(remove_snapshot(daemon, snapshotter, id).await?)
+    Ok(())
 }
 
 /// Deletes the task. While the daemon is still finding out that a shim has died the call fails
 /// with a text only; the task then vanishes by itself within a moment.
-async fn delete_task(daemon: &Daemon, id: &str) -> Result<(), CallError> {
+pub(super) async fn delete_task(daemon: &Daemon, id: &str) -> Result<(), CallError> {
     let mut attempt = 0;
     loop {
         let deleted = daemon
@@ -451,18 +460,22 @@ pub(super) async fn list(
         .collect())
 }
 
-fn describe(
+pub(super) fn describe(
     record: &Record,
     task: Option<&Process>,
     cgroups: &Cgroups,
     marks: &Marks,
 ) -> Container {
     let text = |key: &str| record.labels.get(key).cloned().unwrap_or_default();
-    // The record is written tens of milliseconds before the process runs; the daemon keeps no
-    // other start time, and a second write per start is not worth the difference.
-    let started_at_ms = millis(record.created_at.as_ref()).unwrap_or(0);
+    // The daemon keeps no start time but the record's own, from tens of milliseconds before.
+    let started_at_ms = marks
+        .started_at_ms(&record.id)
+        .or_else(|| millis(record.created_at.as_ref()))
+        .unwrap_or(0);
     let log_path = PathBuf::from(text(label::LOG_PATH));
+    let kept = task.is_none().then(|| retire::kept_end(record)).flatten();
     let state = match task.map(|process| (process, process.status())) {
+        None if kept.is_some() => kept.unwrap_or(ContainerState::Unknown),
         None if marks.never_ran(&record.id, &log_path) => ContainerState::Created,
         None | Some((_, Status::Unknown)) => ContainerState::Unknown,
         Some((_, Status::Created)) => ContainerState::Created,
@@ -565,6 +578,27 @@ mod tests {
         record.labels.insert(label::LOG_PATH.to_owned(), path);
         assert_eq!(
             describe(&record, None, &cgroups, &marks).state,
+            ContainerState::Unknown
+        );
+        let end = r#"{"exitCode":3,"oomKilled":true,"startedAtMs":5,"finishedAtMs":6}"#;
+        let mut retired = record.clone();
+        retired
+            .labels
+            .insert(label::EXIT.to_owned(), end.to_owned());
+        assert_eq!(
+            describe(&retired, None, &cgroups, &marks).state,
+            ContainerState::Exited {
+                exit_code: 3,
+                oom_killed: true,
+                started_at_ms: 5,
+                finished_at_ms: 6
+            }
+        );
+        retired
+            .labels
+            .insert(label::EXIT.to_owned(), "{".to_owned());
+        assert_eq!(
+            describe(&retired, None, &cgroups, &marks).state,
             ContainerState::Unknown
         );
         let stopped = Process {
