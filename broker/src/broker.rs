@@ -5,22 +5,22 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::Access;
-use crate::connection;
+use crate::connection::{self, Arrival};
 use crate::core::Core;
-use crate::limits::{INLET_MESSAGES_MAX, Limits};
+use crate::limits::{ARRIVALS_MAX, INLET_MESSAGES_MAX, Limits};
+use crate::listener::Listener;
 use crate::message::{Message, Qos};
 use crate::pipeline::Pipeline;
 use crate::proto::Version;
 use crate::router::{NOBODY, Router};
 use crate::stats::{Counters, Stats};
 use crate::storage::{Storage, StorageError};
-use crate::topic;
+use crate::{sys, topic};
 
 /// Why a publish of the embedding program was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,8 +84,8 @@ impl BrokerHandle {
     /// The counters now; zero when the broker is gone.
     pub fn stats(&self) -> Stats {
         self.core.upgrade().map_or_else(Stats::default, |core| {
-            let sessions = core.router().session_count();
-            core.counters.read(sessions)
+            let held = core.router().held();
+            core.counters.read(held)
         })
     }
 }
@@ -164,7 +164,7 @@ impl Broker {
     }
 
     /// Serves until `stop`; then clients are told, open commits are waited for, and it returns.
-    pub async fn serve(self, listeners: Vec<TcpListener>, stop: CancellationToken) {
+    pub async fn serve<L: Into<Listener>>(self, listeners: Vec<L>, stop: CancellationToken) {
         let Self {
             core,
             inlet,
@@ -175,13 +175,14 @@ impl Broker {
         for listener in listeners {
             tasks.spawn(accept(
                 Arc::clone(&core),
-                listener,
+                listener.into(),
                 tasks.clone(),
                 stop.clone(),
             ));
         }
         tasks.spawn(publish_inlet(Arc::clone(&core), inlet, stop.clone()));
         tasks.spawn(run_timers(Arc::clone(&core), stop.clone()));
+        tasks.spawn(sys::run(Arc::clone(&core), stop.clone()));
         stop.cancelled().await;
         tasks.close();
         tasks.wait().await;
@@ -189,29 +190,28 @@ impl Broker {
     }
 }
 
-async fn accept(
-    core: Arc<Core>,
-    listener: TcpListener,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-) {
+async fn accept(core: Arc<Core>, listener: Listener, tasks: TaskTracker, stop: CancellationToken) {
     loop {
         // Both arms are cancel-safe: accept() loses no connection when dropped.
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = listener.tcp.accept() => accepted,
             () = stop.cancelled() => return,
         };
         match accepted {
             Ok((stream, peer)) => {
-                if core.counters.clients.load(Ordering::Relaxed) >= core.limits.clients_max {
+                let Some(place) = Place::arrive(&core) else {
                     tracing::debug!(%peer, "connection closed: too many clients");
                     continue;
-                }
-                core.counters.clients.fetch_add(1, Ordering::Relaxed);
+                };
                 let (core, stop) = (Arc::clone(&core), stop.clone());
+                let arrival = Arrival {
+                    stream,
+                    peer,
+                    upgrade: listener.upgrade.clone(),
+                };
                 tasks.spawn(async move {
-                    connection::run(&core, stream, peer, stop).await;
-                    core.counters.clients.fetch_sub(1, Ordering::Relaxed);
+                    let mut place = place;
+                    connection::run(&core, arrival, || place.admit(), stop).await;
                 });
             }
             Err(error) => {
@@ -220,6 +220,49 @@ async fn accept(
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+/// A connection's place among all: first with those that nobody knows yet.
+struct Place {
+    core: Arc<Core>,
+    is_admitted: bool,
+}
+
+impl Place {
+    fn arrive(core: &Arc<Core>) -> Option<Self> {
+        let counters = &core.counters;
+        let (clients, arrivals) = (&counters.clients, &counters.arrivals);
+        if clients.load(Ordering::Relaxed) >= core.limits.clients_max
+            || arrivals.load(Ordering::Relaxed) >= ARRIVALS_MAX
+        {
+            counters.turned_away();
+            return None;
+        }
+        arrivals.fetch_add(1, Ordering::Relaxed);
+        Some(Self {
+            core: Arc::clone(core),
+            is_admitted: false,
+        })
+    }
+
+    fn admit(&mut self) {
+        self.is_admitted = true;
+        let counters = &self.core.counters;
+        counters.arrivals.fetch_sub(1, Ordering::Relaxed);
+        counters.clients.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let counters = &self.core.counters;
+        let held = if self.is_admitted {
+            &counters.clients
+        } else {
+            &counters.arrivals
+        };
+        held.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

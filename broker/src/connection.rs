@@ -1,30 +1,32 @@
 //! One client's connection: reads, asks the core, writes. One task each.
 
-use std::collections::VecDeque;
-use std::io::ErrorKind;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BytesMut};
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::ConnectRequest;
+use crate::access::{Grant, Refused, Rights};
 use crate::core::{Core, Parked};
-use crate::limits::{BUSY_RETRY, OUTBOX_BYTES, READ_BYTES};
+use crate::limits::{BUSY_RETRY, OUTBOX_BYTES};
+use crate::listener::{Upgrade, Upgraded};
+use crate::pace::Pace;
 use crate::pipeline::{Failure, Pipeline, Request};
-use crate::proto::{Connect, Decoder, Inbound, ProtocolError, Version, Will, encode, reason};
+use crate::proto::{Connect, Decoder, ProtocolError, Version, Will, encode, reason};
 use crate::storage::Batch;
 use crate::trie::SessionKey;
 
 mod packets;
+mod socket;
 
-/// An out buffer that grew past this gives its memory back when it is empty.
-const OUT_KEPT_BYTES: usize = 8 << 10;
-/// Time for the last packet (a DISCONNECT or a refusal) to leave.
-const FAREWELL_MAX: Duration = Duration::from_millis(500);
+use socket::Socket;
+
+/// Between user and client identifier in the name of a session. Neither can hold it.
+const USER_END: char = '\u{1f}';
 
 /// Why a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,51 +45,72 @@ enum End {
 
 struct Connection<'a> {
     core: &'a Arc<Core>,
-    stream: TcpStream,
+    socket: Socket,
     pipeline: Arc<Pipeline>,
     key: SessionKey,
     client: Arc<str>,
+    rights: Arc<dyn Rights>,
     version: Version,
-    decoder: Decoder,
-    /// Packets read and not handled yet; at most one read's worth.
-    todo: VecDeque<Inbound>,
-    /// Encoded, not written yet.
-    out: BytesMut,
+    pace: Pace,
     parked: Option<Parked>,
     /// Session expiry given with DISCONNECT.
     expiry_secs: Option<u32>,
     session_expiry_secs: u32,
     keep_alive: Option<Duration>,
-    last_heard: Instant,
-    last_written: Instant,
 }
 
-/// Serves one connection to its end.
+/// A connection as accepted.
+pub(crate) struct Arrival {
+    pub(crate) stream: TcpStream,
+    pub(crate) peer: SocketAddr,
+    pub(crate) upgrade: Option<Arc<dyn Upgrade>>,
+}
+
+/// Serves one connection to its end. `admitted` is called once the client is let in.
 pub(crate) async fn run(
     core: &Arc<Core>,
-    stream: TcpStream,
-    peer: SocketAddr,
+    arrival: Arrival,
+    admitted: impl FnOnce(),
     stop: CancellationToken,
 ) {
-    // Telemetry is small; waiting to fill a segment only adds delay.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
-    }
-    let mut decoder = Decoder::new(core.limits.packet_bytes_max);
-    let mut todo = VecDeque::new();
+    let Arrival {
+        stream,
+        peer,
+        upgrade,
+    } = arrival;
+    prepare(&stream, peer);
+    let first = async {
+        let upgraded = match upgrade {
+            Some(upgrade) => upgrade.upgrade(stream).await?,
+            None => Upgraded {
+                transport: Box::new(stream),
+                certificate: None,
+            },
+        };
+        let decoder = Decoder::new(core.limits.packet_bytes_max);
+        let mut socket = Socket::new(upgraded.transport, decoder);
+        let connect = socket.read_connect().await;
+        std::io::Result::Ok((socket, upgraded.certificate, connect))
+    };
+    // Dropping the handshake closes the connection; nothing of it is known to anybody yet.
     let first = tokio::select! {
-        first = timeout(core.limits.connect_timeout, read_connect(&stream, &mut decoder, &mut todo)) => first,
+        first = timeout(core.limits.connect_timeout, first) => first,
         () = stop.cancelled() => return,
     };
-    let connect = match first {
-        Ok(Ok(Some(connect))) => connect,
-        Ok(Ok(None)) => return,
-        Ok(Err(error)) => {
+    let (mut socket, certificate, connect) = match first {
+        Ok(Ok((socket, certificate, Ok(Some(connect))))) => (socket, certificate, connect),
+        Ok(Ok((_, _, Ok(None)))) => return,
+        Ok(Ok((mut socket, _, Err(error)))) => {
             core.counters.protocol_error();
             tracing::debug!(%peer, %error, "not an MQTT client; connection closed");
-            if let Some(version) = decoder.version() {
-                refuse(&stream, version, error.reason).await;
+            if let Some(version) = socket.version() {
+                refuse(&mut socket, version, error.reason).await;
             }
+            return;
+        }
+        Ok(Err(error)) => {
+            core.counters.protocol_error();
+            tracing::debug!(%peer, %error, "handshake before MQTT failed; connection closed");
             return;
         }
         Err(_) => {
@@ -96,115 +119,88 @@ pub(crate) async fn run(
         }
     };
     let version = connect.version;
-    match Connection::open(core, stream, peer, decoder, todo, *connect).await {
+    let grant = match core.admit(&connect, certificate, peer).await {
+        Ok(grant) => grant,
+        Err(refused) => {
+            let code = match refused {
+                Refused::Credentials => reason::BAD_CREDENTIALS,
+                Refused::NotAuthorized => reason::NOT_AUTHORIZED,
+            };
+            return refused_by(core, &mut socket, version, peer, code).await;
+        }
+    };
+    admitted();
+    match Connection::open(core, socket, peer, *connect, grant).await {
         Ok((mut connection, will)) => {
             let end = connection.serve(&stop).await;
             connection.close(end, will).await;
         }
-        Err((stream, code)) => {
-            core.counters.refused();
-            tracing::info!(%peer, code, "MQTT client refused");
-            refuse(&stream, version, code).await;
-        }
+        Err((mut socket, code)) => refused_by(core, &mut socket, version, peer, code).await,
     }
 }
 
-async fn refuse(stream: &TcpStream, version: Version, code: u8) {
-    let mut out = BytesMut::new();
-    encode::connack_refused(&mut out, version, code);
-    farewell(stream, &mut out).await;
-}
-
-/// Writes what can be written in a short time.
-async fn farewell(stream: &TcpStream, out: &mut BytesMut) {
-    let write = async {
-        while !out.is_empty() {
-            if stream.writable().await.is_err() {
-                return;
-            }
-            match stream.try_write(out) {
-                Ok(0) => return,
-                Ok(written) => out.advance(written),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return,
-            }
-        }
-    };
-    // A client that does not read its farewell goes without.
-    let _ = timeout(FAREWELL_MAX, write).await;
-}
-
-async fn read_connect(
-    stream: &TcpStream,
-    decoder: &mut Decoder,
-    todo: &mut VecDeque<Inbound>,
-) -> Result<Option<Box<Connect>>, ProtocolError> {
-    loop {
-        if stream.readable().await.is_err() || !read(stream, decoder, todo)? {
-            return Ok(None);
-        }
-        // The decoder lets nothing else come first.
-        if let Some(Inbound::Connect(connect)) = todo.pop_front() {
-            return Ok(Some(connect));
-        }
+/// Telemetry is small: waiting to fill a segment only adds delay. A device that lost its power
+/// says nothing more: the kernel asks, also when the client wants no MQTT keep-alive.
+fn prepare(stream: &TcpStream, peer: SocketAddr) {
+    use rustix::net::sockopt;
+    let set = stream.set_nodelay(true).and_then(|()| {
+        sockopt::set_socket_keepalive(stream, true)?;
+        sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+        sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15))?;
+        sockopt::set_tcp_keepcnt(stream, 4)?;
+        Ok(())
+    });
+    if let Err(error) = set {
+        tracing::debug!(%peer, %error, "cannot set socket options");
     }
 }
 
-/// Reads what is there, at most one buffer; `false` when the peer has closed.
-fn read(
-    stream: &TcpStream,
-    decoder: &mut Decoder,
-    todo: &mut VecDeque<Inbound>,
-) -> Result<bool, ProtocolError> {
-    let mut buffer = [0_u8; READ_BYTES];
-    let len = match stream.try_read(&mut buffer) {
-        Ok(0) => return Ok(false),
-        Ok(len) => len,
-        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
-        Err(_) => return Ok(false),
-    };
-    let mut input = &buffer[..len];
-    while !input.is_empty() {
-        todo.extend(decoder.feed(&mut input)?);
-    }
-    Ok(true)
+async fn refused_by(
+    core: &Core,
+    socket: &mut Socket,
+    version: Version,
+    peer: SocketAddr,
+    code: u8,
+) {
+    core.counters.refused();
+    tracing::info!(%peer, code, "MQTT client refused");
+    refuse(socket, version, code).await;
+}
+
+async fn refuse(socket: &mut Socket, version: Version, code: u8) {
+    encode::connack_refused(&mut socket.out, version, code);
+    socket.farewell().await;
 }
 
 impl<'a> Connection<'a> {
-    /// Checks the CONNECT and takes the session. On refusal the reason comes back.
+    /// Takes the session. On refusal the reason comes back.
     async fn open(
         core: &'a Arc<Core>,
-        stream: TcpStream,
+        socket: Socket,
         peer: SocketAddr,
-        decoder: Decoder,
-        todo: VecDeque<Inbound>,
         mut connect: Connect,
-    ) -> Result<(Self, Option<Will>), (TcpStream, u8)> {
-        let request = ConnectRequest {
-            client: &connect.client,
-            username: connect.username.as_deref(),
-            password: connect.password.as_deref(),
-            peer,
-        };
+        grant: Grant,
+    ) -> Result<(Self, Option<Will>), (Socket, u8)> {
         if connect.has_auth_method {
-            return Err((stream, reason::BAD_AUTH_METHOD));
-        }
-        if !core.access.may_connect(&request) {
-            return Err((stream, reason::NOT_AUTHORIZED));
+            return Err((socket, reason::BAD_AUTH_METHOD));
         }
         let is_assigned = connect.client.is_empty();
-        let client: Arc<str> = if is_assigned {
-            assigned_client().into()
-        } else {
-            connect.client.as_str().into()
+        if is_assigned {
+            connect.client = assigned_client();
+        }
+        let client: Arc<str> = match &grant.user {
+            Some(user) => format!("{user}{USER_END}{}", connect.client).into(),
+            None => connect.client.as_str().into(),
         };
         let will = connect.will.take();
         if will
             .as_ref()
-            .is_some_and(|w| !core.access.may_publish(&client, &w.message.topic))
+            .is_some_and(|w| !grant.rights.may_publish(&w.message.topic))
         {
-            return Err((stream, reason::NOT_AUTHORIZED));
+            return Err((socket, reason::NOT_AUTHORIZED));
         }
+        let asked_expiry_secs = connect.expiry_secs;
+        connect.expiry_secs = asked_expiry_secs.min(core.limits.session_expiry_max_secs);
         let version = connect.version;
         let pipeline = Arc::new(Pipeline::new(version, Arc::clone(&client)));
         let mut batch = Batch::default();
@@ -213,34 +209,31 @@ impl<'a> Connection<'a> {
             .connect(&client, &connect, &pipeline, &mut batch.ops);
         let welcome = match welcome {
             Ok(welcome) => welcome,
-            Err(code) => return Err((stream, code)),
+            Err(code) => return Err((socket, code)),
         };
         pipeline.set_key(welcome.key);
         core.timers_changed.notify_one();
-        let now = Instant::now();
         let mut connection = Self {
             core,
-            stream,
+            socket,
             key: welcome.key,
             client,
+            rights: grant.rights,
             version,
-            decoder,
-            todo,
-            out: BytesMut::new(),
+            pace: Pace::new(&core.limits, Instant::now()),
             parked: None,
             expiry_secs: None,
             session_expiry_secs: connect.expiry_secs,
             // One and a half times what the client asked for (MQTT 5 §3.1.2.10).
             keep_alive: (connect.keep_alive_secs > 0)
                 .then(|| Duration::from_millis(u64::from(connect.keep_alive_secs) * 1500)),
-            last_heard: now,
-            last_written: now,
             pipeline,
         };
         tracing::debug!(client = %connection.client, %peer, is_present = welcome.is_present, "MQTT client connected");
         let request = Request::Connack {
             is_present: welcome.is_present,
-            assigned_client: is_assigned.then_some(welcome.client),
+            assigned_client: is_assigned.then(|| connect.client.as_str().into()),
+            expiry_secs: (connect.expiry_secs != asked_expiry_secs).then_some(connect.expiry_secs),
         };
         connection.submit(request, 0, batch);
         if let Some(due) = welcome.due {
@@ -261,10 +254,11 @@ impl<'a> Connection<'a> {
             if let Some(parked) = self.parked.take() {
                 self.parked = self.core.commit(parked);
             }
-            while self.parked.is_none() && self.has_room() {
-                let Some(packet) = self.todo.pop_front() else {
+            while self.may_handle(Instant::now()) {
+                let Some(packet) = self.socket.todo.pop_front() else {
                     break;
                 };
+                self.pace.take(1, self.socket.take_fresh(), Instant::now());
                 if let Err(end) = self.handle(packet) {
                     return end;
                 }
@@ -279,8 +273,10 @@ impl<'a> Connection<'a> {
     }
 
     /// Whether another packet may be taken from the client.
-    fn has_room(&self) -> bool {
-        self.out.len() < OUTBOX_BYTES
+    fn may_handle(&self, now: Instant) -> bool {
+        self.parked.is_none()
+            && self.socket.out.len() < OUTBOX_BYTES
+            && self.pace.paused_until(now).is_none()
             && self
                 .pipeline
                 .lock()
@@ -292,10 +288,10 @@ impl<'a> Connection<'a> {
         loop {
             let failed = {
                 let mut slots = self.pipeline.lock();
-                if self.out.is_empty() {
-                    std::mem::swap(&mut self.out, &mut slots.out);
+                if self.socket.out.is_empty() {
+                    std::mem::swap(&mut self.socket.out, &mut slots.out);
                 } else {
-                    self.out.extend_from_slice(&slots.out);
+                    self.socket.out.extend_from_slice(&slots.out);
                     slots.out.clear();
                 }
                 slots.failed
@@ -309,26 +305,16 @@ impl<'a> Connection<'a> {
             self.core.router().encode_outgoing(
                 self.key,
                 &self.pipeline,
-                &mut self.out,
+                &mut self.socket.out,
                 Instant::now(),
             );
-            if self.out.is_empty() {
-                if self.out.capacity() > OUT_KEPT_BYTES {
-                    self.out = BytesMut::new();
-                }
+            if !self.socket.has_out() {
                 return Ok(());
             }
-            match self.stream.try_write(&self.out) {
-                Ok(0) => return Err(End::Closed),
-                Ok(written) => {
-                    self.out.advance(written);
-                    self.last_written = Instant::now();
-                    if !self.out.is_empty() {
-                        return Ok(());
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(_) => return Err(End::Closed),
+            match self.socket.try_write() {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Err(End::Closed),
+                Poll::Pending => return Ok(()),
             }
         }
     }
@@ -336,61 +322,57 @@ impl<'a> Connection<'a> {
     /// Waits for whatever comes next. Every arm only waits or reads what is there; none loses
     /// anything when it is dropped.
     async fn wait(&mut self, stop: &CancellationToken) -> Result<(), End> {
-        let may_read = self.parked.is_none() && self.todo.is_empty() && self.has_room();
-        let has_todo = self.parked.is_none() && !self.todo.is_empty() && self.has_room();
-        if has_todo {
+        let now = Instant::now();
+        let may_handle = self.may_handle(now);
+        if may_handle && !self.socket.todo.is_empty() {
             tokio::task::yield_now().await;
             return Ok(());
         }
-        let has_out = !self.out.is_empty();
-        let alive_until = self.keep_alive.map(|limit| self.last_heard + limit);
-        let stall = self.core.limits.write_stall_max;
-        let keep_alive = async {
-            match alive_until {
-                Some(at) => sleep_until(at.into()).await,
-                None => std::future::pending().await,
+        let paused_until = self.pace.paused_until(now);
+        let has_out = self.socket.has_out();
+        let alive_until = self.keep_alive.map(|limit| self.socket.last_heard + limit);
+        let stalled_at = self.socket.last_written + self.core.limits.write_stall_max;
+        let socket = &mut self.socket;
+        let transfer = poll_fn(|cx| {
+            if has_out && let Poll::Ready(written) = socket.poll_write(cx) {
+                return Poll::Ready(written.map(|()| true).map_err(|_| None));
             }
-        };
+            if may_handle {
+                return socket.poll_read(cx).map_err(Some);
+            }
+            Poll::Pending
+        });
         tokio::select! {
-            ready = self.stream.readable(), if may_read => {
-                if ready.is_err() {
-                    return Err(End::Closed);
-                }
-                match read(&self.stream, &mut self.decoder, &mut self.todo) {
-                    Ok(true) => self.last_heard = Instant::now(),
-                    Ok(false) => return Err(End::Closed),
-                    Err(error) => {
-                        // What came before the bad packet is handled as far as there is room.
-                        while self.parked.is_none() && self.has_room() {
-                            let Some(packet) = self.todo.pop_front() else { break };
-                            self.handle(packet)?;
-                        }
-                        return Err(End::Protocol(error));
+            transferred = transfer => match transferred {
+                Ok(true) => {}
+                Ok(false) | Err(None) => return Err(End::Closed),
+                Err(Some(error)) => {
+                    // What came before the bad packet is handled as far as there is room.
+                    while self.may_handle(Instant::now()) {
+                        let Some(packet) = self.socket.todo.pop_front() else { break };
+                        self.handle(packet)?;
                     }
+                    return Err(End::Protocol(error));
                 }
-            }
-            ready = self.stream.writable(), if has_out => {
-                if ready.is_err() {
-                    return Err(End::Closed);
-                }
-            }
+            },
             () = self.pipeline.woken() => {}
             () = tokio::time::sleep(BUSY_RETRY), if self.parked.is_some() => {}
-            () = sleep_until((self.last_written + stall).into()), if has_out => {
-                if self.last_written.elapsed() >= stall {
+            () = sleep_or_never(paused_until) => {}
+            () = sleep_until(stalled_at.into()), if has_out => {
+                if self.socket.last_written.elapsed() >= self.core.limits.write_stall_max {
                     tracing::info!(client = %self.client, "MQTT client does not read; connection closed");
                     return Err(End::Closed);
                 }
             }
-            () = keep_alive => {
-                if may_read {
+            () = sleep_or_never(alive_until) => {
+                if may_handle {
                     return Err(End::Protocol(ProtocolError::new(
                         reason::KEEP_ALIVE,
                         "keep-alive timeout",
                     )));
                 }
-                // It is we who do not read: the disk is behind.
-                self.last_heard = Instant::now();
+                // It is we who do not read: the disk is behind, or the client too fast.
+                self.socket.last_heard = Instant::now();
             }
             () = stop.cancelled() => return Err(End::Server(reason::SHUTTING_DOWN)),
         }
@@ -419,10 +401,10 @@ impl<'a> Connection<'a> {
         };
         self.core.insist(self.parked.take()).await;
         if let Some(code) = code {
-            encode::disconnect(&mut self.out, self.version, code);
+            encode::disconnect(&mut self.socket.out, self.version, code);
         }
         if end != End::Closed {
-            farewell(&self.stream, &mut self.out).await;
+            self.socket.farewell().await;
         }
         let mut ops = Vec::new();
         let due = self.core.router().disconnect(
@@ -442,6 +424,13 @@ impl<'a> Connection<'a> {
             self.core.publish_will(&self.pipeline, due).await;
         }
         tracing::debug!(client = %self.client, "MQTT client disconnected");
+    }
+}
+
+async fn sleep_or_never(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

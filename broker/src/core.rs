@@ -1,20 +1,22 @@
 //! Router, storage and pipelines together: submit, commit, resolve.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
-use crate::access::Access;
-use crate::limits::{BUSY_RETRY, COMMITS_IN_FLIGHT_MAX, Limits};
+use crate::access::{Access, ConnectRequest, Grant, Refused};
+use crate::limits::{BUSY_RETRY, COMMITS_IN_FLIGHT_MAX, LOGINS_MAX, Limits};
 use crate::message::{Message, Qos};
 use crate::pipeline::{Commit, Failure, Pipeline, Request, Slots};
 use crate::proto::encode::{self, Ack};
-use crate::proto::{Version, reason};
+use crate::proto::{Connect, Version, reason};
 use crate::router::{DueWill, NOBODY, Router};
 use crate::stats::Counters;
 use crate::storage::{Batch, Busy, Done, Op, Publish, Storage, StorageError};
+use crate::sys;
 use crate::trie::SessionKey;
 
 /// A batch the storage had no room for, with its callback.
@@ -22,7 +24,8 @@ pub(crate) type Parked = Box<(Batch, Done)>;
 
 pub(crate) struct Core {
     pub(crate) limits: Limits,
-    pub(crate) access: Arc<dyn Access>,
+    access: Arc<dyn Access>,
+    logins: Semaphore,
     pub(crate) counters: Arc<Counters>,
     storage: Arc<dyn Storage>,
     router: Mutex<Router>,
@@ -31,6 +34,9 @@ pub(crate) struct Core {
     pub(crate) inlet_waiting: AtomicUsize,
     /// A timer was added.
     pub(crate) timers_changed: Notify,
+    /// Somebody subscribed to `$SYS`.
+    pub(crate) sys_wanted: Notify,
+    started: Instant,
 }
 
 impl Core {
@@ -44,17 +50,51 @@ impl Core {
         Self {
             limits,
             access,
+            logins: Semaphore::new(LOGINS_MAX),
             counters,
             storage,
             router: Mutex::new(router),
             commits: AtomicUsize::new(0),
             inlet_waiting: AtomicUsize::new(0),
             timers_changed: Notify::new(),
+            sys_wanted: Notify::new(),
+            started: Instant::now(),
         }
     }
 
     pub(crate) fn router(&self) -> MutexGuard<'_, Router> {
         self.router.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks who the client is and what it may do.
+    pub(crate) async fn admit(
+        &self,
+        connect: &Connect,
+        certificate: Option<String>,
+        peer: SocketAddr,
+    ) -> Result<Grant, Refused> {
+        let access = Arc::clone(&self.access);
+        let (client, username) = (connect.client.clone(), connect.username.clone());
+        let password = connect.password.clone();
+        let is_slow = password.is_some();
+        let ask = move || {
+            access.connect(&ConnectRequest {
+                client: &client,
+                username: username.as_deref(),
+                password: password.as_deref(),
+                certificate: certificate.as_deref(),
+                peer,
+            })
+        };
+        if !is_slow {
+            return ask();
+        }
+        let Ok(_permit) = self.logins.acquire().await else {
+            return Err(Refused::NotAuthorized);
+        };
+        tokio::task::spawn_blocking(ask)
+            .await
+            .unwrap_or(Err(Refused::NotAuthorized))
     }
 
     /// Whether a message of this topic goes to the embedding program.
@@ -192,17 +232,26 @@ impl Core {
             Request::Connack {
                 is_present,
                 assigned_client,
+                expiry_secs,
             } => {
                 let ack = encode::Connack {
                     session_present: is_present,
                     assigned_client: assigned_client.as_deref(),
+                    expiry_secs,
                 };
                 encode::connack(&mut slots.out, version, &self.limits, &ack);
             }
             Request::Suback { id, codes, granted } => {
                 encode::suback(&mut slots.out, version, id, &codes);
-                self.router()
-                    .send_retained(pipeline.key(), &granted, Instant::now());
+                let mut router = self.router();
+                router.send_retained(pipeline.key(), &granted, Instant::now());
+                if router.has_sys_listeners() {
+                    let stats = self.counters.read(router.held());
+                    let now = sys::messages(&stats, self.uptime_secs());
+                    router.send_unkept(pipeline.key(), &granted, now);
+                    drop(router);
+                    self.sys_wanted.notify_one();
+                }
             }
             Request::Unsuback { id, codes } => {
                 encode::unsuback(&mut slots.out, version, id, &codes);
@@ -314,6 +363,10 @@ impl Core {
             ..Batch::default()
         };
         self.insist(Some(Box::new((batch, done)))).await;
+    }
+
+    pub(crate) fn uptime_secs(&self) -> u64 {
+        self.started.elapsed().as_secs()
     }
 
     /// Waits until everything submitted so far is reported.

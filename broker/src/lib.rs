@@ -7,7 +7,9 @@
 //! acknowledgements leave in the order of arrival. What needs no row writes none: a publish without
 //! a persistent subscriber, sessions that end with their connection, and idle time.
 //!
-//! It does not do TLS, bridges, topic aliases or extended authentication.
+//! TLS and WebSocket are the embedding program's: it hands over [`Listener`]s with an [`Upgrade`].
+//! It does not do bridges, extended authentication, or topic aliases towards clients. Wills are
+//! kept in memory: a broker that is killed leaves none.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,7 +34,9 @@ mod broker;
 mod connection;
 mod core;
 pub mod limits;
+mod listener;
 mod message;
+mod pace;
 mod pipeline;
 mod proto;
 mod record;
@@ -40,12 +44,14 @@ mod router;
 mod session;
 mod stats;
 mod storage;
+mod sys;
 pub mod topic;
 mod trie;
 
-pub use access::{Access, AllowAll, ConnectRequest};
+pub use access::{Access, AllowAll, ConnectRequest, Grant, Refused, Rights};
 pub use broker::{Broker, BrokerHandle, PublishError};
 pub use limits::Limits;
+pub use listener::{Listener, Transport, Upgrade, UpgradeFuture, Upgraded};
 pub use message::{Message, Qos};
 pub use stats::Stats;
 pub use storage::{

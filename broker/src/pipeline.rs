@@ -40,6 +40,7 @@ pub(crate) enum Request {
     Connack {
         is_present: bool,
         assigned_client: Option<Arc<str>>,
+        expiry_secs: Option<u32>,
     },
     Suback {
         id: u16,

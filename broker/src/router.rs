@@ -11,7 +11,7 @@ use crate::pipeline::Pipeline;
 use crate::proto::{Connect, Will, reason};
 use crate::record;
 use crate::session::{Attached, Delivery, Session};
-use crate::stats::Counters;
+use crate::stats::{Counters, Held};
 use crate::storage::{Loaded, Op};
 use crate::trie::{Hit, SessionKey, Trie};
 
@@ -22,6 +22,11 @@ pub(crate) use publish::Plan;
 
 /// The key of publishes that come from no session.
 pub(crate) const NOBODY: SessionKey = 0;
+
+/// Nodes of the tree that a filter may need.
+fn levels_of(filter: &str) -> usize {
+    1 + filter.bytes().filter(|b| *b == b'/').count()
+}
 
 /// A will that is due.
 #[derive(Debug)]
@@ -34,7 +39,6 @@ pub(crate) struct DueWill {
 #[derive(Debug)]
 pub(crate) struct Welcome {
     pub(crate) key: SessionKey,
-    pub(crate) client: Arc<str>,
     pub(crate) is_present: bool,
     pub(crate) due: Option<DueWill>,
 }
@@ -61,6 +65,8 @@ pub(crate) struct Router {
     next_key: SessionKey,
     next_row: u64,
     hits: Vec<Hit>,
+    /// Topic levels of all subscriptions.
+    levels: usize,
 }
 
 impl Router {
@@ -79,11 +85,17 @@ impl Router {
             next_key: NOBODY + 1,
             next_row: 1,
             hits: Vec::new(),
+            levels: 0,
         }
     }
 
-    pub(crate) fn session_count(&self) -> usize {
-        self.sessions.len()
+    pub(crate) fn held(&self) -> Held {
+        Held {
+            sessions: self.sessions.len(),
+            subscriptions: self.sessions.values().map(|s| s.subscriptions.len()).sum(),
+            retained: self.retained.len(),
+            queued: self.sessions.values().map(Session::queued).sum(),
+        }
     }
 
     /// Takes over what the storage kept. Returns how many rows could not be read.
@@ -97,8 +109,10 @@ impl Router {
             let key = self.add_session(client.into(), record.expiry_secs);
             for (filter, options) in record.subscriptions {
                 self.trie.insert(&filter, key, options);
+                self.levels += levels_of(&filter);
                 if let Some(session) = self.sessions.get_mut(&key) {
                     session.is_stored = true;
+                    session.levels += levels_of(&filter);
                     session.subscriptions.insert(filter, options);
                 }
             }
@@ -157,7 +171,9 @@ impl Router {
         let key = self.next_key;
         self.next_key += 1;
         self.by_client.insert(Arc::clone(&client), key);
-        self.sessions.insert(key, Session::new(client, expiry_secs));
+        let counters = Arc::clone(&self.counters);
+        self.sessions
+            .insert(key, Session::new(client, expiry_secs, counters));
         key
     }
 
@@ -213,7 +229,6 @@ impl Router {
         self.timers.retain(|(_, timed, _)| *timed != key);
         Ok(Welcome {
             key,
-            client: Arc::clone(client),
             is_present,
             due,
         })
@@ -295,6 +310,7 @@ impl Router {
     fn remove_session(&mut self, key: SessionKey, ops: &mut Vec<Op>) -> Option<DueWill> {
         let session = self.sessions.remove(&key)?;
         self.by_client.remove(&session.client);
+        self.levels = self.levels.saturating_sub(session.levels);
         for filter in session.subscriptions.keys() {
             self.trie.remove(filter, key);
         }

@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::BytesMut;
 
-use crate::limits::{INFLIGHT_MAX, Limits, OUTBOX_BYTES};
+use crate::limits::{INFLIGHT_MAX, Limits, OUTBOX_BYTES, QUEUE_BYTES_SHARE};
 use crate::message::{Message, Qos};
 use crate::pipeline::Pipeline;
 use crate::proto::encode::{self, Ack};
@@ -51,6 +52,40 @@ pub(crate) enum Queued {
     Overflow,
 }
 
+/// Bytes waiting for one session, counted for all sessions together too.
+#[derive(Debug)]
+struct QueueBytes {
+    used: usize,
+    counters: Arc<Counters>,
+}
+
+impl QueueBytes {
+    fn total(&self) -> usize {
+        self.counters.queued_bytes.load(Ordering::Relaxed)
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.used += bytes;
+        self.counters
+            .queued_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn sub(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.used);
+        self.used -= bytes;
+        self.counters
+            .queued_bytes
+            .fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for QueueBytes {
+    fn drop(&mut self) {
+        self.sub(self.used);
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) client: Arc<str>,
@@ -65,15 +100,17 @@ pub(crate) struct Session {
     pub(crate) will: Option<Will>,
     queue: VecDeque<Delivery>,
     inflight: VecDeque<Delivery>,
-    bytes: usize,
+    bytes: QueueBytes,
     /// Messages on their way through a commit that have a place in the queue already.
     reserved: usize,
+    /// Topic levels of its subscriptions.
+    pub(crate) levels: usize,
     ids: HashSet<u16>,
     last_id: u16,
 }
 
 impl Session {
-    pub(crate) fn new(client: Arc<str>, expiry_secs: u32) -> Self {
+    pub(crate) fn new(client: Arc<str>, expiry_secs: u32, counters: Arc<Counters>) -> Self {
         Self {
             client,
             expiry_secs,
@@ -84,8 +121,9 @@ impl Session {
             will: None,
             queue: VecDeque::new(),
             inflight: VecDeque::new(),
-            bytes: 0,
+            bytes: QueueBytes { used: 0, counters },
             reserved: 0,
+            levels: 0,
             ids: HashSet::new(),
             last_id: 0,
         }
@@ -100,7 +138,14 @@ impl Session {
 
     fn has_room(&self, limits: &Limits, bytes: usize) -> bool {
         self.queue.len() + self.inflight.len() + self.reserved < limits.queue_messages()
-            && self.bytes + bytes <= limits.queue_bytes_max
+            && self.bytes.used + bytes <= limits.queue_bytes_max
+            && (self.bytes.used + bytes <= QUEUE_BYTES_SHARE
+                || self.bytes.total() + bytes <= limits.queue_bytes_total_max)
+    }
+
+    /// Messages that wait or are unacknowledged.
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len() + self.inflight.len()
     }
 
     /// Takes a place and a packet id for a message that is about to be committed.
@@ -110,14 +155,14 @@ impl Session {
         }
         let id = self.take_id()?;
         self.reserved += 1;
-        self.bytes += bytes;
+        self.bytes.add(bytes);
         Some(id)
     }
 
     /// Gives back what [`Self::reserve`] took.
     pub(crate) fn unreserve(&mut self, id: u16, bytes: usize) {
         self.reserved = self.reserved.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(bytes);
+        self.bytes.sub(bytes);
         self.ids.remove(&id);
     }
 
@@ -152,14 +197,14 @@ impl Session {
             };
             delivery.id = id;
         }
-        self.bytes += bytes;
+        self.bytes.add(bytes);
         self.queue.push_back(delivery);
         outcome
     }
 
     /// Puts back a message read from the storage at start.
     pub(crate) fn restore(&mut self, delivery: Delivery) {
-        self.bytes += delivery.message.bytes();
+        self.bytes.add(delivery.message.bytes());
         self.ids.insert(delivery.id);
         self.last_id = delivery.id;
         self.queue.push_back(delivery);
@@ -170,7 +215,7 @@ impl Session {
             return false;
         };
         if let Some(gone) = self.queue.remove(at) {
-            self.bytes = self.bytes.saturating_sub(gone.message.bytes());
+            self.bytes.sub(gone.message.bytes());
         }
         true
     }
@@ -204,7 +249,7 @@ impl Session {
         self.queue.retain(|d| {
             let keep = d.qos != Qos::AtMostOnce;
             if !keep {
-                *bytes = bytes.saturating_sub(d.message.bytes());
+                bytes.sub(d.message.bytes());
             }
             keep
         });
@@ -258,9 +303,9 @@ impl Session {
                 continue;
             }
             encode::publish(out, version, &packet);
-            counters.sent();
+            counters.sent(next.message.topic.len() + next.message.payload.len());
             if next.qos == Qos::AtMostOnce {
-                self.bytes = self.bytes.saturating_sub(next.message.bytes());
+                self.bytes.sub(next.message.bytes());
             } else {
                 self.inflight.push_back(next);
             }
@@ -268,7 +313,7 @@ impl Session {
     }
 
     fn forget(&mut self, delivery: &Delivery, stale: &mut Vec<u64>) {
-        self.bytes = self.bytes.saturating_sub(delivery.message.bytes());
+        self.bytes.sub(delivery.message.bytes());
         self.ids.remove(&delivery.id);
         stale.extend(delivery.row);
     }

@@ -66,6 +66,11 @@ impl Trie {
         self.version
     }
 
+    /// Whether any filter begins with this level, spelled out.
+    pub(crate) fn has_root(&self, level: &str) -> bool {
+        self.root.children.contains_key(level)
+    }
+
     /// Adds or replaces a subscription. The filter is valid. Returns whether it is new.
     pub(crate) fn insert(&mut self, filter: &str, key: SessionKey, options: SubOptions) -> bool {
         self.version += 1;

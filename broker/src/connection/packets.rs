@@ -26,7 +26,7 @@ impl Connection<'_> {
             Inbound::Pubrel { id } => return self.pubrel(id),
             Inbound::Subscribe(subscribe) => self.subscribe(subscribe),
             Inbound::Unsubscribe { id, filters } => self.unsubscribe(id, &filters),
-            Inbound::Pingreq => encode::pingresp(&mut self.out),
+            Inbound::Pingreq => encode::pingresp(&mut self.socket.out),
             Inbound::Disconnect {
                 reason: code,
                 expiry_secs,
@@ -37,7 +37,8 @@ impl Connection<'_> {
                         "a session without expiry cannot be given one",
                     )));
                 }
-                self.expiry_secs = expiry_secs;
+                let secs_max = self.core.limits.session_expiry_max_secs;
+                self.expiry_secs = expiry_secs.map(|secs| secs.min(secs_max));
                 return Err(End::Asked {
                     with_will: code == reason::DISCONNECT_WITH_WILL,
                 });
@@ -53,13 +54,15 @@ impl Connection<'_> {
     }
 
     fn publish(&mut self, publish: InPublish) -> Result<(), End> {
-        self.core.counters.received();
+        self.core
+            .counters
+            .received(publish.topic.len() + publish.payload.len());
         let ack = ack_of(publish.qos);
-        if !self.core.access.may_publish(&self.client, &publish.topic) {
+        if !self.rights.may_publish(&publish.topic) {
             self.core.counters.refused();
             if self.version == Version::V311 && ack.is_some() {
                 // Once for each connection: this ends it.
-                tracing::info!(client = %self.client, topic = %publish.topic, "nobody may publish to this topic");
+                tracing::info!(client = %self.client, topic = %publish.topic, "this client may not publish to this topic");
             } else {
                 tracing::debug!(client = %self.client, topic = %publish.topic, "publish refused");
             }
@@ -222,10 +225,11 @@ impl Connection<'_> {
     }
 
     fn options_of(&self, entry: &SubscribeEntry, id: u32) -> Result<SubOptions, u8> {
-        if !topic::is_valid_filter(&entry.filter) {
-            return Err(reason::FILTER_INVALID);
-        }
-        if !self.core.access.may_subscribe(&self.client, &entry.filter) {
+        let filter = match topic::split_share(&entry.filter) {
+            Some((_, filter)) if topic::is_valid_filter(&entry.filter) => filter,
+            _ => return Err(reason::FILTER_INVALID),
+        };
+        if !self.rights.may_subscribe(filter) {
             self.core.counters.refused();
             return Err(reason::NOT_AUTHORIZED);
         }

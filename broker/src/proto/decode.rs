@@ -16,7 +16,7 @@ use super::{
     Connect, InPublish, Inbound, ProtocolError, RetainHandling, Subscribe, SubscribeEntry, Version,
     Will, reason,
 };
-use crate::limits::CLIENT_ID_BYTES_MAX;
+use crate::limits::{CLIENT_ID_BYTES_MAX, CONNECT_BYTES_MAX, TOPIC_ALIASES_MAX};
 use crate::message::{Message, Qos};
 use crate::topic::is_valid_name;
 
@@ -25,14 +25,22 @@ const MALFORMED: ProtocolError = ProtocolError::new(reason::MALFORMED, "malforme
 /// Splits a stream into packets. The first must be CONNECT; it fixes the version.
 pub(crate) struct Decoder {
     builder: PacketBuilder,
+    /// Bound of the packets after CONNECT.
+    packet_bytes_max: u32,
     version: Option<Version>,
+    /// Topics by alias, from 1 (MQTT 5 §3.3.2.3.4).
+    aliases: Vec<Box<str>>,
 }
 
 impl Decoder {
     pub(crate) fn new(packet_bytes_max: u32) -> Self {
         Self {
-            builder: PacketBuilder::with_maximum_packet_size(packet_bytes_max),
+            builder: PacketBuilder::with_maximum_packet_size(
+                packet_bytes_max.min(CONNECT_BYTES_MAX),
+            ),
+            packet_bytes_max,
             version: None,
+            aliases: Vec::new(),
         }
     }
 
@@ -75,7 +83,7 @@ impl Decoder {
                 "CONNECT expected",
             )),
             (Some(_), 1) => Err(ProtocolError::new(reason::PROTOCOL_ERROR, "second CONNECT")),
-            (Some(version), 3) => publish(version, flags, raw),
+            (Some(version), 3) => self.publish(version, flags, raw),
             (Some(Version::V311), kind) => parse_v311(kind, &raw),
             (Some(Version::V5), kind) => parse_v5(kind, &raw),
         }
@@ -107,6 +115,7 @@ impl Decoder {
             _ => return Err(ProtocolError::new(reason::PROTOCOL_ERROR, "not MQTT")),
         };
         self.version = Some(version);
+        self.builder.set_maximum_packet_size(self.packet_bytes_max);
         let flags = *data.get(7).ok_or(MALFORMED)?;
         let has_will = flags & 0x04 != 0;
         let will_qos = Qos::from_bits(flags >> 3 & 3).ok_or(MALFORMED)?;
@@ -232,6 +241,7 @@ struct Forwarded {
     bytes: Bytes,
     expiry_secs: Option<u32>,
     will_delay_secs: u32,
+    topic_alias: Option<u16>,
 }
 
 /// What of a message's properties goes on to subscribers unchanged.
@@ -244,12 +254,7 @@ fn forwarded(properties: &Properties) -> Result<Forwarded, ProtocolError> {
             reason = "the library has checked which may occur; all others are forwarded"
         )]
         match property {
-            Property::TopicAlias(_) => {
-                return Err(ProtocolError::new(
-                    reason::TOPIC_ALIAS,
-                    "topic aliases were not offered",
-                ));
-            }
+            Property::TopicAlias(p) => found.topic_alias = Some(p.val()),
             Property::SubscriptionIdentifier(_) => {
                 return Err(ProtocolError::new(
                     reason::PROTOCOL_ERROR,
@@ -271,52 +276,83 @@ fn forwarded(properties: &Properties) -> Result<Forwarded, ProtocolError> {
     Ok(found)
 }
 
-fn publish(version: Version, flags: u8, raw: RawPacket) -> Result<Inbound, ProtocolError> {
-    let data: Arc<[u8]> = match raw.data {
-        PacketData::Publish(data) => data,
-        PacketData::Normal(data) => data.into(),
-    };
-    let (topic, payload, id, forwarded) = match version {
-        Version::V311 => {
-            let (packet, _) = v3_1_1::Publish::parse(flags, data).map_err(of_library)?;
-            let payload = Bytes::copy_from_slice(packet.payload().as_slice());
-            (
-                Box::from(packet.topic_name()),
-                payload,
-                packet.packet_id(),
-                Forwarded::default(),
-            )
+impl Decoder {
+    fn publish(
+        &mut self,
+        version: Version,
+        flags: u8,
+        raw: RawPacket,
+    ) -> Result<Inbound, ProtocolError> {
+        let data: Arc<[u8]> = match raw.data {
+            PacketData::Publish(data) => data,
+            PacketData::Normal(data) => data.into(),
+        };
+        let (topic, payload, id, forwarded) = match version {
+            Version::V311 => {
+                let (packet, _) = v3_1_1::Publish::parse(flags, data).map_err(of_library)?;
+                let payload = Bytes::copy_from_slice(packet.payload().as_slice());
+                (
+                    Box::from(packet.topic_name()),
+                    payload,
+                    packet.packet_id(),
+                    Forwarded::default(),
+                )
+            }
+            Version::V5 => {
+                let (packet, _) = v5_0::Publish::parse(flags, data).map_err(of_library)?;
+                let payload = Bytes::copy_from_slice(packet.payload().as_slice());
+                let forwarded = forwarded(packet.props())?;
+                (
+                    Box::from(packet.topic_name()),
+                    payload,
+                    packet.packet_id(),
+                    forwarded,
+                )
+            }
+        };
+        let topic: Box<str> = match forwarded.topic_alias {
+            Some(alias) => self.aliased(alias, topic)?,
+            None => topic,
+        };
+        let qos = Qos::from_bits(flags >> 1 & 3).ok_or(MALFORMED)?;
+        let is_dup = flags & 8 != 0;
+        if (qos == Qos::AtMostOnce && is_dup) || (qos != Qos::AtMostOnce && id == Some(0)) {
+            return Err(MALFORMED);
         }
-        Version::V5 => {
-            let (packet, _) = v5_0::Publish::parse(flags, data).map_err(of_library)?;
-            let payload = Bytes::copy_from_slice(packet.payload().as_slice());
-            let forwarded = forwarded(packet.props())?;
-            (
-                Box::from(packet.topic_name()),
-                payload,
-                packet.packet_id(),
-                forwarded,
-            )
+        if !is_valid_name(&topic) {
+            return Err(ProtocolError::new(reason::TOPIC_INVALID, "bad topic name"));
         }
-    };
-    let topic: Box<str> = topic;
-    let qos = Qos::from_bits(flags >> 1 & 3).ok_or(MALFORMED)?;
-    let is_dup = flags & 8 != 0;
-    if (qos == Qos::AtMostOnce && is_dup) || (qos != Qos::AtMostOnce && id == Some(0)) {
-        return Err(MALFORMED);
+        Ok(Inbound::Publish(Box::new(InPublish {
+            topic,
+            payload,
+            qos,
+            retain: flags & 1 != 0,
+            id: id.unwrap_or(0),
+            properties: forwarded.bytes,
+            expiry_secs: forwarded.expiry_secs,
+        })))
     }
-    if !is_valid_name(&topic) {
-        return Err(ProtocolError::new(reason::TOPIC_INVALID, "bad topic name"));
+
+    /// The topic that an alias stands for; a topic beside it is what it stands for from now on.
+    fn aliased(&mut self, alias: u16, topic: Box<str>) -> Result<Box<str>, ProtocolError> {
+        const UNKNOWN: ProtocolError = ProtocolError::new(reason::TOPIC_ALIAS, "bad topic alias");
+        if alias == 0 || alias > TOPIC_ALIASES_MAX {
+            return Err(UNKNOWN);
+        }
+        let index = usize::from(alias - 1);
+        if topic.is_empty() {
+            let known = self.aliases.get(index).filter(|known| !known.is_empty());
+            return known.cloned().ok_or(UNKNOWN);
+        }
+        if !is_valid_name(&topic) {
+            return Err(ProtocolError::new(reason::TOPIC_INVALID, "bad topic name"));
+        }
+        if self.aliases.len() <= index {
+            self.aliases.resize(index + 1, Box::default());
+        }
+        self.aliases[index].clone_from(&topic);
+        Ok(topic)
     }
-    Ok(Inbound::Publish(Box::new(InPublish {
-        topic,
-        payload,
-        qos,
-        retain: flags & 1 != 0,
-        id: id.unwrap_or(0),
-        properties: forwarded.bytes,
-        expiry_secs: forwarded.expiry_secs,
-    })))
 }
 
 fn parse_v311(kind: u8, raw: &RawPacket) -> Result<Inbound, ProtocolError> {

@@ -3,7 +3,7 @@
 use bytes::{BufMut, BytesMut};
 
 use super::{Version, reason};
-use crate::limits::Limits;
+use crate::limits::{Limits, TOPIC_ALIASES_MAX};
 use crate::message::{Message, Qos};
 
 /// What CONNACK tells besides its code.
@@ -11,6 +11,8 @@ use crate::message::{Message, Qos};
 pub(crate) struct Connack<'a> {
     pub(crate) session_present: bool,
     pub(crate) assigned_client: Option<&'a str>,
+    /// Session expiry, where it is not what the client asked for.
+    pub(crate) expiry_secs: Option<u32>,
 }
 
 pub(crate) fn connack(out: &mut BytesMut, version: Version, limits: &Limits, ack: &Connack<'_>) {
@@ -23,6 +25,12 @@ pub(crate) fn connack(out: &mut BytesMut, version: Version, limits: &Limits, ack
     properties.put_u16(limits.receive_maximum);
     properties.put_u8(0x27);
     properties.put_u32(limits.packet_bytes_max);
+    properties.put_u8(0x22);
+    properties.put_u16(TOPIC_ALIASES_MAX);
+    if let Some(secs) = ack.expiry_secs {
+        properties.put_u8(0x11);
+        properties.put_u32(secs);
+    }
     if let Some(client) = ack.assigned_client {
         properties.put_u8(0x12);
         put_str(&mut properties, client);
@@ -41,7 +49,7 @@ pub(crate) fn connack_refused(out: &mut BytesMut, version: Version, code: u8) {
             let code = match code {
                 reason::BAD_VERSION => 1,
                 reason::BAD_CLIENT_ID => 2,
-                0x86 => 4,
+                reason::BAD_CREDENTIALS => 4,
                 reason::NOT_AUTHORIZED => 5,
                 _ => 3,
             };

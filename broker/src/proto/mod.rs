@@ -31,6 +31,7 @@ pub(crate) mod reason {
     pub(crate) const PROTOCOL_ERROR: u8 = 0x82;
     pub(crate) const BAD_VERSION: u8 = 0x84;
     pub(crate) const BAD_CLIENT_ID: u8 = 0x85;
+    pub(crate) const BAD_CREDENTIALS: u8 = 0x86;
     pub(crate) const NOT_AUTHORIZED: u8 = 0x87;
     pub(crate) const SHUTTING_DOWN: u8 = 0x8b;
     pub(crate) const BAD_AUTH_METHOD: u8 = 0x8c;

@@ -261,12 +261,7 @@ impl Router {
         now: Instant,
     ) {
         for (entry, is_new) in granted {
-            let is_wanted = match entry.retain_handling {
-                RetainHandling::Always => true,
-                RetainHandling::IfNew => *is_new,
-                RetainHandling::Never => false,
-            };
-            if !is_wanted || entry.filter.starts_with("$share/") {
+            if !wants_retained(entry, *is_new) {
                 continue;
             }
             let found: Vec<Arc<Message>> = if entry.filter.contains(['+', '#']) {
@@ -282,21 +277,64 @@ impl Router {
                     .into_iter()
                     .collect()
             };
-            let id = self
-                .sessions
-                .get(&key)
-                .and_then(|s| s.subscriptions.get(entry.filter.as_str()))
-                .map_or(0, |o| o.id);
             for message in found.into_iter().filter(|m| !m.is_expired(now)) {
-                let target = Target {
-                    key,
-                    qos: entry.qos.min(message.qos),
-                    retain: true,
-                    subscription_ids: if id == 0 { Vec::new() } else { vec![id] },
-                    place: Place::InMemory,
-                };
-                self.push(target, &message);
+                self.push_retained(key, entry, &message);
             }
         }
     }
+
+    fn push_retained(&mut self, key: SessionKey, entry: &SubscribeEntry, message: &Arc<Message>) {
+        let id = self
+            .sessions
+            .get(&key)
+            .and_then(|s| s.subscriptions.get(entry.filter.as_str()))
+            .map_or(0, |o| o.id);
+        let target = Target {
+            key,
+            qos: entry.qos.min(message.qos),
+            retain: true,
+            subscription_ids: if id == 0 { Vec::new() } else { vec![id] },
+            place: Place::InMemory,
+        };
+        self.push(target, message);
+    }
+
+    /// Whether anybody is subscribed to the broker's counters.
+    pub(crate) fn has_sys_listeners(&self) -> bool {
+        self.trie.has_root("$SYS")
+    }
+
+    /// Gives messages that nothing keeps to new subscriptions, as if they were retained.
+    pub(crate) fn send_unkept(
+        &mut self,
+        key: SessionKey,
+        granted: &[(SubscribeEntry, bool)],
+        messages: Vec<Message>,
+    ) {
+        for message in messages.into_iter().map(Arc::new) {
+            for (entry, is_new) in granted {
+                if wants_retained(entry, *is_new) && topic::matches(&entry.filter, &message.topic) {
+                    self.push_retained(key, entry, &message);
+                }
+            }
+        }
+    }
+
+    /// Routes a message of QoS 0 that nothing keeps.
+    pub(crate) fn publish_unkept(&mut self, message: Message) {
+        let message = Arc::new(message);
+        for target in self.targets(&message, super::NOBODY, None) {
+            self.push(target, &message);
+        }
+    }
+}
+
+/// MQTT 5 §3.8.3.1; a shared subscription is given no retained messages (§4.8.2).
+fn wants_retained(entry: &SubscribeEntry, is_new: bool) -> bool {
+    let is_wanted = match entry.retain_handling {
+        RetainHandling::Always => true,
+        RetainHandling::IfNew => is_new,
+        RetainHandling::Never => false,
+    };
+    is_wanted && !entry.filter.starts_with("$share/")
 }

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 
-use super::Router;
-use crate::limits::STALE_ROWS_MAX;
+use super::{Router, levels_of};
+use crate::limits::{STALE_ROWS_MAX, SUBSCRIPTION_LEVELS_SHARE};
 use crate::message::Qos;
 use crate::pipeline::Pipeline;
 use crate::proto::{SubscribeEntry, reason};
@@ -134,6 +134,18 @@ impl Router {
                 answers.push((reason::QUOTA, false));
                 continue;
             }
+            if old.is_none() {
+                let levels = levels_of(filter);
+                let is_within_share = session.levels + levels <= SUBSCRIPTION_LEVELS_SHARE;
+                if !is_within_share
+                    && self.levels + levels > self.limits.subscription_levels_total_max
+                {
+                    answers.push((reason::QUOTA, false));
+                    continue;
+                }
+                session.levels += levels;
+                self.levels += levels;
+            }
             if old != Some(options) {
                 is_changed = true;
                 session.subscriptions.insert(filter.into(), options);
@@ -165,6 +177,9 @@ impl Router {
             let was = session.subscriptions.remove(filter.as_str()).is_some();
             if was {
                 self.trie.remove(filter, key);
+                let levels = levels_of(filter);
+                session.levels = session.levels.saturating_sub(levels);
+                self.levels = self.levels.saturating_sub(levels);
             }
             existed.push(was);
         }

@@ -8,5 +8,6 @@
 mod clients;
 mod durability;
 mod frames;
+mod guards;
 mod protocol;
 mod support;

@@ -1,11 +1,14 @@
 //! Sessions, wills, retained messages, limits and bad input, byte by byte.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::{
     Harness, PATIENCE, Raw, connect_v5, packet, publish, read_publish, text, wait_until,
 };
-use broker::{Access, AllowAll, ConnectRequest, Limits, MemoryStorage, Qos};
+use broker::{
+    Access, AllowAll, ConnectRequest, Grant, Limits, MemoryStorage, Qos, Refused, Rights,
+};
 use tokio::time::timeout;
 
 const PUBACK: u8 = 0x40;
@@ -248,16 +251,28 @@ async fn a_shared_subscription_is_served_once() {
     harness.stop().await;
 }
 
+#[derive(Debug)]
 struct Closed;
 
 impl Access for Closed {
-    fn may_connect(&self, request: &ConnectRequest<'_>) -> bool {
-        request.client != "stranger"
+    fn connect(&self, request: &ConnectRequest<'_>) -> Result<Grant, Refused> {
+        match (request.client, request.username, request.password) {
+            ("stranger", _, _) => Err(Refused::NotAuthorized),
+            (_, None, _) => Ok(Grant::anonymous(Arc::new(Self))),
+            (_, Some(user), Some(b"right")) => Ok(Grant {
+                user: Some(user.into()),
+                rights: Arc::new(Self),
+            }),
+            _ => Err(Refused::Credentials),
+        }
     }
-    fn may_publish(&self, _client: &str, topic: &str) -> bool {
+}
+
+impl Rights for Closed {
+    fn may_publish(&self, topic: &str) -> bool {
         !topic.starts_with("secret")
     }
-    fn may_subscribe(&self, _client: &str, filter: &str) -> bool {
+    fn may_subscribe(&self, filter: &str) -> bool {
         !filter.starts_with("secret")
     }
 }
@@ -280,6 +295,8 @@ async fn access_rules_are_told_where_the_protocol_can() {
         .send(&publish("secret", b"v", 0, false, 0, true))
         .await;
     device.assert_silent().await;
+
+    assert_eq!(device.subscribe_v5("$share/g/secret/#", 1).await, 0x87);
 
     let (mut old, _) = Raw::connect_v311(harness.addr, "o", true).await;
     assert_eq!(old.subscribe_v311("secret/#", 1).await, 0x80);
@@ -313,7 +330,7 @@ async fn bad_input_ends_its_connection_only() {
         (vec![0x36, 0], 0x81),
         (vec![0x30, 0xff, 0xff, 0xff, 0x7f], 0x95),
         (connect_v5("again", true, 0), 0x82),
-        (packet(0x30, &[0, 1, b'a', 3, 0x23, 0, 1]), 0x94),
+        (packet(0x30, &[0, 1, b'a', 3, 0x23, 0, 17]), 0x94),
         (vec![0xf0, 0], 0x8c),
         (vec![0x00, 0], 0x82),
     ] {

@@ -1,6 +1,8 @@
 //! What network clients of the broker inside may do.
 
-use broker::{Access, ConnectRequest};
+use std::sync::Arc;
+
+use broker::{Access, ConnectRequest, Grant, Refused, Rights};
 
 /// Everybody on the loopback may connect and read; topics that only the runtime writes are closed,
 /// so that no client passes for it (design D10).
@@ -8,15 +10,17 @@ use broker::{Access, ConnectRequest};
 pub(super) struct BusAccess;
 
 impl Access for BusAccess {
-    fn may_connect(&self, _request: &ConnectRequest<'_>) -> bool {
-        true
+    fn connect(&self, _request: &ConnectRequest<'_>) -> Result<Grant, Refused> {
+        Ok(Grant::anonymous(Arc::new(Self)))
     }
+}
 
-    fn may_publish(&self, _client: &str, topic: &str) -> bool {
+impl Rights for BusAccess {
+    fn may_publish(&self, topic: &str) -> bool {
         !wire::topic::is_runtime_only(topic)
     }
 
-    fn may_subscribe(&self, _client: &str, _filter: &str) -> bool {
+    fn may_subscribe(&self, _filter: &str) -> bool {
         true
     }
 }
