@@ -55,9 +55,13 @@ fn dependencies_point_one_way() {
         ("device-twin", &[]),
         ("broker", &[]),
         ("apiserver", &[]),
-        ("edgecore", &["wire", "device-twin", "broker"]),
+        ("dmi", &[]),
+        ("edgecore", &["wire", "device-twin", "broker", "dmi"]),
         ("cloudhub", &["wire", "apiserver"]),
         ("outpost-examples", &[]),
+        ("mapper-kit", &["dmi"]),
+        ("virtual-mapper", &["mapper-kit"]),
+        ("modbus-mapper", &["mapper-kit"]),
         (
             "outpost-tests",
             &[
