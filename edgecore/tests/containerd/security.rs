@@ -207,6 +207,15 @@ async fn users_and_groups_are_the_images_and_the_pods() {
             "/",
         ),
     ];
+    // What a daemon that was killed while it read an image's users leaves.
+    let listed = world.ctr(&["snapshots", "ls"]);
+    for layer in listed.lines().filter(|line| line.contains("Committed")) {
+        let layer = layer.split_whitespace().next().unwrap();
+        let view = format!("view-{layer}");
+        world.ctr(&["snapshots", "view", &view, layer]);
+        // Not collected before it is met.
+        world.ctr(&["snapshots", "label", &view, "containerd.io/gc.root=now"]);
+    }
     for (spec, uid, gid, groups, home) in cases {
         let told = tell(&world, &spec).await;
         assert_told(&told, &[("uid", uid), ("gid", gid), ("home", home)]);
@@ -220,6 +229,10 @@ async fn users_and_groups_are_the_images_and_the_pods() {
             assert_told(&told, &[("CapEff", "0000000000000000"), ("mknod", "no")]);
         }
     }
+    let listed = world.ctr(&["snapshots", "ls"]);
+    let image = listed.lines().filter(|line| line.contains("Committed"));
+    let views = listed.lines().filter(|line| line.contains("View"));
+    assert_eq!(views.count(), image.count() - 1, "the image's own is gone");
     world.clean(&pod).await;
     assert_eq!(world.leftovers(), Vec::<String>::new());
 }

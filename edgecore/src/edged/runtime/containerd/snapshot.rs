@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
-    ViewSnapshotRequest,
+    ViewSnapshotRequest, ViewSnapshotResponse,
 };
 use containerd_client::services::v1::{ApplyRequest, CreateRequest, DeleteRequest};
 use containerd_client::types;
@@ -249,27 +249,22 @@ pub(super) async fn delete_lease(daemon: &Daemon, id: &str) -> Result<(), CallEr
 }
 
 /// Reads `/etc/passwd` and `/etc/group` from the layers of an unpacked image, topmost first,
-/// without mounting anything.
+/// without mounting anything. The view that names their directories needs no lease: it may be
+/// collected at once, the layers are the image's.
 pub(super) async fn read_users(
     daemon: &Daemon,
     snapshotter: &str,
     chain_id: &str,
 ) -> Result<UserDatabase, ImageError> {
-    let lease = Lease::take(daemon).await?;
-    let key = format!("view-{}", uuid::Uuid::new_v4().simple());
-    let viewed = lease
-        .daemon
-        .call(
-            "snapshot view",
-            CALL,
-            lease.daemon.snapshots().view(ViewSnapshotRequest {
-                snapshotter: snapshotter.to_owned(),
-                key: key.clone(),
-                parent: chain_id.to_owned(),
-                ..ViewSnapshotRequest::default()
-            }),
-        )
-        .await;
+    let key = format!("view-{chain_id}");
+    let viewed = match view(daemon, snapshotter, &key, chain_id).await {
+        // Of a reader that was killed, or of one at work, which has the directories already.
+        Err(error) if error.is_already_exists() => {
+            remove_snapshot(daemon, snapshotter, &key).await?;
+            view(daemon, snapshotter, &key, chain_id).await
+        }
+        other => other,
+    };
     let users = viewed.map(|view| {
         let directories = lower_directories(&view.mounts);
         UserDatabase {
@@ -277,11 +272,28 @@ pub(super) async fn read_users(
             group: first_file(&directories, "etc/group"),
         }
     });
-    if let Err(error) = remove_snapshot(&lease.daemon, snapshotter, &key).await {
-        tracing::debug!(%error, key, "view left to its lease");
+    if let Err(error) = remove_snapshot(daemon, snapshotter, &key).await {
+        tracing::debug!(%error, key, "view left to the next reader");
     }
-    lease.release().await;
     Ok(users?)
+}
+
+async fn view(
+    daemon: &Daemon,
+    snapshotter: &str,
+    key: &str,
+    parent: &str,
+) -> Result<ViewSnapshotResponse, CallError> {
+    let mut snapshots = daemon.snapshots();
+    let request = ViewSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.to_owned(),
+        parent: parent.to_owned(),
+        ..ViewSnapshotRequest::default()
+    };
+    daemon
+        .call("snapshot view", CALL, snapshots.view(request))
+        .await
 }
 
 /// Layer directories behind a snapshot's mounts, topmost first.
