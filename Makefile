@@ -1,6 +1,6 @@
 # The two commands of the README: `make demo` and `make test`. Everything CI runs is a target here.
 SHELL := /bin/bash
-.PHONY: all demo test setup build lint fmt docs unit e2e bench chaos matrix deny clean
+.PHONY: all demo test setup build lint fmt docs unit e2e bench chaos kills matrix deny clean
 
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo 'cargo nextest run --profile $(if $(CI),ci,default)' || echo 'cargo test')
 # CI builds once, without optimisation; a person who runs the demo sees the release build.
@@ -45,6 +45,7 @@ e2e:
 
 bench: setup
 	cargo build --locked --workspace --release
+	cargo build --locked --release -p broker --example broker
 	target/release/bench
 
 # Daemons, shims and loggers killed at seeded steps while pods come and go. The seed is printed.
@@ -53,7 +54,12 @@ chaos:
 	cargo build --locked --workspace
 	nice -n 10 target/debug/chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
-# The same on other versions of containerd: the pod tests, the calls that fail, and chaos on each that can be had.
+# edgecore killed again and again while twenty devices publish. The seed is printed.
+kills:
+	cargo build --locked --workspace
+	nice -n 10 target/debug/kills --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+# The tests of pods on other versions of containerd: the pod tests, the calls that fail, and chaos on each that can be had.
 matrix:
 	cargo build --locked --workspace
 	set -e; IFS=:; for dir in $${OUTPOST_CONTAINERD_DIRS:-$$(scripts/containerd-matrix.sh)}; do \

@@ -5,12 +5,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(containerd runc containernetworking-plugins mosquitto mosquitto-clients protobuf-compiler
-  busybox-static docker-registry iproute2 iptables jq faketime zstd bsdutils gcc libc6-dev)
+  busybox-static docker-registry iproute2 iptables jq faketime zstd bsdutils gcc libc6-dev
+  python3-venv)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
 done
 command -v kubectl >/dev/null || missing+=(kubernetes-client)
+command -v npm >/dev/null || missing+=(nodejs npm)
 
 sudo=()
 [ "$(id -u)" = 0 ] || sudo=(sudo)
@@ -35,6 +37,17 @@ if [ ! -x "$debian_kubectl" ]; then
     "${sudo[@]}" apt-get update -qq >/dev/null 2>&1 || true
     apt-get download -qq kubernetes-client >/dev/null 2>&1 && dpkg -x kubernetes-client_*.deb kubernetes-client && rm -f kubernetes-client_*.deb
   ) || echo "setup: Debian's kubernetes-client could not be fetched; only $(command -v kubectl) will be driven" >&2
+fi
+
+# MQTT clients that the broker is tried with: Eclipse Paho from PyPI, MQTT.js from npm.
+if [ ! -x target/tools/paho/bin/python ]; then
+  { python3 -m venv target/tools/paho && target/tools/paho/bin/pip install -q 'paho-mqtt>=2.1,<3'; } \
+    || { rm -rf target/tools/paho; echo "setup: paho-mqtt could not be fetched; it will not be tried" >&2; }
+fi
+if [ ! -d target/tools/mqttjs/node_modules ]; then
+  mkdir -p target/tools/mqttjs
+  npm install --silent --no-audit --no-fund --prefix target/tools/mqttjs mqtt@5 >/dev/null \
+    || { rm -rf target/tools/mqttjs; echo "setup: mqtt.js could not be fetched; it will not be tried" >&2; }
 fi
 
 command -v cargo >/dev/null || { echo "setup: cargo is missing; install Rust with rustup (https://rustup.rs)" >&2; exit 1; }

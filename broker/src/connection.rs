@@ -18,6 +18,7 @@ use crate::pace::Pace;
 use crate::pipeline::{Failure, Pipeline, Request};
 use crate::proto::{Connect, Decoder, ProtocolError, Version, Will, encode, reason};
 use crate::storage::Batch;
+use crate::topic;
 use crate::trie::SessionKey;
 
 mod packets;
@@ -25,7 +26,7 @@ mod socket;
 
 use socket::Socket;
 
-/// Between user and client identifier in the name of a session. Neither can hold it.
+/// Between user and client identifier in the name of a session. Neither may hold it.
 const USER_END: char = '\u{1f}';
 
 /// Why a connection ends.
@@ -184,6 +185,10 @@ impl<'a> Connection<'a> {
         if connect.has_auth_method {
             return Err((socket, reason::BAD_AUTH_METHOD));
         }
+        let names = [Some(connect.client.as_str()), grant.user.as_deref()];
+        if names.iter().flatten().any(|name| name.contains(USER_END)) {
+            return Err((socket, reason::BAD_CLIENT_ID));
+        }
         let is_assigned = connect.client.is_empty();
         if is_assigned {
             connect.client = assigned_client();
@@ -211,6 +216,14 @@ impl<'a> Connection<'a> {
             Ok(welcome) => welcome,
             Err(code) => return Err((socket, code)),
         };
+        if welcome.is_present {
+            // What the user may read can have changed since.
+            let may_read = |filter: &str| {
+                topic::split_share(filter)
+                    .is_some_and(|(_, filter)| grant.rights.may_subscribe(filter))
+            };
+            core.router().revoke(welcome.key, &may_read, &mut batch.ops);
+        }
         pipeline.set_key(welcome.key);
         core.timers_changed.notify_one();
         let mut connection = Self {

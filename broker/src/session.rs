@@ -312,6 +312,19 @@ impl Session {
         }
     }
 
+    /// Drops what waits on topics that may not be read (any more).
+    pub(crate) fn drop_queued(&mut self, may_read: &dyn Fn(&str) -> bool, stale: &mut Vec<u64>) {
+        let queue = std::mem::take(&mut self.queue);
+        for delivery in queue {
+            // After PUBREC only the packet id is left, and its exchange has to end.
+            if delivery.is_released || may_read(&delivery.message.topic) {
+                self.queue.push_back(delivery);
+            } else {
+                self.forget(&delivery, stale);
+            }
+        }
+    }
+
     fn forget(&mut self, delivery: &Delivery, stale: &mut Vec<u64>) {
         self.bytes.sub(delivery.message.bytes());
         self.ids.remove(&delivery.id);

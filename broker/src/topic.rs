@@ -66,6 +66,24 @@ pub fn matches(filter: &str, topic: &str) -> bool {
     names.next().is_none()
 }
 
+/// Whether `allowed` matches every topic that `filter` may match (no `$share`).
+pub fn covers(allowed: &str, filter: &str) -> bool {
+    if filter.starts_with('$') && allowed.starts_with(['+', '#']) {
+        return false;
+    }
+    let mut wanted = filter.split('/');
+    for level in allowed.split('/') {
+        match (level, wanted.next()) {
+            ("#", _) => return true,
+            (_, None | Some("#")) => return false,
+            ("+", Some(_)) => {}
+            (level, Some(other)) if level == other => {}
+            _ => return false,
+        }
+    }
+    wanted.next().is_none()
+}
+
 fn is_bounded(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= TOPIC_BYTES_MAX
@@ -74,7 +92,49 @@ fn is_bounded(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    #[test]
+    fn a_filter_covers_what_is_narrower() {
+        for (allowed, filter, expected) in [
+            ("#", "a/+/#", true),
+            ("#", "$SYS/x", false),
+            ("+/x", "$SYS/x", false),
+            ("a/#", "a", true),
+            ("a/#", "a/#", true),
+            ("a/+", "a/#", false),
+            ("a/+", "a/+", true),
+            ("a/b", "a/+", false),
+            ("a/+/c", "a/b/c", true),
+            ("a", "a/#", false),
+        ] {
+            assert_eq!(covers(allowed, filter), expected, "{allowed} {filter}");
+        }
+    }
+
+    fn levels(of: &'static str) -> impl Strategy<Value = String> {
+        prop::collection::vec(
+            prop::sample::select(of.split(' ').collect::<Vec<_>>()),
+            1..5,
+        )
+        .prop_map(|levels| levels.join("/"))
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_may_read_a_filter_may_read_its_topics(
+            allowed in levels("a b + # $x"),
+            filter in levels("a b + # $x"),
+            topic in levels("a b $x"),
+        ) {
+            prop_assume!(is_valid_filter(&allowed) && is_valid_filter(&filter));
+            if covers(&allowed, &filter) && matches(&filter, &topic) {
+                prop_assert!(matches(&allowed, &topic));
+            }
+        }
+    }
 
     #[test]
     fn filters_match_as_the_specification_says() {

@@ -59,6 +59,28 @@ pub(crate) enum Command {
     /// Container images.
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Users of the MQTT broker.
+    #[command(subcommand)]
+    Mqtt(MqttCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MqttCommand {
+    /// Set a user's password, read as one line from standard input. The daemon sees it at the next
+    /// login.
+    Passwd {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// The user; a device is named NAMESPACE/NAME or NAMESPACE.NAME.
+        #[arg(value_name = "USER")]
+        user: String,
+        /// The file [default: outpost.mqtt.passwordFile of the configuration].
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Take the user out instead.
+        #[arg(long)]
+        delete: bool,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{AskArgs, Cli, Command, ConfigArgs, ImageCommand, JoinArgs, Output, RunArgs, exit};
+use cli::{
+    AskArgs, Cli, Command, ConfigArgs, ImageCommand, JoinArgs, MqttCommand, Output, RunArgs, exit,
+};
 use edgecore::config::{self, Config, ConfigError, Flags, TlsFiles};
 use edgecore::hub::join::{self, JoinError, Token};
 use edgecore::hub::tls::Floor;
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Some(Command::Attach(args)) => node::attach(&args),
         Some(Command::Top(command)) => node::top(&command),
         Some(Command::Image(command)) => image(&command),
+        Some(Command::Mqtt(command)) => mqtt(command),
     })
 }
 
@@ -342,6 +345,54 @@ fn image(command: &ImageCommand) -> u8 {
         Err(error) => {
             tell_error(&error);
             exit::SOFTWARE
+        }
+    }
+}
+
+/// The file that the configuration names; the exit code without one.
+fn password_file(args: &ConfigArgs) -> Result<PathBuf, u8> {
+    let (config, _) = load(args, Flags::default()).map_err(|error| {
+        tell_error(&error);
+        exit::USAGE
+    })?;
+    config
+        .bus
+        .and_then(|bus| bus.inside.passwords)
+        .ok_or_else(|| {
+            tell("no file: set outpost.mqtt.passwordFile, or give --file");
+            exit::USAGE
+        })
+}
+
+fn mqtt(command: MqttCommand) -> u8 {
+    let MqttCommand::Passwd {
+        config,
+        user,
+        file,
+        delete,
+    } = command;
+    let file = match file.map_or_else(|| password_file(&config), Ok) {
+        Ok(file) => file,
+        Err(code) => return code,
+    };
+    let mut password = String::new();
+    if !delete {
+        if let Err(error) = std::io::stdin().read_line(&mut password) {
+            tell_error(&error);
+            return exit::FAILED;
+        }
+        password.truncate(password.trim_end_matches(['\r', '\n']).len());
+        if password.is_empty() {
+            tell("an empty password is none");
+            return exit::USAGE;
+        }
+    }
+    let password = (!delete).then_some(password.as_bytes());
+    match edgecore::bus::change_password(&file, &user, password) {
+        Ok(()) => exit::OK,
+        Err(error) => {
+            tell(&format!("cannot change `{}`: {error}", file.display()));
+            exit::FAILED
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod device;
 pub mod expect;
 pub mod ground;
 pub mod grpc_proxy;
+pub mod kills;
 pub mod kubectl;
 pub mod leaks;
 pub mod ledger;

@@ -192,6 +192,28 @@ impl Router {
         existed
     }
 
+    /// Takes away subscriptions that are no longer allowed, and what waits because of them.
+    pub(crate) fn revoke(
+        &mut self,
+        key: SessionKey,
+        may_read: &dyn Fn(&str) -> bool,
+        ops: &mut Vec<Op>,
+    ) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let filters = session.subscriptions.keys();
+        let gone: Vec<String> = filters
+            .filter(|filter| !may_read(filter))
+            .map(ToString::to_string)
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        session.drop_queued(may_read, &mut self.stale);
+        self.unsubscribe(key, &gone, ops);
+    }
+
     /// Encodes what a connection may send now.
     pub(crate) fn encode_outgoing(
         &mut self,

@@ -3,11 +3,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use broker::{
     Access, AllowAll, Broker, ConnectRequest, Grant, Limits, Listener, MemoryStorage, Refused,
-    Upgrade, UpgradeFuture, Upgraded,
+    Rights, Upgrade, UpgradeFuture, Upgraded,
 };
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -91,6 +92,68 @@ async fn a_client_identifier_is_no_key_to_another_users_session() {
     bob.assert_silent().await;
     let (kind, body) = ann.packet().await;
     assert_eq!(read_publish(kind, &body, false).0, "for/ann");
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_identifier_cannot_hold_a_users_name() {
+    let harness = Harness::start(MemoryStorage::default()).await;
+    let mut raw = Raw::open(harness.addr).await;
+    raw.send(&crate::support::connect_v311("ann\u{1f}same", false))
+        .await;
+    assert_eq!(raw.packet().await, (CONNACK, vec![0, 2]));
+    harness.stop().await;
+}
+
+/// Whoever may read `private/#` is decided at each connect.
+struct Changing(Arc<AtomicBool>);
+
+#[derive(Debug)]
+struct MayReadPrivate(bool);
+
+impl Access for Changing {
+    fn connect(&self, _request: &ConnectRequest<'_>) -> Result<Grant, Refused> {
+        let may = MayReadPrivate(self.0.load(Ordering::Relaxed));
+        Ok(Grant::anonymous(Arc::new(may)))
+    }
+}
+
+impl Rights for MayReadPrivate {
+    fn may_publish(&self, _topic: &str) -> bool {
+        true
+    }
+    fn may_subscribe(&self, filter: &str) -> bool {
+        self.0 || !filter.starts_with("private/")
+    }
+}
+
+#[tokio::test]
+async fn a_session_keeps_no_right_that_its_user_lost() {
+    let may = Arc::new(AtomicBool::new(true));
+    let access = Changing(Arc::clone(&may));
+    let harness = Harness::with(MemoryStorage::default(), Limits::default(), access).await;
+    let (mut reader, _) = Raw::connect_v311(harness.addr, "reader", false).await;
+    assert_eq!(reader.subscribe_v311("private/#", 1).await, 1);
+    assert_eq!(reader.subscribe_v311("open/#", 1).await, 1);
+    drop(reader);
+    wait_until("gone", || harness.handle.stats().clients == 0).await;
+    let (mut source, _) = Raw::connect_v311(harness.addr, "source", true).await;
+    for (id, topic) in [(1, "private/a"), (2, "open/a")] {
+        source
+            .send(&publish(topic, b"v", 1, false, id, false))
+            .await;
+        assert_eq!(source.packet().await.0, PUBACK);
+    }
+    may.store(false, Ordering::Relaxed);
+    let (mut reader, is_present) = Raw::connect_v311(harness.addr, "reader", false).await;
+    assert!(is_present);
+    let (kind, body) = reader.packet().await;
+    assert_eq!(read_publish(kind, &body, false).0, "open/a");
+    source
+        .send(&publish("private/b", b"v", 1, false, 3, false))
+        .await;
+    assert_eq!(source.packet().await.0, PUBACK);
+    reader.assert_silent().await;
     harness.stop().await;
 }
 

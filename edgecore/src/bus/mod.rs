@@ -6,6 +6,8 @@
 
 mod access;
 mod external;
+mod listen;
+mod passwords;
 mod rows;
 mod storage;
 #[cfg(test)]
@@ -25,10 +27,12 @@ use wire::message::{Content, Message, Operation, Route};
 use wire::topic::{self, Inbound};
 
 use crate::clock::UnixMillis;
-use crate::config::{BusConfig, BusMode};
+use crate::config::{BusConfig, BusMode, MqttConfig};
 use crate::outbox;
 use crate::store::{Store, StoreError};
 use crate::twin::{self, LocalPublish, Outcome};
+
+pub use passwords::change as change_password;
 
 use access::BusAccess;
 use external::External;
@@ -48,6 +52,8 @@ pub enum BusError {
     Load(#[source] broker::StorageError),
     #[error("`{url}` is not the URL of an MQTT broker (tcp://host:port or ssl://host:port)")]
     Url { url: String },
+    #[error("TLS of the MQTT listeners is not usable")]
+    ListenerTls(#[source] crate::hub::tls::TlsError),
     #[error("TLS towards the external broker is not usable")]
     Tls(#[source] crate::hub::tls::TlsError),
 }
@@ -159,9 +165,9 @@ pub async fn start(
         let addr = listener.local_addr().map_err(at)?;
         let storage = Arc::new(BusStorage::new(store.clone(), Arc::clone(&link_wake)));
         let broker = Broker::load(
-            Limits::default(),
+            limits(&config.inside),
             Arc::clone(&storage) as Arc<dyn broker::Storage>,
-            Arc::new(BusAccess),
+            Arc::new(BusAccess::new(&config.inside)),
         )
         .await
         .map_err(BusError::Load)?;
@@ -169,13 +175,15 @@ pub async fn start(
         handle.listen = Some(addr);
         storage.set_handle(handle.clone());
         tracing::info!(listen = %addr, "MQTT broker listens");
-        internal = Some((broker, listener));
+        let mut listeners = listen::bind(&config.inside).await?;
+        listeners.push(listener.into());
+        internal = Some((broker, listeners));
     }
     let for_external = handle.clone();
     let serving = async move {
         let inside = async {
-            if let Some((broker, listener)) = internal {
-                broker.serve(vec![listener], stop.clone()).await;
+            if let Some((broker, listeners)) = internal {
+                broker.serve(listeners, stop.clone()).await;
             }
         };
         let outside = async {
@@ -188,6 +196,16 @@ pub async fn start(
         tokio::join!(inside, outside);
     };
     Ok((handle, Box::pin(serving)))
+}
+
+fn limits(config: &MqttConfig) -> Limits {
+    Limits {
+        packet_bytes_max: config.packet_bytes_max,
+        packets_per_second: config.packets_per_second,
+        bytes_per_second: config.bytes_per_second,
+        session_expiry_max_secs: config.session_expiry_max_secs,
+        ..Limits::default()
+    }
 }
 
 /// Whether a publish of a local client concerns the runtime.

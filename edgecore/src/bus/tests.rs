@@ -49,6 +49,7 @@ fn config(mode: BusMode, external: &str) -> BusConfig {
         username: String::new(),
         password: String::new(),
         tls: None,
+        inside: MqttConfig::default(),
     }
 }
 

@@ -7,6 +7,7 @@
 //!   case, because variables have none.
 
 mod layers;
+mod mqtt;
 mod raw;
 mod resources;
 mod schema;
@@ -14,6 +15,7 @@ mod valid;
 
 use std::path::Path;
 
+pub use mqtt::{Anonymous, MqttConfig, MqttTls, MqttUser};
 pub use resources::NodeResources;
 pub(crate) use valid::is_node_name;
 pub use valid::{

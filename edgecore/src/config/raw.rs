@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use super::mqtt::RawMqtt;
 use crate::edged::runtime::containerd::RegistryHost;
 
 #[derive(Debug, Deserialize)]
@@ -157,6 +158,7 @@ pub(super) struct Outpost {
     pub logger_path: String,
     pub log_format: String,
     pub log_level: String,
+    pub mqtt: RawMqtt,
     pub outbox_bytes_max: String,
     pub run_directory: String,
     pub seccomp_directory: String,

@@ -374,6 +374,72 @@ pub(super) const FIELDS: &[Field] = &[
         "error, warn, info, debug, trace, or a tracing filter",
     ),
     f(
+        "outpost.mqtt.anonymous",
+        "\"auto\"",
+        "MQTT clients without a name: no, loopback (from the node itself), yes; auto: no where there is a passwordFile or clientCaFile, else loopback",
+    ),
+    f(
+        "outpost.mqtt.bytesPerSecond",
+        "\"8Mi\"",
+        "what one MQTT client is read, with one second of credit; 0: no limit",
+    ),
+    f(
+        "outpost.mqtt.clientCaFile",
+        "\"\"",
+        "authority of client certificates on the TLS listeners; the common name is the user",
+    ),
+    f(
+        "outpost.mqtt.packetBytesMax",
+        "\"256Ki\"",
+        "largest MQTT packet",
+    ),
+    f(
+        "outpost.mqtt.packetsPerSecond",
+        "5000",
+        "packets one MQTT client is read, with one second of credit; 0: no limit",
+    ),
+    f(
+        "outpost.mqtt.passwordFile",
+        "\"\"",
+        "users and hashed passwords, as `edgecore mqtt passwd` and mosquitto_passwd write it; read again when it changes",
+    ),
+    f(
+        "outpost.mqtt.sessionExpiryMaxSeconds",
+        "0",
+        "an MQTT session outlives its connection so long at most; 0: as long as the client asks",
+    ),
+    f(
+        "outpost.mqtt.tlsCertFile",
+        "\"\"",
+        "certificate chain of the TLS listeners",
+    ),
+    f("outpost.mqtt.tlsKeyFile", "\"\"", ""),
+    f(
+        "outpost.mqtt.tlsListen",
+        "\"\"",
+        "host:port for MQTT over TLS; empty: none",
+    ),
+    f(
+        "outpost.mqtt.users",
+        "[]",
+        "per user: name, admin, devices (namespace/name), publish, subscribe; who is not listed speaks for the device it is named after",
+    ),
+    f(
+        "outpost.mqtt.webSocketListen",
+        "\"\"",
+        "host:port for MQTT over WebSocket; empty: none",
+    ),
+    f(
+        "outpost.mqtt.webSocketOrigins",
+        "[]",
+        "pages that may connect, scheme://host[:port]; a page of the same host always may",
+    ),
+    f(
+        "outpost.mqtt.webSocketTlsListen",
+        "\"\"",
+        "host:port for MQTT over WebSocket with TLS; empty: none",
+    ),
+    f(
         "outpost.outboxBytesMax",
         "\"256Mi\"",
         "what waits for the hub may take this much disk; then the oldest rows give way (`evicted` in the ledger)",

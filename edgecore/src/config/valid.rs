@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::ConfigError;
+use super::mqtt::{self, MqttConfig};
 use super::raw::Raw;
 use super::resources::NodeResources;
 use crate::edged::image_gc::ImagePolicy;
@@ -145,6 +146,8 @@ pub struct BusConfig {
     pub password: String,
     /// TLS towards the external broker.
     pub tls: Option<TlsFiles>,
+    /// More about the broker inside.
+    pub inside: MqttConfig,
 }
 
 impl std::fmt::Debug for BusConfig {
@@ -188,7 +191,7 @@ fn seconds(path: &'static str, value: u32, least: u32) -> Result<Duration, Confi
     Ok(Duration::from_secs(u64::from(value)))
 }
 
-fn absolute(path: &'static str, value: &str) -> Result<PathBuf, ConfigError> {
+pub(super) fn absolute(path: &'static str, value: &str) -> Result<PathBuf, ConfigError> {
     let found = PathBuf::from(value);
     if found.is_absolute() {
         Ok(found)
@@ -200,7 +203,7 @@ fn absolute(path: &'static str, value: &str) -> Result<PathBuf, ConfigError> {
     }
 }
 
-fn host_port(path: &'static str, value: &str) -> Result<String, ConfigError> {
+pub(super) fn host_port(path: &'static str, value: &str) -> Result<String, ConfigError> {
     let stripped = value
         .strip_prefix("wss://")
         .or_else(|| value.strip_prefix("https://"))
@@ -285,7 +288,7 @@ fn node_name(raw: &str) -> Result<String, ConfigError> {
 }
 
 /// `10Mi`, `500k`, `1048576` and so on to bytes.
-fn quantity(path: &'static str, text: &str) -> Result<u64, ConfigError> {
+pub(super) fn quantity(path: &'static str, text: &str) -> Result<u64, ConfigError> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let scale: u64 = match &text[digits.len()..] {
         "" => 1,
@@ -584,6 +587,7 @@ fn bus(raw: &Raw, node_name: &str) -> Result<Option<BusConfig>, ConfigError> {
             cert: PathBuf::from(&bus.tls.cert_file),
             key: PathBuf::from(&bus.tls.key_file),
         }),
+        inside: mqtt::check(&raw.outpost.mqtt)?,
     }))
 }
 

@@ -73,11 +73,11 @@ pub fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static
     Ok(found)
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn roots(ca: Vec<CertificateDer<'static>>) -> Result<RootCertStore, TlsError> {
+pub(crate) fn roots(ca: Vec<CertificateDer<'static>>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in ca {
         roots.add(certificate)?;

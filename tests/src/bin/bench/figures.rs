@@ -197,6 +197,24 @@ const ROWS: &[(&str, &str, Budget, &str)] = &[
         "upstream_stored_at_hub_per_second",
     ),
     (
+        "broker alone, QoS 1 fan-in (per second)",
+        "",
+        Budget::None,
+        "broker_fan_in_per_s",
+    ),
+    (
+        "mosquitto, persistence on, the same",
+        "",
+        Budget::None,
+        "mosquitto_fan_in_per_s",
+    ),
+    (
+        "broker alone, per mosquitto",
+        "",
+        AtLeast(1.0),
+        "broker_fan_in_per_mosquitto",
+    ),
+    (
         "publish → PUBACK p50 (ms)",
         "1.5 (not durable)",
         Budget::None,

@@ -5,12 +5,13 @@
 //! between node and hub, disk bytes are what reached the block layer (`/proc/PID/io`).
 //! `BENCH_IDLE_SECS` shortens the idle windows (default 300).
 //! `KEEP=1` leaves logs and databases. `BENCH_ONLY` names the sections to
-//! run, separated by commas: `pods`, `burst`, `idle`, `twins`, `away`, `hundred`.
+//! run, separated by commas: `pods`, `burst`, `idle`, `twins`, `mqtt`, `away`, `hundred`.
 
 mod away;
 mod figures;
 mod hundred;
 mod idle;
+mod mqtt;
 mod pods;
 mod twins;
 
@@ -100,6 +101,9 @@ async fn measure(world: &mut World, figures: &mut Figures) -> Result<()> {
     if wanted("twins") {
         twins::twins(world, figures).await?;
         twins::throughput(world, figures).await?;
+    }
+    if wanted("mqtt") {
+        mqtt::mqtt(world, figures).await?;
     }
     if wanted("away") {
         away::reconnect(world, figures).await?;
