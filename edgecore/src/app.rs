@@ -128,9 +128,11 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
     let sealer = Arc::new(Sealer::from_file(&key_file)?);
     let own = node.clone();
     let outbox_bytes_max = config.outbox_bytes_max;
+    let streams = config.streams.clone();
     store
         .write(move |tx| {
             outbox::set_bytes_max(tx, outbox_bytes_max)?;
+            outbox::set_rules(tx, &streams)?;
             meta::mark_if_rebuilt(tx, ran_before)?;
             twin::set_node(tx, &own)
         })

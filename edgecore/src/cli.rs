@@ -43,6 +43,9 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// What the running daemon does: link, pods, devices, ledger, disk and memory. Works offline.
     Status(AskArgs),
+    /// What was accepted for the hub and what became of it, by stream. Works offline and without
+    /// the daemon; exits with 1 if a stream does not balance.
+    Ledger(AskArgs),
     /// Look for what would keep this node from working, and say what to do.
     Check(AskArgs),
     /// The pods of this node. Works offline; without the daemon, containerd is asked.

@@ -49,6 +49,7 @@ fn main() -> ExitCode {
         Some(Command::Run(args)) => run(&args),
         Some(Command::Join(args)) => join(&args),
         Some(Command::Status(args)) => status(&args),
+        Some(Command::Ledger(args)) => node::ledger(&args),
         Some(Command::Check(args)) => check(&args),
         Some(Command::Pods(args)) => node::pods(&args),
         Some(Command::Logs(args)) => node::logs(&args),

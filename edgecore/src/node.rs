@@ -8,9 +8,11 @@ use edgecore::clock;
 use edgecore::config::{Config, Flags};
 use edgecore::console::{self, ConsoleError, LogsRequest, Shape, Source, TalkRequest};
 use edgecore::edged::logs::Query;
+use edgecore::outbox::report::Report;
 
 use crate::cli::{
-    AttachArgs, ConfigArgs, ExecArgs, LogsArgs, PodsArgs, PodsOutput, TargetArgs, TopCommand, exit,
+    AskArgs, AttachArgs, ConfigArgs, ExecArgs, LogsArgs, Output, PodsArgs, PodsOutput, TargetArgs,
+    TopCommand, exit,
 };
 use crate::{block_on, load, print, tell, tell_error};
 
@@ -55,6 +57,27 @@ fn shown(text: Result<String, u8>) -> u8 {
             exit::OK
         }
         Err(code) => code,
+    }
+}
+
+/// The ledger, read from the database itself.
+pub(crate) fn ledger(args: &AskArgs) -> u8 {
+    let report = with_config(&args.config, async |config| {
+        Ok(Report::open(&config.database)?)
+    });
+    let report = match report {
+        Ok(report) => report,
+        Err(code) => return code,
+    };
+    let text = match args.output {
+        Output::Table => console::ledger(&report),
+        Output::Json => serde_json::to_string_pretty(&report).unwrap_or_default() + "\n",
+    };
+    let _: ExitCode = print(&text);
+    if report.balanced {
+        exit::OK
+    } else {
+        exit::FAILED
     }
 }
 

@@ -86,6 +86,47 @@ pub struct Entry {
     pub stream: String,
     /// The KubeEdge message a plain peer would be sent.
     pub message: Message,
+    /// Part of a backlog: it counts, and never changes what stands as the newest value.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub history: bool,
+}
+
+/// Stream of the entries that carry [`Gaps`].
+pub const GAPS_STREAM: &str = "gaps";
+
+/// Accepted messages of one stream that will never come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Gap {
+    /// Ledger stream.
+    pub stream: String,
+    /// `expired` or `evicted`.
+    pub fate: String,
+    /// How many.
+    pub rows: u64,
+    /// Lowest sequence number; others between the two may have come.
+    pub first_seq: u64,
+    /// Highest sequence number.
+    pub last_seq: u64,
+    /// When the oldest was accepted, Unix milliseconds by the node's clock.
+    pub first_ms: i64,
+    /// When the newest was accepted.
+    pub last_ms: i64,
+}
+
+/// Content of an entry of [`GAPS_STREAM`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gaps {
+    /// At most one a stream and fate.
+    pub gaps: Vec<Gap>,
+}
+
+impl Gaps {
+    /// The message that carries them; a plain hub logs and drops it.
+    pub fn into_message(self, id: String, now_ms: i64) -> Message {
+        let route = Route::new("edgehub", GROUP, &Operation::Upload, "outbox/gaps");
+        Message::new(id, now_ms, route, Content::json(&self).unwrap_or_default())
+    }
 }
 
 /// Durable upstream entries, oldest first.

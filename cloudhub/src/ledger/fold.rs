@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use apiserver::store::{Require, Store, StoreError, Txn};
 use serde_json::{Map, Value, json};
 use wire::{
+    extension::Entry,
     message::Message,
     resource::ResourcePath,
     twin::{self, MsgTwin, StateMessage, TwinMessage, TwinValue},
@@ -59,16 +60,17 @@ impl<'a> Fold<'a> {
     pub(super) async fn apply(
         &mut self,
         seq: u64,
-        stream: &str,
+        told: &Entry,
         count: u64,
-        message: &Message,
     ) -> Result<LogEntry, StoreError> {
+        let message = &told.message;
         let mut entry = LogEntry {
             seq,
-            stream: stream.to_owned(),
+            stream: told.stream.clone(),
             id: message.header.id.clone(),
             at: message.header.timestamp,
             value: Value::Null,
+            history: told.history,
         };
         match ResourcePath::parse(&message.route.resource) {
             ResourcePath::DeviceTwin {
@@ -78,7 +80,9 @@ impl<'a> Fold<'a> {
                     entry.id.clone_from(&report.event_id);
                     entry.at = report.timestamp;
                     entry.value = reported(&report);
-                    if let Some(device) = self.device(&namespace, &name).await? {
+                    if !told.history
+                        && let Some(device) = self.device(&namespace, &name).await?
+                    {
                         merge_twins(&mut device.status, &report);
                         extend(&mut device.status, seq, count, &report.event_id);
                     }
@@ -89,7 +93,9 @@ impl<'a> Fold<'a> {
                     entry.id.clone_from(&report.event_id);
                     entry.at = report.timestamp;
                     entry.value = report.device.state.clone().into();
-                    if let Some(device) = self.device(&namespace, &name).await? {
+                    if !told.history
+                        && let Some(device) = self.device(&namespace, &name).await?
+                    {
                         merge_state(&mut device.status, &report);
                     }
                 }

@@ -5,6 +5,9 @@
 //! transaction, so a batch that comes again changes nothing: everything at or below the stored
 //! position is a repeat. The acknowledgement follows the commit.
 //!
+//! A batch may hold history: the backlog of a long outage, sent after the newest values. It counts
+//! and is kept, and never touches a device's status.
+//!
 //! Keys: `/outpost/ledger/<node>` holds position and counts, `/outpost/ledger-log/<node>/<n>` the
 //! readings of one commit; the oldest are dropped beyond a bound.
 
@@ -20,7 +23,7 @@ use apiserver::store::{ListQuery, Op, Require, Store, StoreError, Txn};
 use record::{Kept, log_key};
 pub use record::{LogEntry, NodeRecord, log_prefix, record_key};
 use wire::{
-    extension::{Batch, Entry},
+    extension::{Batch, Entry, GAPS_STREAM, Gaps},
     message::Message,
 };
 
@@ -36,6 +39,15 @@ const DROPS_PER_TXN: usize = 16;
 const ATTEMPTS_MAX: usize = 8;
 /// Epoch of reports from plain peers, which have no sequence numbers: the hub counts them.
 pub const PLAIN_EPOCH: &str = "plain";
+
+/// A connection that begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begun {
+    /// Its number: later ones have higher ones.
+    pub connection: u64,
+    /// Epoch and highest stored sequence number.
+    pub acked: Option<(String, u64)>,
+}
 
 /// The ledger of all nodes.
 pub struct Ledger {
@@ -57,16 +69,56 @@ impl Ledger {
 
     /// Epoch and highest stored sequence number of a node.
     pub async fn acked(&self, node: &str) -> Result<Option<(String, u64)>, StoreError> {
-        let (record, revision) = self.load(node).await?;
-        let batched = revision > 0 && !record.epoch.is_empty();
+        let (record, _) = self.load(node).await?;
+        let batched = !record.epoch.is_empty();
         Ok(batched.then_some((record.epoch, record.sequence)))
+    }
+
+    /// Begins a connection of a node. What an older one still has in hand is refused from now on:
+    /// the node gives what is not acknowledged other numbers, and would be counted twice.
+    pub async fn begin(&self, node: &str) -> Result<Begun, StoreError> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let (mut record, revision) = self.load(node).await?;
+            record.connection += 1;
+            let key = record_key(node);
+            let mut txn = empty().put(key.clone(), encode(&record)?);
+            txn.require.push(match revision {
+                0 => Require::Absent(key),
+                at => Require::At(key, at),
+            });
+            match self.store.txn(txn).await {
+                Ok(_) => {
+                    let batched = !record.epoch.is_empty();
+                    return Ok(Begun {
+                        connection: record.connection,
+                        acked: batched.then_some((record.epoch, record.sequence)),
+                    });
+                }
+                Err(StoreError::Conflict { .. }) if attempt < ATTEMPTS_MAX => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Commits a batch; returns the position that may be acknowledged.
     pub async fn commit(&self, node: &str, batch: &Batch) -> Result<u64, StoreError> {
+        self.commit_of(node, None, batch).await
+    }
+
+    /// The same for one connection of the node; refused when there is a newer one.
+    pub async fn commit_of(
+        &self,
+        node: &str,
+        connection: Option<u64>,
+        batch: &Batch,
+    ) -> Result<u64, StoreError> {
         let mut rest = batch.entries.as_slice();
         loop {
-            let (sequence, taken) = self.commit_some(node, &batch.epoch, rest).await?;
+            let (sequence, taken) = self
+                .commit_some((node, connection), &batch.epoch, rest)
+                .await?;
             rest = rest.get(taken..).unwrap_or_default();
             if rest.is_empty() {
                 return Ok(sequence);
@@ -85,8 +137,9 @@ impl Ledger {
             seq: 0,
             stream,
             message: message.clone(),
+            history: false,
         };
-        self.commit_some(node, PLAIN_EPOCH, std::slice::from_ref(&entry))
+        self.commit_some((node, None), PLAIN_EPOCH, std::slice::from_ref(&entry))
             .await?;
         Ok(())
     }
@@ -98,7 +151,7 @@ impl Ledger {
         limit: usize,
     ) -> Result<Option<(NodeRecord, Vec<LogEntry>)>, StoreError> {
         let (record, revision) = self.load(node).await?;
-        if revision == 0 {
+        if revision == 0 || (record.received == 0 && record.epoch.is_empty()) {
             return Ok(None);
         }
         let query = ListQuery {
@@ -128,7 +181,7 @@ impl Ledger {
     /// Commits a prefix of `entries`; returns the position and how many entries were taken.
     async fn commit_some(
         &self,
-        node: &str,
+        (node, connection): (&str, Option<u64>),
         epoch: &str,
         entries: &[Entry],
     ) -> Result<(u64, usize), StoreError> {
@@ -136,6 +189,10 @@ impl Ledger {
         loop {
             attempt += 1;
             let (record, revision) = self.load(node).await?;
+            if connection.is_some_and(|connection| connection < record.connection) {
+                let why = "the node has a newer connection".to_owned();
+                return Err(StoreError::Refused(why));
+            }
             let mut kept = self.kept(node).await?;
             match self
                 .attempt(node, epoch, entries, (record, revision), &mut kept)
@@ -186,11 +243,14 @@ impl Ledger {
                 entry.seq
             };
             record.received += 1;
+            record.history += u64::from(entry.history);
+            if entry.stream == GAPS_STREAM
+                && let Ok(gaps) = entry.message.content.decode::<Gaps>()
+            {
+                record.lose(gaps.gaps);
+            }
             let count = record.count(&entry.stream);
-            log.push(
-                fold.apply(seq, &entry.stream, count, &entry.message)
-                    .await?,
-            );
+            log.push(fold.apply(seq, entry, count).await?);
         }
         let sequence = record.sequence;
         if log.is_empty() {
@@ -215,16 +275,9 @@ impl Ledger {
                 _ => break,
             }
         }
-        let encode = |e: serde_json::Error| StoreError::Refused(e.to_string());
         let txn = txn
-            .put(
-                log_key(node, segment),
-                serde_json::to_vec(&log).map_err(encode)?,
-            )
-            .put(
-                record_key(node),
-                serde_json::to_vec(&record).map_err(encode)?,
-            );
+            .put(log_key(node, segment), encode(&log)?)
+            .put(record_key(node), encode(&record)?);
         self.store.txn(txn).await?;
         Ok((sequence, taken))
     }
@@ -273,6 +326,10 @@ impl Ledger {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(node);
     }
+}
+
+fn encode<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(value).map_err(|error| StoreError::Refused(error.to_string()))
 }
 
 /// A transaction to start from.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use wire::extension::Gap;
 
 /// Position and counts of one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,12 @@ pub struct NodeRecord {
     pub received: u64,
     /// Messages that came again and were skipped.
     pub repeated: u64,
+    /// Of them, those of a backlog, which came after newer ones.
+    pub history: u64,
+    /// Number of the node's newest connection; batches of an older one are refused.
+    pub connection: u64,
+    /// What the node accepted and will never send, newest last; at most [`GAPS_MAX`].
+    pub gaps: VecDeque<Gap>,
     /// Messages stored by stream.
     pub streams: BTreeMap<String, u64>,
     /// Number of the next log segment.
@@ -33,7 +40,17 @@ pub(super) const OTHER_STREAMS: &str = "other";
 /// Longest name of a stream that is counted apart.
 pub(super) const STREAM_BYTES_MAX: usize = 1024;
 
+/// Gaps kept per node.
+pub(super) const GAPS_MAX: usize = 100;
+
 impl NodeRecord {
+    /// Adds what a node has lost.
+    pub(super) fn lose(&mut self, gaps: Vec<Gap>) {
+        self.gaps.extend(gaps);
+        let surplus = self.gaps.len().saturating_sub(GAPS_MAX);
+        self.gaps.drain(..surplus);
+    }
+
     /// Counts one message of a stream; returns how many there were.
     pub(super) fn count(&mut self, stream: &str) -> u64 {
         let is_known = self.streams.contains_key(stream);
@@ -62,6 +79,9 @@ pub struct LogEntry {
     pub at: i64,
     /// Reported values by property; the state; or the uploaded text, cut to 1 KiB.
     pub value: Value,
+    /// Part of a backlog: newer values were told before it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub history: bool,
 }
 
 /// Which log segments exist, oldest first, and how many readings they hold.

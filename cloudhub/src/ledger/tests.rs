@@ -17,6 +17,7 @@ fn batch(epoch: &str, entries: &[(u64, &str, &str)]) -> Batch {
         seq,
         stream: format!("twin/plant/{device}"),
         message: report(device, &format!("{device}-{seq}"), value),
+        history: false,
     };
     Batch {
         epoch: epoch.to_owned(),
@@ -183,4 +184,87 @@ fn a_node_that_invents_streams_does_not_grow_its_record() {
     record.count(&"x".repeat(record::STREAM_BYTES_MAX + 1));
     assert_eq!(record.streams.len(), record::STREAMS_MAX + 1);
     assert_eq!(record.streams.values().sum::<u64>(), n + 2, "none is lost");
+}
+
+#[tokio::test]
+async fn history_counts_and_never_touches_the_status() {
+    let (store, ledger) = ledger(100).await;
+    ledger
+        .commit("e1", &batch("a", &[(10, "t1", "99")]))
+        .await
+        .unwrap();
+    let before = status(&store, "t1").await.unwrap();
+    let mut late = batch("a", &[(11, "t1", "1"), (12, "t2", "2")]);
+    for entry in &mut late.entries {
+        entry.history = true;
+    }
+    assert_eq!(ledger.commit("e1", &late).await.unwrap(), 12);
+    assert_eq!(status(&store, "t1").await.unwrap(), before);
+    assert!(status(&store, "t2").await.is_none());
+    let (record, entries) = ledger.read("e1", 10).await.unwrap().unwrap();
+    assert_eq!((record.received, record.history), (3, 2));
+    assert_eq!(record.streams["twin/plant/t1"], 2);
+    let marked: Vec<bool> = entries.iter().map(|e| e.history).collect();
+    assert_eq!(marked, [false, true, true]);
+}
+
+#[tokio::test]
+async fn an_older_connection_stores_nothing_once_a_newer_one_was_told_the_position() {
+    let (_store, ledger) = ledger(100).await;
+    let old = ledger.begin("e1").await.unwrap();
+    assert_eq!(old.acked, None);
+    assert!(
+        ledger.read("e1", 10).await.unwrap().is_none(),
+        "nothing was reported"
+    );
+    let first = batch("a", &[(1, "t1", "1")]);
+    let commit = |connection, batch| {
+        let ledger = &ledger;
+        async move { ledger.commit_of("e1", Some(connection), &batch).await }
+    };
+    assert_eq!(commit(old.connection, first).await.unwrap(), 1);
+    let new = ledger.begin("e1").await.unwrap();
+    assert_eq!(new.acked, Some(("a".to_owned(), 1)));
+    assert!(
+        commit(old.connection, batch("a", &[(2, "t1", "2")]))
+            .await
+            .is_err()
+    );
+    assert_eq!(
+        commit(new.connection, batch("a", &[(5, "t1", "2")]))
+            .await
+            .unwrap(),
+        5
+    );
+    let (record, _) = ledger.read("e1", 10).await.unwrap().unwrap();
+    assert_eq!(record.received, 2);
+}
+
+#[tokio::test]
+async fn gaps_stand_in_the_record_and_are_bounded() {
+    let (_store, ledger) = ledger(100).await;
+    for seq in 1..=150 {
+        let gap = wire::extension::Gap {
+            stream: "upload/t".into(),
+            fate: "evicted".into(),
+            rows: seq,
+            ..wire::extension::Gap::default()
+        };
+        let gaps = Gaps { gaps: vec![gap] };
+        let entry = Entry {
+            seq,
+            stream: GAPS_STREAM.into(),
+            message: gaps.into_message("id".into(), 5),
+            history: false,
+        };
+        let batch = Batch {
+            epoch: "a".into(),
+            after: 0,
+            entries: vec![entry],
+        };
+        ledger.commit("e1", &batch).await.unwrap();
+    }
+    let (record, _) = ledger.read("e1", 1).await.unwrap().unwrap();
+    assert_eq!(record.gaps.len(), record::GAPS_MAX);
+    assert_eq!(record.gaps.back().unwrap().rows, 150);
 }

@@ -267,6 +267,7 @@ async fn ledger(state: &ApiState, node: &str, query: &str) -> Response<Full<Byte
                 &json!({
                     "node": node, "epoch": record.epoch, "sequence": record.sequence,
                     "received": record.received, "repeated": record.repeated,
+                    "history": record.history, "gaps": record.gaps,
                     "streams": record.streams, "entries": entries,
                 }),
             )

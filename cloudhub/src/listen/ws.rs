@@ -99,6 +99,8 @@ struct Accepted {
     extensions: Extensions,
     /// Epoch the node named, and what is stored of it.
     stored: Option<(String, u64)>,
+    /// Number of the connection in the node's ledger.
+    connection: Option<u64>,
     refusal: Option<Close>,
 }
 
@@ -113,6 +115,7 @@ async fn attend(
         node,
         extensions,
         stored,
+        connection,
         refusal,
     } = accepted;
     if let Some(close) = refusal {
@@ -126,7 +129,7 @@ async fn attend(
         .registry
         .connect(&node, extensions, clock::unix_millis());
     drop(node);
-    session::run(socket, handle, stored, services, stop).await;
+    session::run(socket, handle, (stored, connection), services, stop).await;
 }
 
 async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, state: &WsState) -> Option<Accepted> {
@@ -155,9 +158,12 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, state: &WsState) ->
         refusal = Some(Close::new(Close::POLICY, reason));
         identity.user.clone()
     };
-    let acked = match &refusal {
-        None => state.services.ledger.acked(&node).await.ok()?,
-        Some(_) => None,
+    let (connection, acked) = match &refusal {
+        None => {
+            let begun = state.services.ledger.begin(&node).await.ok()?;
+            (Some(begun.connection), begun.acked)
+        }
+        Some(_) => (None, None),
     };
     let (ws, request) = upgrade(tls, acked).await?;
     if let Some(claimed) = request.node_id.filter(|claimed| *claimed != node) {
@@ -170,6 +176,7 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, state: &WsState) ->
         node,
         extensions: request.extensions,
         stored: request.stored,
+        connection,
         refusal,
     })
 }

@@ -14,6 +14,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::Message as WsMessage;
 use tokio_util::sync::CancellationToken;
 use wire::{
+    extension::GAPS_STREAM,
     message::Message,
     session::{
         Ids, Transmit,
@@ -52,7 +53,7 @@ pub struct Services {
 pub async fn run<S>(
     mut socket: Socket<S>,
     handle: Arc<SessionHandle>,
-    stored: Option<(String, u64)>,
+    (stored, connection): (Option<(String, u64)>, Option<u64>),
     services: Arc<Services>,
     stop: CancellationToken,
 ) where
@@ -79,6 +80,7 @@ pub async fn run<S>(
         handle: &handle,
         services: &services,
         events,
+        connection,
     };
     let close = step_until_closed(&mut socket, &mut hub, &session, &stop).await;
     // The last ones are stored; whatever hangs ends with the set.
@@ -100,6 +102,8 @@ struct Session<'s> {
     handle: &'s Arc<SessionHandle>,
     services: &'s Arc<Services>,
     events: mpsc::Sender<Box<Message>>,
+    /// Its number in the node's ledger.
+    connection: Option<u64>,
 }
 
 /// Stores events until the session drops its end.
@@ -224,8 +228,18 @@ fn take_input(
 async fn act(event: Event, hub: &mut HubSession, session: &Session<'_>) -> Result<(), Close> {
     let (handle, services) = (session.handle, session.services);
     match event {
-        Event::Batch(batch) => match services.ledger.commit(&handle.node, &batch).await {
-            Ok(acked) => hub.ack_batch(&batch.epoch, acked),
+        Event::Batch(batch) => match services
+            .ledger
+            .commit_of(&handle.node, session.connection, &batch)
+            .await
+        {
+            Ok(acked) => {
+                hub.ack_batch(&batch.epoch, acked);
+                for entry in batch.entries.iter().filter(|e| e.stream == GAPS_STREAM) {
+                    // The ledger has them; the events are for whoever looks with kubectl.
+                    drop(session.events.try_send(Box::new(entry.message.clone())));
+                }
+            }
             Err(error) => {
                 tracing::error!(node = %handle.node, %error, "batch could not be stored");
                 return Err(Close::new(Close::FAILED, "the hub could not store a batch"));

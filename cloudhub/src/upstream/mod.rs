@@ -7,6 +7,7 @@
 
 mod device;
 mod event;
+mod gap;
 mod node;
 mod pod;
 mod query;
@@ -18,6 +19,7 @@ use apiserver::{ApiError, Reason};
 use serde_json::Value;
 use wire::{
     body,
+    extension::GROUP,
     message::{Content, Message, Operation},
     resource::{Kind, ResourcePath},
 };
@@ -120,6 +122,9 @@ impl Upstream {
     async fn dispatch(&self, request: &Request<'_>) -> Answer {
         let route = &request.message.route;
         let operation = route.operation();
+        if route.group == GROUP {
+            return self.gaps(request).await;
+        }
         if operation == Operation::Upload {
             return self.upload(request).await;
         }

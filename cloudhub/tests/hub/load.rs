@@ -25,6 +25,7 @@ fn report(seq: u64) -> Entry {
         seq,
         stream: format!("twin/default/t{device}"),
         message: Message::new(format!("m-{seq}"), 5, route, Content::json(&body).unwrap()),
+        history: false,
     }
 }
 

@@ -227,6 +227,7 @@ fn report(seq: u64, value: &str) -> Entry {
         seq,
         stream: "twin/default/t1".to_owned(),
         message: Message::new(format!("m-{seq}"), 5, route, Content::json(&body).unwrap()),
+        history: false,
     }
 }
 

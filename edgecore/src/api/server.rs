@@ -163,13 +163,14 @@ async fn answer(request: Request<Incoming>, served: &Served) -> Response<Full<By
             });
         }
         (&Method::POST, "/images/prune") => return json(prune(sources).await),
+        (&Method::GET, "/metrics") => return metrics(sources).await,
         (&Method::GET, "/healthz") => return text(StatusCode::OK, "ok"),
         (&Method::POST, "/exec") => Kind::Exec,
         (&Method::POST, "/attach") => Kind::Attach,
         _ => {
             return text(
                 StatusCode::NOT_FOUND,
-                "known: GET /status, /pods, /stats, /healthz; POST /exec, /attach, /images/prune",
+                "known: GET /status, /pods, /stats, /metrics, /healthz; POST /exec, /attach, /images/prune",
             );
         }
     };
@@ -197,6 +198,14 @@ fn text(code: StatusCode, body: &str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
     *response.status_mut() = code;
     response
+}
+
+/// The ledger's counters, as Prometheus reads them.
+async fn metrics(sources: &Sources) -> Response<Full<Bytes>> {
+    match sources.store.read(outbox::report::Report::read).await {
+        Ok(report) => text(StatusCode::OK, &report.metrics()),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
 }
 
 /// Removes the images that nobody needs; the bytes freed.

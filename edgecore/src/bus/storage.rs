@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 
 use super::{BusHandle, dispatch, inbound, rows};
 use crate::clock;
+use crate::outbox;
 use crate::store::{Store, StoreError};
 use crate::twin::Outcome;
 
@@ -76,6 +77,7 @@ impl Storage for BusStorage {
         let (job, report) = (Arc::clone(&slot), Arc::clone(&slot));
         let handle = self.handle.get().cloned();
         let link_wake = Arc::clone(&self.link_wake);
+        let counting = self.store.clone();
         let submitted = self.store.submit_fn(
             move |tx| {
                 job.batch()
@@ -89,6 +91,7 @@ impl Storage for BusStorage {
                         after_commit(outcome, handle.as_ref(), &link_wake);
                     }
                     Err(error) => {
+                        count_refused(&counting, &error);
                         // The whole commit may have failed after every job had run.
                         break_off(chain.as_ref());
                         done(Err(of_store(&error)));
@@ -112,6 +115,15 @@ impl Storage for BusStorage {
                 }
             }
         }
+    }
+}
+
+/// A publish that a full stream refused shows in the ledger. Its own transaction was undone, so
+/// this is another one; with a store that is busy the count is not worth waiting for.
+fn count_refused(store: &Store, error: &StoreError) {
+    if let StoreError::Quota { stream } = error {
+        let stream = stream.clone();
+        drop(store.submit_fn(move |tx| outbox::count_refused(tx, &stream), drop));
     }
 }
 
@@ -158,7 +170,7 @@ pub(super) fn after_commit(outcome: Outcome, handle: Option<&BusHandle>, link_wa
 
 fn of_store(error: &StoreError) -> StorageError {
     match error {
-        StoreError::Full => StorageError::Full,
+        StoreError::Full | StoreError::Quota { .. } => StorageError::Full,
         StoreError::Open { .. }
         | StoreError::Corrupt { .. }
         | StoreError::TooNew { .. }

@@ -141,6 +141,18 @@ pub(super) struct MetaManager {
     pub remote_query_timeout: u32,
 }
 
+/// One of `outpost.streams`; the values are checked later, with their place in the message.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct StreamRule {
+    #[serde(rename = "match")]
+    pub pattern: String,
+    pub priority: Option<u8>,
+    pub ttl: Option<String>,
+    pub bytes: Option<String>,
+    pub when_full: Option<String>,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Outpost {
@@ -159,7 +171,9 @@ pub(super) struct Outpost {
     pub log_format: String,
     pub log_level: String,
     pub mqtt: RawMqtt,
+    pub history_rows_per_second: u32,
     pub outbox_bytes_max: String,
+    pub streams: Vec<StreamRule>,
     pub run_directory: String,
     pub seccomp_directory: String,
 }

@@ -348,6 +348,11 @@ pub(super) const FIELDS: &[Field] = &[
         "containerd namespace of our images and containers",
     ),
     f(
+        "outpost.historyRowsPerSecond",
+        "10000",
+        "after a long outage the newest values go first; what came before follows at this rate",
+    ),
+    f(
         "outpost.imageLayersMax",
         "3",
         "layers of one image pulled at the same time",
@@ -473,6 +478,11 @@ pub(super) const FIELDS: &[Field] = &[
         "outpost.snapshotter",
         "\"overlayfs\"",
         "containerd's snapshotter",
+    ),
+    f(
+        "outpost.streams",
+        "[]",
+        "what waits for the hub, by stream; the first that matches counts: match (twin/<ns>/<device>, state/<ns>/<device>, upload/<topic>, with + and #), priority 0-9, ttl (24h), bytes (4Mi), whenFull (dropOldest, refuse, keepNewest)",
     ),
 ];
 

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use super::ConfigError;
 use super::mqtt::{self, MqttConfig};
-use super::raw::Raw;
+use super::raw::{Raw, StreamRule};
 use super::resources::NodeResources;
 use crate::edged::image_gc::ImagePolicy;
 use crate::edged::runtime::containerd::Registries;
+use crate::outbox::{Policy, PolicyError, RULES_MAX, Rule};
 
 /// Several of the largest messages a device can send.
 const OUTBOX_BYTES_MIN: u64 = 1 << 20;
@@ -35,6 +36,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Bound of the outbox; at least [`OUTBOX_BYTES_MIN`].
     pub outbox_bytes_max: u64,
+    /// Policies of the outbox's streams, the first that matches counts.
+    pub streams: Vec<Rule>,
     /// KubeEdge's keys that were present and mean nothing here, sorted.
     pub ignored: Vec<String>,
 }
@@ -64,6 +67,8 @@ pub struct HubConfig {
     pub write_deadline: Duration,
     pub query_timeout: Duration,
     pub rotate_certificates: bool,
+    /// At most so many rows of a backlog leave in a second.
+    pub history_rows_per_second: u32,
     pub tls: TlsFiles,
     /// Empty unless the file carries a join token.
     pub token: String,
@@ -316,6 +321,31 @@ fn outbox_bytes_max(text: &str) -> Result<u64, ConfigError> {
     Ok(bytes)
 }
 
+fn streams(rules: &[StreamRule]) -> Result<Vec<Rule>, ConfigError> {
+    const PATH: &str = "outpost.streams";
+    if rules.len() > RULES_MAX {
+        return Err(wrong(PATH, format!("at most {RULES_MAX} rules")));
+    }
+    let mut checked = Vec::with_capacity(rules.len());
+    for (index, rule) in rules.iter().enumerate() {
+        let at = |error: PolicyError| wrong(format!("{PATH}[{index}]"), error.to_string());
+        let mut policy = Policy::default();
+        let priority = rule.priority.map(|priority| priority.to_string());
+        for (key, value) in [
+            ("priority", priority.as_ref()),
+            ("ttl", rule.ttl.as_ref()),
+            ("bytes", rule.bytes.as_ref()),
+            ("whenFull", rule.when_full.as_ref()),
+        ] {
+            if let Some(value) = value {
+                policy.set(key, value).map_err(at)?;
+            }
+        }
+        checked.push(Rule::new(&rule.pattern, policy).map_err(at)?);
+    }
+    Ok(checked)
+}
+
 /// Raw to checked.
 pub(super) fn check(raw: &Raw, ignored: Vec<String>) -> Result<Config, ConfigError> {
     if raw.api_version != "edgecore.config.kubeedge.io/v1alpha2" {
@@ -370,6 +400,7 @@ pub(super) fn check(raw: &Raw, ignored: Vec<String>) -> Result<Config, ConfigErr
         bus: bus(raw, &node_name)?,
         log: log(raw)?,
         outbox_bytes_max: outbox_bytes_max(&raw.outpost.outbox_bytes_max)?,
+        streams: streams(&raw.outpost.streams)?,
         node_name,
         ignored,
     })
@@ -403,6 +434,13 @@ fn hub(raw: &Raw, query_timeout: Duration) -> Result<Option<HubConfig>, ConfigEr
         )?,
         query_timeout,
         rotate_certificates: hub.rotate_certificates,
+        history_rows_per_second: match raw.outpost.history_rows_per_second {
+            0 => {
+                let why = "must be 1 or more".to_owned();
+                return Err(wrong("outpost.historyRowsPerSecond", why));
+            }
+            rows => rows,
+        },
         tls: TlsFiles {
             ca: absolute("modules.edgeHub.tlsCaFile", &hub.tls_ca_file)?,
             cert: absolute("modules.edgeHub.tlsCertFile", &hub.tls_cert_file)?,

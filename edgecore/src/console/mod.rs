@@ -19,12 +19,20 @@ use crate::api::client::AskError;
 use crate::api::target::TargetError;
 use crate::edged::logs::LogError;
 use crate::edged::runtime::RuntimeError;
+use crate::outbox::report::Report;
+use crate::store::StoreError;
 
 pub use logs::{LogsRequest, logs};
 pub use pods::{Shape, pods};
 pub use source::Source;
 pub use talk::{TalkRequest, attach, exec};
 pub use top::{top_node, top_pods};
+
+/// The ledger as a table.
+pub fn ledger(report: &Report) -> String {
+    let (heads, rows) = report.table();
+    table::table(heads, &rows) + &report.footer()
+}
 
 /// Why a command could not be carried out. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +48,8 @@ pub enum ConsoleError {
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(
         "edgecore is not running and containerd does not answer at `{containerd}`; \
          `edgecore check` says what is wrong"

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
+use wire::limits;
 use wire::message::{Message, Operation};
 use wire::session::Ids;
 use wire::session::edge::{EdgeSession, Event};
@@ -33,6 +34,16 @@ const DELETE_RETRY_AFTER: Duration = Duration::from_secs(10);
 const QUIET_AFTER: Duration = Duration::from_secs(5);
 /// Outbox rows read at once.
 const ROWS_MAX: usize = 256;
+/// Rows of the history put into the queue at once.
+const HISTORY_ROWS: u32 = 256;
+/// Room that the history leaves in the window: what is live never waits for it.
+const HISTORY_LEAVES: usize = limits::UPSTREAM_WINDOW / 2;
+/// How far the history may lag behind its rate and catch up.
+const HISTORY_LAG: Duration = Duration::from_millis(200);
+/// After a store that could not put history into the queue.
+const HISTORY_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Between two looks for what is too old and for losses that the hub was not told.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
 
 /// A store job that ended.
 #[derive(Debug)]
@@ -45,6 +56,16 @@ pub(super) enum Done {
         up_to: u64,
         outcome: Result<u64, StoreError>,
     },
+    /// What was too old is gone, what was lost is in the outbox.
+    Tidied { has_rows: bool },
+}
+
+/// A backlog that is being told.
+#[derive(Debug, Default)]
+struct History {
+    told: outbox::Told,
+    /// When the next rows may leave.
+    next: Option<Instant>,
 }
 
 pub(super) struct Driver {
@@ -70,6 +91,10 @@ pub(super) struct Driver {
     delete_at: Option<Instant>,
     /// The last deletion failed.
     delete_trouble: bool,
+    /// `None`: there is no backlog, or all of it was told.
+    history: Option<History>,
+    history_rate: u32,
+    tidy_at: Option<Instant>,
     /// Pushes refused since one was stored.
     refused: u32,
     /// When a store that was lost counts as filled again; `None` while it is whole.
@@ -91,6 +116,7 @@ impl Driver {
         store: Store,
         meta: MetaHandle,
         publish: Publisher,
+        history_rate: u32,
     ) -> Self {
         let ids = Ids::new(uuid::Uuid::new_v4().to_string());
         let (done, completions) = mpsc::channel(DONE_MAX);
@@ -113,6 +139,9 @@ impl Driver {
             deleting: false,
             delete_at: None,
             delete_trouble: false,
+            history: None,
+            history_rate,
+            tidy_at: None,
             refused: 0,
             complete_at: None,
             farewells: BTreeSet::new(),
@@ -127,11 +156,49 @@ impl Driver {
         self.pushes < PUSHES_MAX
     }
 
+    /// Puts the outbox in order for a connection: for a hub of ours, which has what is up to
+    /// `acked`, live values before history; for a plain one everything as it came.
+    pub(super) async fn resume(&mut self, acked: Option<u64>) -> Result<(), StoreError> {
+        self.history = None;
+        let Some(acked) = acked else {
+            if self.store.write(outbox::resume_plain).await? {
+                self.session.forget_pushed();
+                self.cursor = 0;
+            }
+            return Ok(());
+        };
+        let newest = self.store.read(move |tx| outbox::newest(tx, acked)).await?;
+        let is_backlog = newest.is_some();
+        let now = clock::unix_millis();
+        let resumed = self.store.write(move |tx| {
+            outbox::expire(tx, now)?;
+            let mark = outbox::resume(tx, acked, newest)?;
+            outbox::queue_gaps(tx, now)?;
+            Ok(mark)
+        });
+        let mark = match resumed.await {
+            Ok(mark) => mark,
+            Err(error) if error.is_transient() => {
+                tracing::warn!(%error, "the backlog cannot be put in order now; it goes as it came");
+                self.store.read(outbox::mark).await?
+            }
+            Err(error) => return Err(error),
+        };
+        if is_backlog {
+            tracing::info!("a backlog waits; its newest values go first");
+        }
+        self.session.forget_pushed();
+        self.cursor = mark;
+        self.history = (mark > 0).then(History::default);
+        Ok(())
+    }
+
     /// A connection stands: everything that the hub should know is told again.
     pub(super) fn handle_connected(&mut self, is_plain: bool, now: Instant) {
         self.link_dead = false;
         self.more_rows = true;
         self.in_order = !is_plain;
+        self.tidy_at = (!is_plain).then_some(now + TIDY_EVERY);
         // A plain hub never tells again what it believes the node to hold (protocol §6.2).
         self.complete_at = (!is_plain && !self.meta.is_complete()).then_some(now + QUIET_AFTER);
         self.registration.reset();
@@ -150,6 +217,7 @@ impl Driver {
         }
         self.forget_farewells();
         self.delete_delivered(now);
+        self.tidy(now);
         if self.complete_at.is_some_and(|at| at <= now) && self.pushes == 0 {
             self.complete_at = None;
             match self.meta.set_complete().await {
@@ -157,9 +225,76 @@ impl Driver {
                 Err(error) => tracing::warn!(%error, "the store could not be marked as filled"),
             }
         }
-        if let Err(error) = self.pull_rows().await {
+        let pulled = match self.pull_rows().await {
+            Ok(()) if self.may_release(now) => self.release_history(now).await,
+            pulled => pulled,
+        };
+        if let Err(error) = pulled {
             tracing::warn!(%error, "outbox cannot be read; what it holds is sent later");
         }
+    }
+
+    fn has_room_for_history(&self) -> bool {
+        self.session.is_connected() && self.session.capacity() > HISTORY_LEAVES
+    }
+
+    fn may_release(&self, now: Instant) -> bool {
+        let due = |history: &History| history.next.is_none_or(|at| at <= now);
+        self.history.as_ref().is_some_and(due) && !self.more_rows && self.has_room_for_history()
+    }
+
+    /// Puts the next rows of the history behind the live ones.
+    async fn release_history(&mut self, now: Instant) -> Result<(), StoreError> {
+        let Some(history) = &mut self.history else {
+            return Ok(());
+        };
+        let mut told = history.told.clone();
+        let rows_max = HISTORY_ROWS.min(self.history_rate);
+        let limit = usize::try_from(rows_max).unwrap_or(ROWS_MAX);
+        let released = self.store.write(move |tx| {
+            let rows = outbox::release(tx, &mut told, limit)?;
+            Ok((told, rows))
+        });
+        match released.await {
+            Ok((told, rows)) => {
+                history.told = told;
+                let since = history
+                    .next
+                    .map_or(now, |at| at.max(now.checked_sub(HISTORY_LAG).unwrap_or(at)));
+                history.next =
+                    Some(since + Duration::from_secs(rows_max.into()) / self.history_rate);
+                if rows < limit {
+                    self.history = None;
+                    tracing::info!("the backlog is in the queue");
+                }
+                self.more_rows = rows > 0;
+                self.pull_rows().await
+            }
+            Err(error) => {
+                history.next = Some(now + HISTORY_RETRY_AFTER);
+                Err(error)
+            }
+        }
+    }
+
+    fn tidy(&mut self, now: Instant) {
+        if self.tidy_at.is_none_or(|at| at > now) || !self.session.is_connected() {
+            return;
+        }
+        self.tidy_at = Some(now + TIDY_EVERY);
+        let wall = clock::unix_millis();
+        let done = self.done.clone();
+        // A store that is busy is asked again in a minute.
+        drop(self.store.submit_fn(
+            move |tx| {
+                outbox::expire(tx, wall)?;
+                outbox::queue_gaps(tx, wall)
+            },
+            move |outcome| {
+                let has_rows = outcome.unwrap_or(false);
+                drop(done.try_send(Done::Tidied { has_rows }));
+            },
+        ));
     }
 
     fn take_news(&mut self, now: Instant) {
@@ -329,6 +464,7 @@ impl Driver {
                     }
                 }
             }
+            Done::Tidied { has_rows } => self.more_rows |= has_rows,
             Done::Deleted { up_to, outcome } => {
                 self.deleting = false;
                 match outcome {
@@ -397,6 +533,9 @@ impl Driver {
                 self.cursor = row.seq;
                 match Message::decode(&row.message) {
                     // There is room: `limit` said so.
+                    Ok(message) if row.is_history => {
+                        let _ = self.session.push_history(row.seq, row.stream, message);
+                    }
                     Ok(message) => drop(self.session.push(row.seq, row.stream, message)),
                     Err(error) => {
                         tracing::error!(seq = row.seq, %error, "outbox row is unreadable; it counts as expired");
@@ -432,6 +571,11 @@ impl Driver {
             self.lease.due().filter(|_| connected),
             self.delete_at,
             self.complete_at.filter(|_| connected),
+            self.tidy_at.filter(|_| connected),
+            self.history
+                .as_ref()
+                .and_then(|history| history.next)
+                .filter(|_| self.has_room_for_history()),
         ]
         .into_iter()
         .flatten()

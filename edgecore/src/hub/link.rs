@@ -71,6 +71,7 @@ impl Link {
                 parts.store.clone(),
                 parts.meta,
                 parts.publish,
+                parts.config.history_rows_per_second,
             ),
             config: parts.config,
             node: parts.node,
@@ -156,6 +157,12 @@ impl Running {
 
     /// Waits out the backoff; requests are answered at once, completions are taken in.
     async fn wait_offline(&mut self, wait: Duration, stop: &CancellationToken) {
+        // What is too old makes room also while nobody takes it. A busy store is asked next time.
+        let now = clock::unix_millis();
+        drop(
+            self.store
+                .submit_fn(move |tx| outbox::expire(tx, now), drop),
+        );
         let until = tokio::time::Instant::now() + wait;
         loop {
             // Every arm is cancel-safe: a timer, two channel receives, a token.
@@ -216,6 +223,9 @@ impl Running {
         {
             return Ok(());
         }
+        self.driver
+            .resume(extensions.batch.then_some(acked.unwrap_or(0)))
+            .await?;
         let inventory = self.store.read(meta::inventory).await?;
         let began = clock::monotonic();
         self.driver.session.set_wall_time(clock::unix_millis());

@@ -185,6 +185,7 @@ async fn edge(extensions: Extensions) -> (Edge, Hub) {
     let pki = pki(dir.path());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = HubConfig {
+        history_rows_per_second: 10_000,
         server: listener.local_addr().unwrap().to_string(),
         http_server: "https://127.0.0.1:1".into(),
         project_id: "p".into(),

@@ -5,19 +5,41 @@
 //! evicted` holds at every commit.
 //!
 //! The whole is bounded ([`quota`]): when it is full the oldest rows of somebody give way, counted
-//! as evicted. Nothing is refused and nothing stops (design D12).
+//! as evicted. A stream may have a bound, a lifetime and a priority of its own ([`policy`]); only
+//! one that was configured so refuses anything. What was lost is told to the hub ([`gaps`]).
 
+mod gaps;
+mod history;
+mod policy;
 mod quota;
+pub mod report;
+#[cfg(test)]
+mod stream_tests;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use quota::open_totals;
+pub use gaps::{gaps, queue_gaps};
+pub use history::{Newest, Told, mark, newest, release, resume, resume_plain};
+pub use policy::{ANNOTATION, Policy, PolicyError, RULES_MAX, Rule, set_device_policy, set_rules};
 pub use quota::{BYTES_MAX, UPLOAD_STREAMS_MAX, UPLOADS_OTHER, bytes, set_bytes_max};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::clock::UnixMillis;
 use crate::store::StoreError;
+use gaps::Lost;
+use policy::WhenFull;
+
+/// Times before this are of a clock that was not set yet: nothing expires by them.
+const CLOCK_SET_MS: i64 = 1_577_836_800_000;
+/// Rows that expire in one transaction.
+const EXPIRED_MAX: usize = 10_000;
+
+/// Makes what the writer's connection keeps in memory. Called once, after the migrations.
+pub(crate) fn open(conn: &Connection) -> Result<(), StoreError> {
+    quota::open_totals(conn)?;
+    policy::open(conn)
+}
 
 /// Position in the outbox; rises by at least one, never reused within an epoch.
 pub type Seq = u64;
@@ -29,6 +51,8 @@ pub struct Pending {
     pub stream: String,
     /// An encoded [`wire`] message (JSON text).
     pub message: Vec<u8>,
+    /// Part of a backlog; a newer value has been told before it.
+    pub is_history: bool,
 }
 
 /// One stream's balance.
@@ -40,6 +64,10 @@ pub struct Balance {
     pub pending: u64,
     pub expired: u64,
     pub evicted: u64,
+    /// Publishes that were never accepted: the stream refuses when it is full.
+    pub refused: u64,
+    /// What the pending rows cost.
+    pub bytes: u64,
 }
 
 impl Balance {
@@ -57,8 +85,43 @@ pub fn append(
     message: &[u8],
     now: UnixMillis,
 ) -> Result<Seq, StoreError> {
+    append_about(tx, stream, "", message, now)
+}
+
+/// The same for a message that tells about `key`: in a stream that keeps the newest of a key, a
+/// row about the same one gives way.
+///
+/// # Errors
+/// [`StoreError::Quota`] when the stream is full and refuses; nothing was changed then.
+pub fn append_about(
+    tx: &Connection,
+    stream: &str,
+    key: &str,
+    message: &[u8],
+    now: UnixMillis,
+) -> Result<Seq, StoreError> {
     let cost = quota::cost(message);
-    quota::make_room(tx, stream, cost, now)?;
+    let total = quota::charge(tx, cost)?;
+    let policy = if total.ruled {
+        Some(policy::of(tx, stream)?)
+    } else {
+        None
+    };
+    let newest_only = policy.is_some_and(|p| p.when_full == WhenFull::KeepNewest);
+    let mut has_room = true;
+    if let Some(policy) = &policy {
+        if newest_only {
+            supersede(tx, stream, key)?;
+        }
+        has_room = quota::make_room_in(tx, stream, cost, policy, now)?;
+    }
+    has_room = has_room && quota::make_room(tx, stream, (cost, &total), policy.as_ref(), now)?;
+    if !has_room && policy.is_some_and(|p| p.when_full == WhenFull::Refuse) {
+        quota::give_back(tx, cost)?;
+        return Err(StoreError::Quota {
+            stream: stream.to_owned(),
+        });
+    }
     let stream = if accept(tx, stream, cost)? {
         stream
     } else {
@@ -70,9 +133,47 @@ pub fn append(
         .execute(params![stream, cost])?;
         stream
     };
-    tx.prepare_cached("INSERT INTO outbox (stream, created_ms, message) VALUES (?1, ?2, ?3)")?
-        .execute(params![stream, now, message])?;
+    let seq = insert(tx, stream, newest_only.then_some(key), message, now)?;
+    if !has_room {
+        // Everything that waits is worth more: this one is lost, and said so.
+        remove_one(tx, seq, Fate::Evicted)?;
+    }
+    Ok(seq)
+}
+
+fn insert(
+    tx: &Connection,
+    stream: &str,
+    key: Option<&str>,
+    message: &[u8],
+    now: UnixMillis,
+) -> Result<Seq, StoreError> {
+    tx.prepare_cached(
+        "INSERT INTO outbox (stream, created_ms, message, same_key) VALUES (?1, ?2, ?3, ?4)",
+    )?
+    .execute(params![stream, now, message, key])?;
     Ok(u64::try_from(tx.last_insert_rowid()).unwrap_or(0))
+}
+
+/// A newer value comes: the older one is no gap, but counts.
+fn supersede(tx: &Connection, stream: &str, key: &str) -> Result<(), StoreError> {
+    let mut query = tx.prepare_cached(
+        "DELETE FROM outbox WHERE stream = ?1 AND same_key = ?2 RETURNING length(message)",
+    )?;
+    let gone = query
+        .query_map([stream, key], |row| row.get(0))?
+        .collect::<Result<Vec<u64>, _>>()?;
+    for bytes in gone {
+        settle(tx, stream, Fate::Evicted, 1, quota::freed(1, bytes))?;
+    }
+    Ok(())
+}
+
+/// Counts a publish that was refused.
+pub fn count_refused(tx: &Connection, stream: &str) -> Result<(), StoreError> {
+    tx.prepare_cached("UPDATE streams SET refused = refused + 1 WHERE stream = ?1")?
+        .execute([stream])?;
+    Ok(())
 }
 
 /// Counts a row of a stream that exists already.
@@ -85,28 +186,36 @@ fn accept(tx: &Connection, stream: &str, cost: u64) -> Result<bool, StoreError> 
     Ok(changed > 0)
 }
 
-/// The oldest rows after `after`, at most `limit`.
+/// The oldest rows after `after`, at most `limit`. Rows of a backlog are among them only once they
+/// were [`release`]d: ask from the mark on.
 pub fn pending(tx: &Connection, after: Seq, limit: usize) -> Result<Vec<Pending>, StoreError> {
     let mut query = tx.prepare_cached(
-        "SELECT seq, stream, message FROM outbox WHERE seq > ?1 ORDER BY seq LIMIT ?2",
+        "SELECT seq, stream, message, origin IS NOT NULL FROM outbox
+         WHERE seq > ?1 ORDER BY seq LIMIT ?2",
     )?;
     let rows = query.query_map(params![after, limit], |row| {
         Ok(Pending {
             seq: row.get(0)?,
             stream: row.get(1)?,
             message: row.get(2)?,
+            is_history: row.get(3)?,
         })
     })?;
     rows.collect::<Result<_, _>>().map_err(StoreError::from)
 }
 
-/// Removes every row up to and including `seq` and counts them as delivered. Returns how many.
+/// Removes every row up to and including `seq` and counts them as delivered, except those of a
+/// backlog that are still to come. Returns how many.
 pub fn delivered_up_to(tx: &Connection, seq: Seq) -> Result<u64, StoreError> {
+    let mark = mark(tx)?;
     let mut query = tx.prepare_cached(
-        "SELECT stream, count(*), sum(length(message)) FROM outbox WHERE seq <= ?1 GROUP BY stream",
+        "SELECT stream, count(*), sum(length(message)) FROM outbox
+         WHERE seq > ?1 AND seq <= ?2 GROUP BY stream",
     )?;
     let sums = query
-        .query_map([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .query_map([mark, seq], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?
         .collect::<Result<Vec<(String, u64, u64)>, _>>()?;
     let mut removed = 0;
     for (stream, rows, bytes) in &sums {
@@ -114,8 +223,8 @@ pub fn delivered_up_to(tx: &Connection, seq: Seq) -> Result<u64, StoreError> {
         settle(tx, stream, Fate::Delivered, *rows, freed)?;
         removed += rows;
     }
-    tx.prepare_cached("DELETE FROM outbox WHERE seq <= ?1")?
-        .execute([seq])?;
+    tx.prepare_cached("DELETE FROM outbox WHERE seq > ?1 AND seq <= ?2")?
+        .execute([mark, seq])?;
     Ok(removed)
 }
 
@@ -131,14 +240,52 @@ pub fn expired_one(tx: &Connection, seq: Seq) -> Result<bool, StoreError> {
 }
 
 fn remove_one(tx: &Connection, seq: Seq, fate: Fate) -> Result<bool, StoreError> {
-    let gone: Option<(String, u64)> = tx
-        .prepare_cached("DELETE FROM outbox WHERE seq = ?1 RETURNING stream, length(message)")?
-        .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?)))
+    let gone: Option<(String, u64, UnixMillis)> = tx
+        .prepare_cached(
+            "DELETE FROM outbox WHERE seq = ?1 RETURNING stream, length(message), created_ms",
+        )?
+        .query_row([seq], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()?;
-    if let Some((stream, bytes)) = &gone {
-        settle(tx, stream, fate, 1, quota::freed(1, *bytes))?;
+    if let Some((stream, bytes, created)) = &gone {
+        let lost = Lost::one(seq, quota::freed(1, *bytes), *created);
+        leave(tx, stream, fate, &lost)?;
     }
     Ok(gone.is_some())
+}
+
+/// Rows leave for good; those that the hub does not have are remembered as a gap.
+fn leave(tx: &Connection, stream: &str, fate: Fate, lost: &Lost) -> Result<(), StoreError> {
+    settle(tx, stream, fate, lost.rows, lost.freed)?;
+    match fate {
+        Fate::Delivered => Ok(()),
+        Fate::Expired | Fate::Evicted => gaps::note(tx, stream, fate, lost),
+    }
+}
+
+/// Removes what is older than its stream lets it be; how many rows. Times of a clock that was not
+/// set, or that was set back, expire nothing.
+pub fn expire(tx: &Connection, now: UnixMillis) -> Result<u64, StoreError> {
+    let mut query = tx.prepare_cached(
+        "SELECT o.seq FROM outbox o JOIN temp.outbox_policies p ON p.stream = o.stream
+         WHERE p.ttl_ms IS NOT NULL AND o.created_ms >= ?1 AND o.created_ms + p.ttl_ms < ?2
+         LIMIT ?3",
+    )?;
+    let limited: bool = tx
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM temp.outbox_policies WHERE ttl_ms IS NOT NULL)",
+        )?
+        .query_row([], |row| row.get(0))?;
+    if !limited {
+        return Ok(0);
+    }
+    let due = query
+        .query_map(params![CLOCK_SET_MS, now, EXPIRED_MAX], |row| row.get(0))?
+        .collect::<Result<Vec<Seq>, _>>()?;
+    let mut rows = 0;
+    for seq in due {
+        rows += u64::from(expired_one(tx, seq)?);
+    }
+    Ok(rows)
 }
 
 /// How a row leaves.
@@ -147,6 +294,16 @@ enum Fate {
     Delivered,
     Expired,
     Evicted,
+}
+
+impl Fate {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Expired => "expired",
+            Self::Evicted => "evicted",
+        }
+    }
 }
 
 /// Moves rows that leave from pending to their fate, and gives their bytes back.
@@ -177,7 +334,7 @@ fn settle(
 pub fn ledger(tx: &Connection) -> Result<Vec<Balance>, StoreError> {
     let mut query = tx.prepare_cached(
         "SELECT s.stream, accepted, delivered, expired, evicted,
-                coalesce(pending.rows, 0)
+                coalesce(pending.rows, 0), refused, bytes
          FROM streams s
          LEFT JOIN (SELECT stream, count(*) AS rows FROM outbox GROUP BY stream) pending
            ON pending.stream = s.stream
@@ -191,6 +348,8 @@ pub fn ledger(tx: &Connection) -> Result<Vec<Balance>, StoreError> {
             expired: row.get(3)?,
             evicted: row.get(4)?,
             pending: row.get(5)?,
+            refused: row.get(6)?,
+            bytes: row.get(7)?,
         })
     })?;
     rows.collect::<Result<_, _>>().map_err(StoreError::from)

@@ -245,6 +245,13 @@ impl Model {
                     expired: of(&self.expired),
                     evicted: of(&self.evicted),
                     pending: u64::try_from(waiting).unwrap(),
+                    refused: 0,
+                    bytes: self
+                        .rows
+                        .values()
+                        .filter(|(s, _)| *s == balance.stream)
+                        .map(|(_, cost)| cost)
+                        .sum(),
                 }
             );
         }

@@ -47,6 +47,8 @@ pub enum StoreError {
     Full,
     #[error("the store's queue is full")]
     Busy,
+    #[error("stream `{stream}` has reached its quota and refuses more")]
+    Quota { stream: String },
     #[error("the store has stopped")]
     Stopped,
     #[error("{0}")]
@@ -57,7 +59,7 @@ impl StoreError {
     /// Whether trying again, unchanged, can succeed.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Full | Self::Busy => true,
+            Self::Full | Self::Busy | Self::Quota { .. } => true,
             Self::Open { .. }
             | Self::Corrupt { .. }
             | Self::TooNew { .. }
@@ -180,7 +182,7 @@ impl Db {
             tx.pragma_update(None, "user_version", index + 1)?;
             tx.commit()?;
         }
-        crate::outbox::open_totals(&self.conn)
+        crate::outbox::open(&self.conn)
     }
 
     /// Runs every job in one transaction and reports to each after the commit. A job that fails

@@ -48,4 +48,31 @@ pub(super) const MIGRATIONS: &[&str] = &[
     CREATE TABLE mqtt_received (client TEXT NOT NULL, packet_id INTEGER NOT NULL,
         PRIMARY KEY (client, packet_id)) WITHOUT ROWID;
     ",
+    // 2: stream policies, backlog as history, gaps, prints of events apart from the twin
+    "
+    -- same_key: what the row tells about, in streams that keep the newest of a key; origin: the
+    -- sequence number of a row of the backlog before it was put at the end, to be sent as history
+    ALTER TABLE outbox ADD COLUMN same_key TEXT;
+    ALTER TABLE outbox ADD COLUMN origin INTEGER;
+    CREATE INDEX outbox_same_key ON outbox (stream, same_key) WHERE same_key IS NOT NULL;
+    CREATE INDEX outbox_origin ON outbox (origin) WHERE origin IS NOT NULL;
+    -- publishes that a stream's policy refused; they were never accepted
+    ALTER TABLE streams ADD COLUMN refused INTEGER NOT NULL DEFAULT 0;
+    -- policies from annotations of Device objects; those of the configuration are not stored
+    CREATE TABLE stream_policies (stream TEXT PRIMARY KEY, policy TEXT NOT NULL) WITHOUT ROWID;
+    -- what left without reaching the hub and was not told to it yet
+    CREATE TABLE gaps (
+        stream TEXT NOT NULL, fate TEXT NOT NULL, rows INTEGER NOT NULL,
+        first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL,
+        first_ms INTEGER NOT NULL, last_ms INTEGER NOT NULL,
+        PRIMARY KEY (stream, fate)
+    ) WITHOUT ROWID;
+
+    -- prints of a device's last events, a few in a row: a reading rewrites one short row
+    CREATE TABLE recent (
+        namespace TEXT NOT NULL, name TEXT NOT NULL, part INTEGER NOT NULL, prints BLOB NOT NULL,
+        PRIMARY KEY (namespace, name, part)
+    ) WITHOUT ROWID;
+    ALTER TABLE devices DROP COLUMN recent;
+    ",
 ];

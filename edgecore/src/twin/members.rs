@@ -14,6 +14,7 @@ use wire::twin::{
 
 use super::{Outcome, change, convert, fresh_id, rows};
 use crate::clock::UnixMillis;
+use crate::outbox;
 use crate::store::StoreError;
 
 /// Remembers this node's name, which the membership topics carry. Called once at start.
@@ -41,6 +42,13 @@ pub fn device_upserted(
         return Ok(outcome);
     };
     let description = text("/metadata/labels/description").map(str::to_owned);
+    let annotation = object
+        .pointer("/metadata/annotations")
+        .and_then(|all| all.get(outbox::ANNOTATION))
+        .and_then(Value::as_str);
+    if let Err(error) = outbox::set_device_policy(tx, namespace, &id.name, annotation)? {
+        tracing::warn!(device = %id.name, namespace, %error, "a device's stream policy cannot be read; the one before stays");
+    }
     let Some(device) = ensure(tx, &id, description, BTreeMap::new(), now, &mut outcome)? else {
         return Ok(outcome);
     };

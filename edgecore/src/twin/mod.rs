@@ -20,7 +20,7 @@ use serde::Serialize;
 use uuid::Uuid;
 use wire::message::{Content, Message, Operation, Route};
 use wire::topic::{DeviceRef, Inbound, TwinAction, format};
-use wire::twin::{BaseMessage, ErrorMessage, StateUpdate, TwinMessage, decode, encode};
+use wire::twin::{BaseMessage, ErrorMessage, MsgTwin, StateUpdate, TwinMessage, decode, encode};
 
 use crate::clock::UnixMillis;
 use crate::outbox;
@@ -258,7 +258,8 @@ fn perform(
             let body = convert::report(fresh_id(), &properties, now);
             let content = Content::json(&body).unwrap_or_default();
             let resource = format::edge_updated_resource(device);
-            queue(tx, &format!("twin/{device}"), resource, content, now)?;
+            let row = (format!("twin/{device}"), about(&body));
+            queue(tx, &row, resource, content, now)?;
             outcome.queued = true;
         }
         Effect::State {
@@ -271,7 +272,8 @@ fn perform(
             let text = String::from_utf8(encode(&body)).unwrap_or_default();
             let resource = format::state_update_resource(device);
             let content = Content::string(&text);
-            queue(tx, &format!("state/{device}"), resource, content, now)?;
+            let row = (format!("state/{device}"), String::new());
+            queue(tx, &row, resource, content, now)?;
             outcome.queued = true;
         }
         Effect::Attributes { changed } => {
@@ -285,17 +287,38 @@ fn perform(
     Ok(())
 }
 
-/// One message for the cloud, on disk with the change that caused it.
+/// Which parts of which properties a report holds.
+fn about(report: &TwinMessage) -> String {
+    let mut about = String::new();
+    for (name, twin) in report.twin.iter().flatten() {
+        let has = |part: fn(&MsgTwin) -> bool| twin.as_ref().is_some_and(part);
+        about.push_str(name);
+        about.push(if has(|t| t.actual.is_some()) {
+            '+'
+        } else {
+            '-'
+        });
+        about.push(if has(|t| t.expected.is_some()) {
+            '+'
+        } else {
+            '-'
+        });
+    }
+    about
+}
+
+/// One message for the cloud, on disk with the change that caused it; on which stream, and what it
+/// tells about.
 fn queue(
     tx: &Connection,
-    stream: &str,
+    (stream, about): &(String, String),
     resource: String,
     content: Content,
     now: UnixMillis,
 ) -> Result<(), StoreError> {
     let route = Route::new("twin", "resource", &Operation::Update, resource);
     let message = Message::new(fresh_id(), now, route, content);
-    outbox::append(tx, stream, &message.encode(), now)?;
+    outbox::append_about(tx, stream, about, &message.encode(), now)?;
     Ok(())
 }
 

@@ -88,7 +88,7 @@ pub(super) fn insert(tx: &Connection, device: &Device) -> Result<(), StoreError>
 pub(super) fn delete(tx: &Connection, id: &DeviceId) -> Result<(), StoreError> {
     tx.prepare_cached("DELETE FROM devices WHERE namespace = ?1 AND name = ?2")?
         .execute([&id.namespace, &id.name])?;
-    Ok(())
+    super::replay::forget(tx, id)
 }
 
 fn write(device: &Device) -> Result<Vec<u8>, StoreError> {

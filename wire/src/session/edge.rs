@@ -56,6 +56,7 @@ pub struct Full;
 struct Durable {
     stream: String,
     message: Message,
+    is_history: bool,
     /// Zero: not sent on this connection.
     transmissions: u32,
     sent_at: Option<Instant>,
@@ -202,6 +203,32 @@ impl EdgeSession {
     /// # Errors
     /// [`Full`] when [`Self::capacity`] is zero.
     pub fn push(&mut self, seq: u64, stream: String, message: Message) -> Result<(), Full> {
+        self.push_row(seq, stream, message, false)
+    }
+
+    /// The same for a message of a backlog, after newer ones of its stream. A plain hub is not
+    /// told the difference: it must be given messages in their old order.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub fn push_history(&mut self, seq: u64, stream: String, message: Message) -> Result<(), Full> {
+        self.push_row(seq, stream, message, true)
+    }
+
+    /// Forgets what was pushed and not delivered: before a connection, for a shell that gives its
+    /// rows a new order and pushes them again.
+    pub fn forget_pushed(&mut self) {
+        self.durable.clear();
+        self.next_unsent = 0;
+    }
+
+    fn push_row(
+        &mut self,
+        seq: u64,
+        stream: String,
+        message: Message,
+        is_history: bool,
+    ) -> Result<(), Full> {
         // What the hub has is not pushed again by a shell that has not deleted its row yet.
         if self.durable.contains_key(&seq) || seq <= self.acked {
             return Ok(());
@@ -212,6 +239,7 @@ impl EdgeSession {
         let entry = Durable {
             stream,
             message,
+            is_history,
             transmissions: 0,
             sent_at: None,
         };
@@ -493,6 +521,7 @@ impl EdgeSession {
                 seq: *seq,
                 stream: entry.stream.clone(),
                 message: entry.message.clone(),
+                history: entry.is_history,
             });
         }
         self.next_unsent = entries.last()?.seq + 1;

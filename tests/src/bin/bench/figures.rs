@@ -245,6 +245,42 @@ const ROWS: &[(&str, &str, Budget, &str)] = &[
         "edge_cpu_ms_per_1000_updates",
     ),
     (
+        "last of three quick updates right (of 200)",
+        "35",
+        AtLeast(200.0),
+        "final_value_right_of_200",
+    ),
+    (
+        "100 updates offline, at the hub",
+        "",
+        AtLeast(100.0),
+        "updates_of_100_offline_at_hub",
+    ),
+    (
+        "backlog of 100,000: newest visible (ms)",
+        "",
+        Budget::None,
+        "backlog_newest_value_visible_ms",
+    ),
+    (
+        "backlog of 100,000: all at the hub (ms)",
+        "",
+        AtMost(15_000.0),
+        "backlog_of_100000_drained_ms",
+    ),
+    (
+        "ledger balanced at the end",
+        "",
+        AtLeast(1.0),
+        "ledger_balanced",
+    ),
+    (
+        "edgecore, 1,000 devices, 100 clients (RSS MiB)",
+        "",
+        AtMost(24.0),
+        "edgecore_rss_1000_devices_mib",
+    ),
+    (
         "hub back → session (ms)",
         "30300",
         AtMost(2000.0),

@@ -5,12 +5,13 @@
 //! between node and hub, disk bytes are what reached the block layer (`/proc/PID/io`).
 //! `BENCH_IDLE_SECS` shortens the idle windows (default 300).
 //! `KEEP=1` leaves logs and databases. `BENCH_ONLY` names the sections to
-//! run, separated by commas: `pods`, `burst`, `idle`, `twins`, `mqtt`, `away`, `hundred`.
+//! run, separated by commas: `pods`, `burst`, `idle`, `twins`, `mqtt`, `ledger`, `away`, `hundred`.
 
 mod away;
 mod figures;
 mod hundred;
 mod idle;
+mod ledger;
 mod mqtt;
 mod pods;
 mod twins;
@@ -104,6 +105,9 @@ async fn measure(world: &mut World, figures: &mut Figures) -> Result<()> {
     }
     if wanted("mqtt") {
         mqtt::mqtt(world, figures).await?;
+    }
+    if wanted("ledger") {
+        ledger::ledger(world, figures).await?;
     }
     if wanted("away") {
         away::reconnect(world, figures).await?;
