@@ -100,11 +100,16 @@ impl Stage {
                     && is_ours()
             })
         };
-        assert!(runs(), "{name} runs until now");
+        // Its start is told a moment before runc's process has become the container's.
+        self.looks(name, true, runs).await;
         std::fs::write(self.gate.join(name), "").unwrap();
+        self.looks(name, false, runs).await;
+    }
+
+    async fn looks(&self, name: &str, wanted: bool, runs: impl Fn() -> bool) {
         let begun = Instant::now();
-        while runs() {
-            assert!(begun.elapsed() < PATIENCE, "{name} did not end");
+        while runs() != wanted {
+            assert!(begun.elapsed() < PATIENCE, "{name} runs: {}", !wanted);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

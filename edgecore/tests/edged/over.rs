@@ -164,9 +164,12 @@ async fn a_pod_that_is_over_holds_nothing_and_is_remembered() {
         data: Some([("key".to_owned(), ByteString(b"open".to_vec()))].into()),
         ..Secret::default()
     };
-    let mut secrets = world.store.secrets.lock().unwrap();
-    secrets.insert("s".to_owned(), secret);
-    drop(secrets);
+    world
+        .store
+        .secrets
+        .lock()
+        .unwrap()
+        .insert("s".to_owned(), secret);
     let uid = uuid::Uuid::new_v4().to_string();
     world.store.apply(job(&uid));
     world.until_over("Failed").await;
