@@ -6,7 +6,6 @@ mod value;
 /// The messages and services of package `v1beta1`.
 #[expect(
     clippy::pedantic,
-    clippy::expect_used,
     unused_qualifications,
     reason = "generated from proto/dmi-v1beta1.proto"
 )]
