@@ -2,7 +2,6 @@
 
 #![expect(
     clippy::expect_used,
-    clippy::print_stderr,
     reason = "a scenario is a test: without a world it fails, or says that it was skipped"
 )]
 

@@ -1,9 +1,5 @@
 //! Edged on a real containerd, a private one that the test starts: a pod with what a pod has.
 
-#![expect(
-    clippy::print_stderr,
-    reason = "a skipped test says so, and figures are shown"
-)]
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
 
 /// Shared with the end-to-end tests, which own these files.
@@ -169,9 +165,8 @@ async fn a_pod_lives_through_restarts_of_its_daemon_and_ends_clean() {
         data: Some([("key".to_owned(), ByteString(b"open".to_vec()))].into()),
         ..Secret::default()
     };
-    let mut secrets = world.store.secrets.lock().unwrap();
-    secrets.insert("s".to_owned(), secret);
-    drop(secrets);
+    let secrets = &world.store.secrets;
+    secrets.lock().unwrap().insert("s".to_owned(), secret);
     let uid = uuid::Uuid::new_v4().to_string();
     let script = "trap 'exit 0' TERM; echo $GREETING $(hostname) $POD_IP $(cat /secret/key); \
         while true; do cat /config/text; echo; test -e /scratch/die && rm /scratch/die && exit 3; sleep 0.1; done";
