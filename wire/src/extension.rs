@@ -24,6 +24,8 @@ pub struct Extensions {
     pub inventory: bool,
     /// WebSocket ping for liveness in both directions in place of keepalive and lease messages.
     pub ping: bool,
+    /// The hub says when the node holds everything that concerned it at connect.
+    pub synced: bool,
 }
 
 impl Extensions {
@@ -32,12 +34,14 @@ impl Extensions {
         batch: true,
         inventory: true,
         ping: true,
+        synced: true,
     };
     /// A plain KubeEdge peer.
     pub const NONE: Self = Self {
         batch: false,
         inventory: false,
         ping: false,
+        synced: false,
     };
 
     /// Reads a header value; unknown names are skipped, so that a newer peer can be talked to.
@@ -48,6 +52,7 @@ impl Extensions {
                 "batch" => found.batch = true,
                 "inventory" => found.inventory = true,
                 "ping" => found.ping = true,
+                "synced" => found.synced = true,
                 _ => {}
             }
         }
@@ -60,6 +65,7 @@ impl Extensions {
             (self.batch, "batch"),
             (self.inventory, "inventory"),
             (self.ping, "ping"),
+            (self.synced, "synced"),
         ]
         .into_iter()
         .filter_map(|(on, name)| on.then_some(name))
@@ -73,6 +79,7 @@ impl Extensions {
             batch: self.batch && other.batch,
             inventory: self.inventory && other.inventory,
             ping: self.ping && other.ping,
+            synced: self.synced && other.synced,
         }
     }
 }

@@ -129,6 +129,8 @@ pub enum Operation {
     Batch,
     /// What the node holds (our extension).
     Inventory,
+    /// The node holds everything that concerned it at connect (our extension).
+    Synced,
     /// Anything else: HTTP methods, CSI calls, node tasks.
     Other(String),
 }
@@ -150,6 +152,7 @@ impl Operation {
             "ping" => Self::Ping,
             "outpost-batch" => Self::Batch,
             "outpost-inventory" => Self::Inventory,
+            "outpost-synced" => Self::Synced,
             other => Self::Other(other.to_owned()),
         }
     }
@@ -170,6 +173,7 @@ impl Operation {
             Self::Ping => "ping",
             Self::Batch => "outpost-batch",
             Self::Inventory => "outpost-inventory",
+            Self::Synced => "outpost-synced",
             Self::Other(name) => name,
         }
     }

@@ -48,6 +48,8 @@ struct World {
     received: Vec<u64>,
     held: u64,
     wanted: u64,
+    /// What the node must hold when it is told that it holds everything.
+    due: u64,
     connections: u64,
 }
 
@@ -65,6 +67,7 @@ impl World {
             received: Vec::new(),
             held: 0,
             wanted: 0,
+            due: 0,
             connections: 0,
         }
     }
@@ -79,6 +82,8 @@ impl World {
         if self.wanted > self.held {
             hub.offer("pod", push(self.wanted));
         }
+        hub.tell_synced();
+        self.due = self.wanted;
         self.hub = Some(hub);
         let acked = self.received.iter().copied().max();
         self.edge
@@ -123,6 +128,13 @@ impl World {
                     self.edge.ack(&message);
                 }
                 EdgeEvent::LinkDead => self.cut(),
+                EdgeEvent::Synced => {
+                    assert!(
+                        self.extensions.synced,
+                        "said to a peer that does not know it"
+                    );
+                    assert!(self.held >= self.due, "said before it was so");
+                }
                 other => panic!("unexpected {other:?}"),
             }
         }
@@ -433,6 +445,58 @@ fn one_object_is_never_in_flight_twice_and_the_newest_wins() {
         panic!("again")
     };
     assert_eq!(again.header.resource_version, "3");
+}
+
+#[test]
+fn the_node_is_told_when_it_has_stored_everything() {
+    let now = Instant::now();
+    let take = |hub: &mut HubSession| match hub.poll_transmit(now) {
+        Some(Transmit::Message(message)) => Some(*message),
+        _ => None,
+    };
+    let is_notice = |message: &Message| message.route.operation() == Operation::Synced;
+    let mut hub = HubSession::new(Ids::new("h"), Extensions::ALL, now);
+    hub.offer("a", push(1));
+    let early = take(&mut hub).unwrap();
+    hub.offer("a", push(2));
+    hub.offer("b", push(1));
+    hub.tell_synced();
+    let b = take(&mut hub).unwrap();
+    hub.handle_message(early.acknowledgement("1", 0), now);
+    hub.handle_message(b.acknowledgement("2", 0), now);
+    let a = take(&mut hub).unwrap();
+    assert!(!is_notice(&a), "the newer one is not there yet");
+    // What comes later is not waited for.
+    hub.offer("c", push(1));
+    hub.handle_message(a.acknowledgement("3", 0), now);
+    assert!(is_notice(&take(&mut hub).unwrap()));
+    assert!(!is_notice(&take(&mut hub).unwrap()), "once");
+
+    let mut hub = HubSession::new(Ids::new("h"), Extensions::ALL, now);
+    hub.tell_synced();
+    let notice = take(&mut hub).unwrap();
+    assert!(is_notice(&notice), "nothing is everything, too");
+    let mut edge = EdgeSession::new(Ids::new("e"), "epoch");
+    edge.handle_connected(Extensions::ALL, None, Inventory::default(), now);
+    while edge.poll_event().is_some() {}
+    edge.handle_message(Message::decode(&notice.encode()).unwrap(), now);
+    assert_eq!(edge.poll_event(), Some(EdgeEvent::Synced));
+
+    let older = Extensions {
+        synced: false,
+        ..Extensions::ALL
+    };
+    let mut hub = HubSession::new(Ids::new("h"), older, now);
+    hub.tell_synced();
+    assert_eq!(
+        hub.poll_transmit(now),
+        None,
+        "the peer does not know the word"
+    );
+    edge.handle_connected(older, None, Inventory::default(), now);
+    while edge.poll_event().is_some() {}
+    edge.handle_message(notice, now);
+    assert_eq!(edge.poll_event(), None, "nor is it believed unasked");
 }
 
 #[test]

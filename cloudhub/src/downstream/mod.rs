@@ -451,7 +451,8 @@ impl Controller {
         // What the node holds beyond that is deleted; objects it made itself are its own.
         let mut deleted = 0;
         held.retain(|path, _| is_ours(path));
-        if !held.is_empty() && !self.has_joined(&session.node).await? {
+        let has_joined = self.has_joined(&session.node).await?;
+        if !held.is_empty() && !has_joined {
             // This store never saw the node join: it took the place of one that was lost. Knowing
             // nothing of what runs there is no reason to stop it.
             tracing::warn!(
@@ -467,6 +468,10 @@ impl Controller {
         }
         if plain {
             session.notice(messages::membership_detail(&devices));
+        }
+        // A store that was lost does not know what is everything.
+        if has_joined {
+            session.synced();
         }
         tracing::info!(node = %session.node, sent, same, deleted, "node brought up to date");
         Ok(())

@@ -192,6 +192,9 @@ fn take_mail(hub: &mut HubSession, handle: &SessionHandle) -> Option<Close> {
                 hub.offer(key, message);
             }
         }
+        if std::mem::take(&mut mailbox.is_synced) {
+            hub.tell_synced();
+        }
         None
     })
 }

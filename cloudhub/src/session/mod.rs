@@ -66,6 +66,8 @@ struct Mailbox {
     order: VecDeque<String>,
     offers: HashMap<String, Message>,
     notices: Vec<Message>,
+    /// Everything that concerns the node is among the offers, or was.
+    is_synced: bool,
     close: Option<Close>,
 }
 
@@ -124,6 +126,12 @@ impl SessionHandle {
             }
             mailbox.notices.push(message);
         });
+        self.wake.notify_one();
+    }
+
+    /// Everything that concerns the node has been offered: it is told so when it has stored it.
+    pub fn synced(&self) {
+        self.with(|mailbox| mailbox.is_synced = true);
         self.wake.notify_one();
     }
 

@@ -327,3 +327,71 @@ async fn a_silent_node_becomes_unknown_and_keeps_its_pods() {
     let well = |n: &Value| ready("True")(n) && n.pointer("/spec/taints").is_none();
     hub.wait("/api/v1/nodes/e1", well).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_told_when_it_holds_everything() {
+    let hub = TestHub::start().await;
+    let identity = hub.join("e1").await;
+    let mut node = hub
+        .connect(&identity, Some("batch, inventory, ping, synced"))
+        .await;
+    assert_eq!(
+        node.extensions.as_deref(),
+        Some("batch, inventory, ping, synced")
+    );
+    node.send(&Inventory::default().into_message("i1".to_owned(), 1))
+        .await;
+    node.push("outpost-synced", "inventory").await;
+    node.register(true).await;
+    hub.post("/api/v1/namespaces/default/configmaps", &settings("1"))
+        .await;
+    hub.post(PODS, &pod("p1")).await;
+    node.push("insert", "default/pod/p1").await;
+    drop(node);
+
+    let mut node = hub
+        .connect(&identity, Some("batch, inventory, ping, synced"))
+        .await;
+    node.send(&Inventory::default().into_message("i2".to_owned(), 1))
+        .await;
+    node.push("outpost-synced", "inventory").await;
+    assert!(
+        node.passed
+            .iter()
+            .any(|m| m.route.resource == "default/pod/p1"),
+        "after the pod: {:?}",
+        node.passed
+    );
+    drop(node);
+
+    // A hub that lost its store does not know what is everything.
+    let hub = hub.restart_without_store().await;
+    let mut node = hub
+        .connect(&identity, Some("batch, inventory, ping, synced"))
+        .await;
+    node.send(&Inventory::default().into_message("i3".to_owned(), 1))
+        .await;
+    node.register(true).await;
+    assert!(
+        node.passed
+            .iter()
+            .all(|m| m.route.operation != "outpost-synced"),
+        "{:?}",
+        node.passed
+    );
+
+    let mut older = hub.connect(&identity, Some(ALL)).await;
+    assert_eq!(older.extensions.as_deref(), Some(ALL));
+    older
+        .send(&Inventory::default().into_message("i4".to_owned(), 1))
+        .await;
+    older
+        .request(Operation::Query, "null/node/e1", Content::null())
+        .await;
+    assert!(
+        older
+            .passed
+            .iter()
+            .all(|m| m.route.operation != "outpost-synced")
+    );
+}

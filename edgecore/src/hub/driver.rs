@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
+use wire::extension::Extensions;
 use wire::limits;
 use wire::message::{Message, Operation};
 use wire::session::Ids;
@@ -30,7 +31,8 @@ const DONE_MAX: usize = 2 * PUSHES_MAX;
 const DELETE_AFTER: Duration = Duration::from_millis(500);
 /// After a deletion that failed.
 const DELETE_RETRY_AFTER: Duration = Duration::from_secs(10);
-/// A hub that takes our inventory and then pushes nothing for this long has told everything.
+/// A hub of ours that does not say when it has told everything (`synced`) has done so when it takes
+/// our inventory and then pushes nothing for this long.
 const QUIET_AFTER: Duration = Duration::from_secs(5);
 /// Outbox rows read at once.
 const ROWS_MAX: usize = 256;
@@ -99,6 +101,8 @@ pub(super) struct Driver {
     refused: u32,
     /// When a store that was lost counts as filled again; `None` while it is whole.
     complete_at: Option<Instant>,
+    /// The hub has said that the store holds everything; to be noted.
+    synced: bool,
     /// Keys of deletions told to the hub: forgotten when it has answered.
     farewells: BTreeSet<String>,
     waiting: HashMap<String, oneshot::Sender<Result<Message, RequestError>>>,
@@ -144,6 +148,7 @@ impl Driver {
             tidy_at: None,
             refused: 0,
             complete_at: None,
+            synced: false,
             farewells: BTreeSet::new(),
             waiting: HashMap::new(),
             in_order: false,
@@ -194,13 +199,16 @@ impl Driver {
     }
 
     /// A connection stands: everything that the hub should know is told again.
-    pub(super) fn handle_connected(&mut self, is_plain: bool, now: Instant) {
+    pub(super) fn handle_connected(&mut self, extensions: Extensions, now: Instant) {
+        let is_plain = !extensions.ping;
         self.link_dead = false;
         self.more_rows = true;
         self.in_order = !is_plain;
         self.tidy_at = (!is_plain).then_some(now + TIDY_EVERY);
+        self.synced = false;
         // A plain hub never tells again what it believes the node to hold (protocol §6.2).
-        self.complete_at = (!is_plain && !self.meta.is_complete()).then_some(now + QUIET_AFTER);
+        let is_guessed = !is_plain && !extensions.synced;
+        self.complete_at = (is_guessed && !self.meta.is_complete()).then_some(now + QUIET_AFTER);
         self.registration.reset();
         self.lease.reset(is_plain, now);
         let mut news = self.inbox.shared.news();
@@ -218,7 +226,9 @@ impl Driver {
         self.forget_farewells();
         self.delete_delivered(now);
         self.tidy(now);
-        if self.complete_at.is_some_and(|at| at <= now) && self.pushes == 0 {
+        let is_quiet = self.complete_at.is_some_and(|at| at <= now) && self.pushes == 0;
+        let is_told = std::mem::take(&mut self.synced) && !self.meta.is_complete();
+        if is_quiet || is_told {
             self.complete_at = None;
             match self.meta.set_complete().await {
                 Ok(()) => tracing::info!("the store is filled again"),
@@ -384,6 +394,8 @@ impl Driver {
                     drop(waiter.send(Err(RequestError::Lost)));
                 }
             }
+            // The hub heard our acknowledgement of each: all of it is stored.
+            Event::Synced => self.synced = true,
             Event::LinkDead => self.link_dead = true,
         }
     }

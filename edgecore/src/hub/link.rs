@@ -232,7 +232,7 @@ impl Running {
         self.driver
             .session
             .handle_connected(extensions, acked, inventory, began);
-        self.driver.handle_connected(!extensions.ping, began);
+        self.driver.handle_connected(extensions, began);
         self.reason.clear();
         self.driver.inbox.link.send_modify(|state| {
             state.phase = LinkPhase::Connected;

@@ -36,6 +36,8 @@ struct Hub {
 /// What the test tells the hub to do, and what it saw.
 enum Do {
     Push(Box<Message>),
+    /// Says that everything has been offered.
+    Synced,
     /// Stops reading and drops the socket without a word.
     Cut,
 }
@@ -148,6 +150,7 @@ impl Hub {
                 },
                 Some(what) = todo.recv() => match what {
                     Do::Push(message) => session.offer(message.route.resource.clone(), *message),
+                    Do::Synced => session.tell_synced(),
                     Do::Cut => return,
                 },
             }
@@ -181,6 +184,11 @@ struct Edge {
 }
 
 async fn edge(extensions: Extensions) -> (Edge, Hub) {
+    edge_with(extensions, false).await
+}
+
+/// An edge that knows, or does not, that its store replaces a lost one.
+async fn edge_with(extensions: Extensions, is_lost: bool) -> (Edge, Hub) {
     let dir = tempfile::tempdir().unwrap();
     let pki = pki(dir.path());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -198,6 +206,10 @@ async fn edge(extensions: Extensions) -> (Edge, Hub) {
         token: String::new(),
     };
     let (store, _thread, _) = Store::open(&dir.path().join("edge.db")).unwrap();
+    store
+        .write(move |tx| crate::meta::mark_if_rebuilt(tx, is_lost))
+        .await
+        .unwrap();
     let (hub, link) = Link::new();
     let sealer = Arc::new(Sealer::new(&[1; 32]).unwrap());
     let meta = MetaHandle::open(store.clone(), sealer, "n1", hub.clone())
@@ -288,6 +300,42 @@ fn pod_push() -> Box<Message> {
     );
     let message = Message::new("push", 1, route, Content::json(&pod).unwrap());
     Box::new(message.with_resource_version("7"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_store_is_filled_when_the_hub_says_so_or_falls_silent() {
+    let older = Extensions {
+        synced: false,
+        ..Extensions::ALL
+    };
+    for (extensions, is_told) in [(Extensions::ALL, true), (older, false)] {
+        let (edge, hub) = edge_with(extensions, true).await;
+        let mut generation = edge.meta.generation();
+        let (say, mut todo) = mpsc::channel(8);
+        let (see, mut seen) = mpsc::channel(256);
+        let serving = tokio::spawn(async move { hub.serve(0, &mut todo, &see).await });
+        say.send(Do::Push(pod_push())).await.unwrap();
+        next(&mut seen, |event| {
+            matches!(event, Event::Acked { .. }).then_some(())
+        })
+        .await;
+        assert!(!edge.meta.is_complete());
+        if is_told {
+            say.send(Do::Synced).await.unwrap();
+        }
+        let filled = async {
+            while !edge.meta.is_complete() {
+                generation.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), filled)
+            .await
+            .expect("the store never counts as filled");
+        assert_eq!(edge.meta.pods().await.unwrap().len(), 1);
+        say.send(Do::Cut).await.unwrap();
+        serving.await.unwrap();
+        edge.stop.cancel();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -92,6 +92,7 @@ fn apply_if(
                 | Operation::Ping
                 | Operation::Batch
                 | Operation::Inventory
+                | Operation::Synced
                 | Operation::Other(_) => Err(refused(format!(
                     "operation `{}` on {} is not understood",
                     operation.as_str(),

@@ -45,6 +45,8 @@ pub enum Event {
     },
     /// Nothing was heard for too long: close the socket and reconnect.
     LinkDead,
+    /// The hub has our acknowledgement of everything that concerned this node at connect.
+    Synced,
 }
 
 /// Refused because a bound is reached; try again when something was acknowledged.
@@ -163,6 +165,8 @@ impl EdgeSession {
     pub fn handle_disconnected(&mut self) {
         self.link = None;
         self.priority.clear();
+        // It was said of this connection.
+        self.events.retain(|event| *event != Event::Synced);
         self.rewind();
         let waiting = std::mem::take(&mut self.requests);
         self.events
@@ -343,6 +347,15 @@ impl EdgeSession {
                     Content::string("ack"),
                 );
                 self.priority.push_back(pong);
+            }
+            Operation::Synced => {
+                if self
+                    .link
+                    .as_ref()
+                    .is_some_and(|link| link.extensions.synced)
+                {
+                    self.events.push_back(Event::Synced);
+                }
             }
             Operation::Insert
             | Operation::Delete

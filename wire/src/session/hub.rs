@@ -63,6 +63,9 @@ pub struct HubSession {
     /// By message id.
     in_flight: BTreeMap<String, Flight>,
     busy: BTreeSet<String>,
+    /// What the node must have stored before it is told that it holds everything; `None`: nothing
+    /// is to be told.
+    unsynced: Option<BTreeSet<String>>,
     replies: VecDeque<Message>,
     events: VecDeque<Event>,
     /// Epoch and highest sequence number handed to the shell (or stored before this session).
@@ -82,6 +85,7 @@ impl HubSession {
             order: VecDeque::new(),
             in_flight: BTreeMap::new(),
             busy: BTreeSet::new(),
+            unsynced: None,
             replies: VecDeque::new(),
             events: VecDeque::new(),
             upstream: None,
@@ -113,6 +117,29 @@ impl HubSession {
         let key = key.into();
         if self.offers.insert(key.clone(), message).is_none() {
             self.order.push_back(key);
+        }
+    }
+
+    /// Everything that concerns the node has been offered: it is told so when it has stored all of
+    /// it. To a peer that does not know the word nothing is said.
+    pub fn tell_synced(&mut self) {
+        if self.extensions.synced {
+            self.unsynced = Some(self.offers.keys().chain(&self.busy).cloned().collect());
+            self.tell_if_synced();
+        }
+    }
+
+    fn tell_if_synced(&mut self) {
+        let (offers, busy) = (&self.offers, &self.busy);
+        let Some(left) = &mut self.unsynced else {
+            return;
+        };
+        left.retain(|key| offers.contains_key(key) || busy.contains(key));
+        if left.is_empty() {
+            self.unsynced = None;
+            let route = Route::new("cloudhub", GROUP, &Operation::Synced, "inventory");
+            let id = self.ids.fresh();
+            self.send(Message::new(id, self.now_ms, route, Content::null()));
         }
     }
 
@@ -189,6 +216,7 @@ impl HubSession {
             | Operation::Get
             | Operation::Batch
             | Operation::Inventory
+            | Operation::Synced
             | Operation::Other(_) => self.events.push_back(Event::Request(Box::new(message))),
         }
     }
@@ -231,6 +259,7 @@ impl HubSession {
                 key: flight.key,
                 version: flight.message.header.resource_version,
             });
+            self.tell_if_synced();
         }
     }
 
