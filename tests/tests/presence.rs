@@ -192,3 +192,48 @@ fn pods_of_an_absent_node_are_deleted_only_if_they_ask() {
         .await
     });
 }
+
+/// Pods that tolerate the taint for ever, for a while, and not at all.
+fn tolerating(name: &str, tolerations: &str) -> String {
+    format!(
+        "{}  nodeName: {NODE}\n  tolerations: {tolerations}\n",
+        manifest(name, "1000004")
+    )
+}
+
+#[test]
+fn a_taint_empties_the_node_of_those_who_do_not_tolerate_it() {
+    scenario_with("taint", Vec::new(), async |run| {
+        run.image()?;
+        let for_ever = "[{key: drain, operator: Exists, effect: NoExecute}]";
+        let a_while = "[{key: drain, operator: Exists, effect: NoExecute, tolerationSeconds: 8}]";
+        run.apply(&tolerating("goes", "[]")).await?;
+        run.apply(&tolerating("lingers", a_while)).await?;
+        run.apply(&tolerating("stays", for_ever)).await?;
+        until_containers(run, "all pods", 3).await?;
+        let kubectl = run.world.kubectl();
+        kubectl
+            .run(&["taint", "node", NODE, "drain=yes:NoExecute"])
+            .await?;
+        until_containers(run, "two pods", 2).await?;
+        containers::running(&run.world, "lingers")?;
+        containers::running(&run.world, "stays")?;
+        until_containers(run, "one pod", 1).await?;
+        containers::running(&run.world, "stays")?;
+        let events = kubectl
+            .run(&[
+                "get",
+                "events",
+                "--field-selector",
+                "reason=TaintManagerEviction",
+            ])
+            .await?;
+        ensure!(
+            events.contains("default/goes") && !events.contains("stays"),
+            "{events}"
+        );
+        kubectl.run(&["taint", "node", NODE, "drain-"]).await?;
+        run.apply(&tolerating("again", "[]")).await?;
+        until_containers(run, "a pod after the taint has gone", 2).await
+    });
+}
