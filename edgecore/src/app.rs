@@ -331,6 +331,8 @@ pub(crate) fn containerd(runtime: &RuntimeConfig, run_dir: &Path) -> ContainerdC
         registries: runtime.registries.clone(),
         pulls_max: usize::try_from(runtime.image_pulls_max).unwrap_or(1),
         layers_max: usize::try_from(runtime.image_layers_max).unwrap_or(1),
+        log_pod_bytes_max: runtime.log_pod_bytes_max,
+        log_node_bytes_max: runtime.log_node_bytes_max,
         ..ContainerdConfig::default()
     }
 }

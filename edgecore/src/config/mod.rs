@@ -11,6 +11,7 @@ mod mqtt;
 mod raw;
 mod resources;
 mod schema;
+mod upkeep;
 mod valid;
 
 use std::path::Path;

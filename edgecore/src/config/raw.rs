@@ -95,6 +95,10 @@ pub(super) struct Kubelet {
     pub image_gc_high: u8,
     #[serde(rename = "imageGCLowThresholdPercent")]
     pub image_gc_low: u8,
+    #[serde(rename = "imageMaximumGCAge")]
+    pub image_maximum_gc_age: String,
+    #[serde(rename = "imageMinimumGCAge")]
+    pub image_minimum_gc_age: String,
     pub max_parallel_image_pulls: u32,
     pub max_pods: u32,
     #[serde(rename = "podCIDR")]
@@ -104,6 +108,7 @@ pub(super) struct Kubelet {
     pub pod_pids_limit: i64,
     pub resolv_conf: String,
     pub seccomp_default: bool,
+    pub serialize_image_pulls: bool,
     pub static_pod_path: String,
     pub system_reserved: BTreeMap<String, String>,
 }
@@ -172,7 +177,9 @@ pub(super) struct Outpost {
     pub log_level: String,
     pub mqtt: RawMqtt,
     pub history_rows_per_second: u32,
+    pub node_logs_bytes_max: String,
     pub outbox_bytes_max: String,
+    pub pod_logs_bytes_max: String,
     pub streams: Vec<StreamRule>,
     pub run_directory: String,
     pub seccomp_directory: String,

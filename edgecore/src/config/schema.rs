@@ -171,12 +171,12 @@ pub(super) const FIELDS: &[Field] = &[
     f(
         "modules.edged.tailoredKubeletConfig.containerLogMaxFiles",
         "5",
-        "",
+        "files of one container's log, 2 or more",
     ),
     f(
         "modules.edged.tailoredKubeletConfig.containerLogMaxSize",
         "\"10Mi\"",
-        "",
+        "one of them is replaced by the next at this size",
     ),
     m(
         "modules.edged.tailoredKubeletConfig.containerRuntimeEndpoint",
@@ -234,9 +234,19 @@ pub(super) const FIELDS: &[Field] = &[
         "… until it is this full",
     ),
     f(
+        "modules.edged.tailoredKubeletConfig.imageMaximumGCAge",
+        "\"0s\"",
+        "images that nobody has used for so long are removed even while there is room; 0s: never",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.imageMinimumGCAge",
+        "\"2m0s\"",
+        "images that came or were used more recently stay, however full the disk",
+    ),
+    f(
         "modules.edged.tailoredKubeletConfig.maxParallelImagePulls",
-        "2",
-        "images pulled at the same time",
+        "0",
+        "images pulled at the same time; 0: 2, or 1 with serializeImagePulls",
     ),
     f("modules.edged.tailoredKubeletConfig.maxPods", "110", ""),
     f(
@@ -268,6 +278,11 @@ pub(super) const FIELDS: &[Field] = &[
         "modules.edged.tailoredKubeletConfig.seccompDefault",
         "true",
         "containers that say nothing of seccomp get RuntimeDefault; false: Unconfined",
+    ),
+    f(
+        "modules.edged.tailoredKubeletConfig.serializeImagePulls",
+        "false",
+        "true: one image after the other",
     ),
     f(
         "modules.edged.tailoredKubeletConfig.staticPodPath",
@@ -445,9 +460,19 @@ pub(super) const FIELDS: &[Field] = &[
         "host:port for MQTT over WebSocket with TLS; empty: none",
     ),
     f(
+        "outpost.nodeLogsBytesMax",
+        "\"2Gi\"",
+        "all container logs of the node together; the oldest rotated files go",
+    ),
+    f(
         "outpost.outboxBytesMax",
         "\"256Mi\"",
         "what waits for the hub may take this much disk; then the oldest rows give way (`evicted` in the ledger)",
+    ),
+    f(
+        "outpost.podLogsBytesMax",
+        "\"256Mi\"",
+        "all container logs of one pod together",
     ),
     f(
         "outpost.registries",
@@ -531,13 +556,11 @@ const KUBELET: &str = "modules.edged.tailoredKubeletConfig";
 const IGNORED_KUBELET: &str = "syncFrequency fileCheckFrequency address readOnlyPort \
     registryPullQPS registryBurst eventRecordQPS eventBurst enableDebuggingHandlers \
     enableContentionProfiling oomScoreAdj streamingConnectionIdleTimeout nodeStatusUpdateFrequency \
-    nodeStatusReportFrequency nodeLeaseDurationSeconds imageMinimumGCAge imageMaximumGCAge \
-    volumeStatsAggPeriod kubeletCgroups \
+    nodeStatusReportFrequency nodeLeaseDurationSeconds volumeStatsAggPeriod kubeletCgroups \
     systemCgroups cgroupRoot cgroupsPerQOS cgroupDriver cpuManagerPolicy cpuManagerPolicyOptions \
     cpuManagerReconcilePeriod memoryManagerPolicy topologyManagerPolicy topologyManagerScope \
     topologyManagerPolicyOptions qosReserved runtimeRequestTimeout hairpinMode \
-    cpuCFSQuota cpuCFSQuotaPeriod maxOpenFiles contentType serializeImagePulls \
-    podsPerCore \
+    cpuCFSQuota cpuCFSQuotaPeriod maxOpenFiles contentType podsPerCore \
     enableControllerAttachDetach protectKernelDefaults makeIPTablesUtilChains iptablesMasqueradeBit \
     iptablesDropBit featureGates failSwapOn memorySwap containerLogMaxWorkers \
     containerLogMonitorInterval configMapAndSecretChangeDetectionStrategy \

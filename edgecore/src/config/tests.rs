@@ -101,9 +101,88 @@ fn mistakes_name_the_path() {
         ("apiVersion: v1", "edgecore.config.kubeedge.io/v1alpha2"),
         ("modules: {eventBus: {mqttMode: 7}}", "must be 0, 1 or 2"),
         ("outpost: {outboxBytesMax: 4k}", "must be 1Mi or more"),
+        (
+            "outpost: {podLogsBytesMax: 1Mi}",
+            "`outpost.podLogsBytesMax`: 1Mi must not be less than containerLogMaxSize, 10Mi",
+        ),
+        (
+            "outpost: {nodeLogsBytesMax: 100Mi}",
+            "must not be less than outpost.podLogsBytesMax, 256Mi",
+        ),
     ] {
         let told = with_file(text).unwrap_err().to_string();
         assert!(told.contains(expected), "{text}: {told}");
+    }
+}
+
+fn kubelet(keys: &str) -> Result<RuntimeConfig, String> {
+    let text = format!("modules: {{edged: {{tailoredKubeletConfig: {{{keys}}}}}}}");
+    let config = with_file(&text).map_err(|error| error.to_string())?;
+    assert_eq!(config.ignored, [""; 0], "{keys}");
+    Ok(config.runtime.unwrap())
+}
+
+#[test]
+fn images_and_logs_are_kept_as_kubelets_keys_say() {
+    let as_ever = kubelet("").unwrap();
+    assert_eq!(
+        as_ever.image_policy,
+        crate::edged::image_gc::ImagePolicy::default()
+    );
+    assert_eq!(as_ever.image_pulls_max, 2);
+    assert_eq!(as_ever.log_pod_bytes_max, 256 << 20);
+    assert_eq!(as_ever.log_node_bytes_max, 2 << 30);
+
+    // As `keadm` writes it, nulls included.
+    let theirs = kubelet(
+        "imageMinimumGCAge: 2m0s, imageMaximumGCAge: 0s, imageGCHighThresholdPercent: 85, \
+         imageGCLowThresholdPercent: 80, serializeImagePulls: true, maxParallelImagePulls: null, \
+         containerLogMaxSize: 10Mi, containerLogMaxFiles: 5",
+    )
+    .unwrap();
+    assert_eq!(theirs.image_policy, as_ever.image_policy);
+    assert_eq!(theirs.image_pulls_max, 1);
+
+    let other = kubelet(
+        "imageMinimumGCAge: 1h30m, imageMaximumGCAge: 168h, maxParallelImagePulls: 5, \
+         containerLogMaxSize: 1Mi, containerLogMaxFiles: 2",
+    )
+    .unwrap();
+    let seconds = std::time::Duration::from_secs;
+    assert_eq!(other.image_policy.min_age, seconds(5_400));
+    assert_eq!(other.image_policy.max_age, Some(seconds(604_800)));
+    assert_eq!(other.image_pulls_max, 5);
+    assert_eq!((other.log_bytes_max, other.log_files_max), (1 << 20, 2));
+
+    for (keys, says) in [
+        (
+            "imageMinimumGCAge: soon",
+            "imageMinimumGCAge`: `soon` is no duration",
+        ),
+        ("imageMinimumGCAge: -5m", "is no duration"),
+        (
+            "imageMaximumGCAge: 1m",
+            "1m must be more than imageMinimumGCAge, 2m0s",
+        ),
+        (
+            "imageGCHighThresholdPercent: 70",
+            "must be at most 100 and not below",
+        ),
+        ("imageGCHighThresholdPercent: 101", "must be at most 100"),
+        (
+            "serializeImagePulls: true, maxParallelImagePulls: 3",
+            "contradicts serializeImagePulls",
+        ),
+        ("maxParallelImagePulls: 33", "must be at most 32, is 33"),
+        (
+            "containerLogMaxFiles: 1",
+            "containerLogMaxFiles`: must be between 2 and 100, is 1",
+        ),
+        ("containerLogMaxSize: 4k", "must be 32Ki or more, is `4k`"),
+        ("containerLogMaxSize: 10Mib", "unknown unit `Mib`"),
+    ] {
+        let told = kubelet(keys).unwrap_err();
+        assert!(told.contains(says), "{keys}: {told}");
     }
 }
 

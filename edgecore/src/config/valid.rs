@@ -10,6 +10,7 @@ use super::ConfigError;
 use super::mqtt::{self, MqttConfig};
 use super::raw::{Raw, StreamRule};
 use super::resources::NodeResources;
+use super::upkeep;
 use crate::edged::image_gc::ImagePolicy;
 use crate::edged::runtime::containerd::Registries;
 use crate::outbox::{Policy, PolicyError, RULES_MAX, Rule};
@@ -113,6 +114,9 @@ pub struct RuntimeConfig {
     pub logger: PathBuf,
     pub log_bytes_max: u64,
     pub log_files_max: u32,
+    /// All logs of one pod, and of the node.
+    pub log_pod_bytes_max: u64,
+    pub log_node_bytes_max: u64,
     pub max_pods: u32,
     pub resources: NodeResources,
     pub cluster_dns: Vec<IpAddr>,
@@ -474,15 +478,16 @@ fn runtime(raw: &Raw) -> Result<Option<RuntimeConfig>, ConfigError> {
     } else {
         absolute("outpost.loggerPath", &raw.outpost.logger_path)?
     };
+    let logs = upkeep::logs(raw)?;
     Ok(Some(RuntimeConfig {
         containerd: absolute(ENDPOINT, socket)?,
         namespace: raw.outpost.containerd_namespace.clone(),
         snapshotter: raw.outpost.snapshotter.clone(),
         cgroup_root: raw.outpost.cgroup_root.clone(),
         registries: registries(raw)?,
-        image_pulls_max: kubelet.max_parallel_image_pulls.clamp(1, 32),
+        image_pulls_max: upkeep::image_pulls(kubelet)?,
         image_layers_max: raw.outpost.image_layers_max.clamp(1, 16),
-        image_policy: image_policy(raw)?,
+        image_policy: upkeep::image_policy(kubelet)?,
         cni_bin_dirs: vec![
             absolute("outpost.cniBinDirectory", &raw.outpost.cni_bin_directory)?,
             PathBuf::from("/usr/lib/cni"),
@@ -494,11 +499,10 @@ fn runtime(raw: &Raw) -> Result<Option<RuntimeConfig>, ConfigError> {
             &kubelet.pod_logs_dir,
         )?,
         logger,
-        log_bytes_max: quantity(
-            "modules.edged.tailoredKubeletConfig.containerLogMaxSize",
-            &kubelet.container_log_max_size,
-        )?,
-        log_files_max: kubelet.container_log_max_files.clamp(1, 100),
+        log_bytes_max: logs.file_bytes,
+        log_files_max: logs.files,
+        log_pod_bytes_max: logs.pod_bytes,
+        log_node_bytes_max: logs.node_bytes,
         max_pods: kubelet.max_pods,
         resources: super::resources::check(kubelet)?,
         cluster_dns: kubelet
@@ -559,24 +563,6 @@ fn registries(raw: &Raw) -> Result<Registries, ConfigError> {
             .collect::<Result<_, _>>()?,
         stall: Duration::from_secs(u64::from(outpost.image_stall_seconds.clamp(5, 3600))),
         ..Registries::default()
-    })
-}
-
-/// As kubelet checks them (`pkg/kubelet/images/image_gc_manager.go`, `NewImageGCManager`).
-fn image_policy(raw: &Raw) -> Result<ImagePolicy, ConfigError> {
-    let kubelet = &raw.modules.edged.tailored_kubelet_config;
-    let (high, low) = (kubelet.image_gc_high, kubelet.image_gc_low);
-    if high > 100 || low > high {
-        return Err(wrong(
-            "modules.edged.tailoredKubeletConfig.imageGCHighThresholdPercent",
-            format!("{high} must be at most 100 and not below imageGCLowThresholdPercent, {low}"),
-        ));
-    }
-    Ok(ImagePolicy {
-        high_percent: high,
-        low_percent: low,
-        listed_max: usize::try_from(kubelet.node_status_max_images).ok(),
-        ..ImagePolicy::default()
     })
 }
 

@@ -30,6 +30,8 @@ pub struct ImagePolicy {
     pub low_percent: u8,
     /// Younger images stay.
     pub min_age: Duration,
+    /// Images that nobody has used for so long go even while there is room; `None` keeps them.
+    pub max_age: Option<Duration>,
     /// Images in the node's status; `None` tells all.
     pub listed_max: Option<usize>,
 }
@@ -40,6 +42,7 @@ impl Default for ImagePolicy {
             high_percent: 85,
             low_percent: 80,
             min_age: Duration::from_secs(120),
+            max_age: None,
             listed_max: Some(50),
         }
     }
@@ -185,6 +188,13 @@ pub(crate) async fn run(context: Arc<Context>, policy: ImagePolicy, stop: Cancel
 
 async fn look(context: &Context, policy: &ImagePolicy) {
     let runtime = &*context.runtime;
+    if let Some(max_age) = policy.max_age {
+        match reclaim(runtime, &*context.desired, max_age, None).await {
+            Ok(0) => {}
+            Ok(freed) => info!(freed, "images removed that nobody has used for long"),
+            Err(error) => debug!(%error, "old images not removed"),
+        }
+    }
     match runtime.image_fs().await {
         Ok(disk) => {
             if let Some(excess) = policy.excess(disk) {

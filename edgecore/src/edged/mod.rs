@@ -264,6 +264,7 @@ impl Edged {
             disk_dir: settings.disk_dir.clone(),
             image_dir: settings.image_dir.clone(),
             active: active.subscribe(),
+            image_age_min: settings.images.min_age,
             pressure,
         };
         let told = resend.subscribe();

@@ -28,8 +28,6 @@ use crate::edged::runtime::ContainerState;
 
 /// What a pod gets that must go now (`immediateEvictionGracePeriodSeconds`).
 const GRACE_NOW: Duration = Duration::from_secs(1);
-/// Images that came, or were used, more recently stay even then (kubelet `imageMinimumGCAge`).
-const IMAGE_AGE_MIN: Duration = Duration::from_secs(120);
 /// The next pod is not chosen before this one is gone, or this long has passed
 /// (`podCleanupTimeout`).
 const CLEANUP_MAX: Duration = Duration::from_secs(30);
@@ -45,6 +43,8 @@ pub(crate) struct Evictor {
     pub(crate) config: Config,
     pub(crate) disk_dir: PathBuf,
     pub(crate) image_dir: PathBuf,
+    /// Images that came, or were used, more recently stay even then.
+    pub(crate) image_age_min: Duration,
     pub(crate) active: watch::Receiver<Active>,
     pub(crate) pressure: watch::Sender<Pressure>,
 }
@@ -223,7 +223,8 @@ impl State {
     async fn reclaim_images(&self) {
         let context = self.context();
         let (runtime, desired) = (&*context.runtime, &*context.desired);
-        match image_gc::reclaim(runtime, desired, IMAGE_AGE_MIN, None).await {
+        let min_age = self.given.image_age_min;
+        match image_gc::reclaim(runtime, desired, min_age, None).await {
             Ok(bytes) => info!(bytes, "unused images removed, the disk runs short"),
             Err(error) => debug!(%error, "unused images not removed"),
         }
