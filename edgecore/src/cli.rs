@@ -179,6 +179,9 @@ pub(crate) struct AttachArgs {
     /// The container has a terminal: pass every key and the window's size on.
     #[arg(short, long)]
     pub tty: bool,
+    /// With -it, keys that leave while the container runs on; empty for none.
+    #[arg(long, value_name = "KEYS", default_value = edgecore::console::DETACH_KEYS)]
+    pub detach_keys: edgecore::console::DetachKeys,
 }
 
 #[derive(Debug, Subcommand)]

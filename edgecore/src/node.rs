@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use edgecore::api::target::Target;
 use edgecore::clock;
 use edgecore::config::{Config, Flags};
-use edgecore::console::{self, ConsoleError, LogsRequest, Shape, Source, TalkRequest};
+use edgecore::console::{
+    self, ConsoleError, DetachKeys, Ended, LogsRequest, Shape, Source, TalkRequest,
+};
 use edgecore::edged::logs::Query;
 use edgecore::outbox::report::Report;
 
@@ -150,6 +152,7 @@ pub(crate) fn exec(args: &ExecArgs) -> u8 {
         command: args.command.clone(),
         stdin: args.stdin,
         tty: terminal(args.stdin, args.tty),
+        detach_keys: DetachKeys::default(),
     };
     talked(with_config(&args.config, async |config| {
         let (source, pods) = Source::find(config).await?;
@@ -163,10 +166,18 @@ pub(crate) fn attach(args: &AttachArgs) -> u8 {
         command: Vec::new(),
         stdin: args.stdin,
         tty: terminal(args.stdin, args.tty),
+        detach_keys: args.detach_keys.clone(),
     };
-    talked(with_config(&args.config, async |config| {
+    let ended = with_config(&args.config, async |config| {
         let (source, pods) = Source::find(config).await?;
         console::attach(&source, &pods, &request).await
+    });
+    if ended == Ok(Ended::Left) {
+        tell("left; the container runs on");
+    }
+    talked(ended.map(|ended| match ended {
+        Ended::Exited(code) => code,
+        Ended::Left => 0,
     }))
 }
 

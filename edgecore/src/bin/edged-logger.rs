@@ -5,6 +5,9 @@
 //! fd 5 = a pipe to close when ready. The shim closes the write ends and sends SIGTERM when the
 //! task is deleted; what is in the pipes then is written, nothing is waited for.
 //!
+//! The same program stands before runc (`binary_name` of the shim's options) where a container has
+//! input without a terminal: the shim gives such a container none.
+//!
 //! If this process died, the container would get SIGPIPE on its next write. So: fixed buffers, no
 //! panics, and a line that cannot be written is dropped.
 
@@ -12,6 +15,8 @@
 mod log;
 #[path = "edged-logger/quota.rs"]
 mod quota;
+#[path = "edged-logger/runc.rs"]
+mod runc;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -47,9 +52,43 @@ struct Config {
     /// A line that is not finished after a moment is written as it is: a prompt on a terminal.
     #[serde(default)]
     is_terminal: bool,
+    /// The container's input, for one session.
+    #[serde(default)]
+    holds: Option<Holds>,
+}
+
+/// Fifos of an input that lasts for one session: until then somebody must hold it open.
+#[derive(Debug, serde::Deserialize)]
+struct Holds {
+    input: PathBuf,
+    /// Whatever comes here says that the session is over.
+    end: PathBuf,
+}
+
+/// The fifos, open.
+struct Held {
+    _input: File,
+    end: File,
+}
+
+impl Held {
+    /// For reading and writing, so that neither waits for another side.
+    fn open(holds: &Holds) -> io::Result<Self> {
+        let open = |path| File::options().read(true).write(true).open(path);
+        Ok(Self {
+            _input: open(&holds.input)?,
+            end: open(&holds.end)?,
+        })
+    }
 }
 
 fn main() -> std::process::ExitCode {
+    if !std::env::args()
+        .nth(1)
+        .is_some_and(|first| first.starts_with("--config"))
+    {
+        return runc::run();
+    }
     match run() {
         Ok(()) => std::process::ExitCode::SUCCESS,
         // Standard error is /dev/null here; the agent sees the missing log file.
@@ -64,11 +103,12 @@ fn run() -> io::Result<()> {
     // Not the first to go when memory runs out; without the capability it stays as it is.
     drop(std::fs::write("/proc/self/oom_score_adj", "-999"));
     let is_terminal = config.is_terminal;
+    let held = config.holds.as_ref().map(Held::open).transpose()?;
     let mut log = Log::open(config)?;
     let (stdout, stderr, ready) = inherited::take()?;
     let stop = inherited::stop_signal()?;
     drop(ready);
-    pump(&mut log, stdout, stderr, &stop, is_terminal)
+    pump(&mut log, stdout, stderr, &stop, is_terminal, held)
 }
 
 /// The shim passes `?--config=<file>` as two arguments; by hand one is handier.
@@ -91,6 +131,7 @@ fn pump(
     stderr: File,
     stop: &File,
     is_terminal: bool,
+    mut held: Option<Held>,
 ) -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, poll};
     let mut streams = [
@@ -99,9 +140,13 @@ fn pump(
     ];
     let mut stopping = false;
     while streams.iter().any(Option::is_some) {
-        let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(3);
+        let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(4);
         for stream in streams.iter().flatten() {
             polled.push(PollFd::new(&stream.source, PollFlags::IN));
+        }
+        let open = polled.len();
+        if let Some(held) = &held {
+            polled.push(PollFd::new(&held.end, PollFlags::IN));
         }
         if !stopping {
             polled.push(PollFd::new(stop, PollFlags::IN));
@@ -121,7 +166,12 @@ fn pump(
             stopping = true;
             continue;
         }
+        let is_over = held.is_some() && polled.get(open).is_some_and(|fd| !fd.revents().is_empty());
         drop(polled);
+        if is_over {
+            held = None;
+            continue;
+        }
         if ready == 0 && stopping {
             break;
         }
@@ -296,6 +346,7 @@ mod tests {
             pod_bytes_max: 0,
             node_bytes_max: 0,
             is_terminal: false,
+            holds: None,
         })
         .unwrap()
     }
@@ -307,7 +358,7 @@ mod tests {
         let file = |pipe| File::from(std::os::fd::OwnedFd::from(pipe));
         let owned = bytes.to_vec();
         let feeder = std::thread::spawn(move || writer.write_all(&owned).unwrap());
-        pump(log, file(reader), file(quiet), &file(stop), false).unwrap();
+        pump(log, file(reader), file(quiet), &file(stop), false, None).unwrap();
         feeder.join().unwrap();
     }
 
@@ -357,6 +408,7 @@ mod tests {
             file(quiet),
             &File::from(std::os::fd::OwnedFd::from(stop)),
             false,
+            None,
         )
         .unwrap();
         let text = std::fs::read_to_string(dir.path().join("0.log")).unwrap();
@@ -397,7 +449,7 @@ mod tests {
         let (quiet, _) = io::pipe().unwrap();
         let (stop, _keep) = io::pipe().unwrap();
         let (reader, quiet, stop) = (file(reader), file(quiet), file(stop));
-        let pumping = std::thread::spawn(move || pump(&mut log, reader, quiet, &stop, true));
+        let pumping = std::thread::spawn(move || pump(&mut log, reader, quiet, &stop, true, None));
         terminal.write_all(b"login: ").unwrap();
         let began = std::time::Instant::now();
         let read = || std::fs::read_to_string(&path).unwrap();

@@ -5,6 +5,7 @@
 //! These functions are given what was asked and return what to print or the exit code; flags and
 //! exit codes are `main.rs`' matter.
 
+mod detach;
 mod logs;
 mod pods;
 mod source;
@@ -22,10 +23,11 @@ use crate::edged::runtime::RuntimeError;
 use crate::outbox::report::Report;
 use crate::store::StoreError;
 
+pub use detach::{DEFAULT as DETACH_KEYS, DetachKeys, KeyError};
 pub use logs::{LogsRequest, logs};
 pub use pods::{Shape, pods};
 pub use source::Source;
-pub use talk::{TalkRequest, attach, exec};
+pub use talk::{Ended, TalkRequest, attach, exec};
 pub use top::{top_node, top_pods};
 
 /// The ledger as a table.

@@ -360,7 +360,11 @@ impl MainLoop {
     }
 
     fn give(&mut self, uid: &str, pod: &Arc<Pod>, removed: bool) {
-        let generation = *self.generation.borrow();
+        // Who waits for something that changes tries again.
+        let generation = self
+            .generation
+            .borrow()
+            .wrapping_add(self.context.runtime.network_changes());
         let resend = *self.resend.borrow();
         let seen = self.seen.get(uid).cloned().unwrap_or_default();
         let host_ip = self.node.host_ip().to_owned();

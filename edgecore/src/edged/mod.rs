@@ -22,6 +22,7 @@ pub mod image_gc;
 pub mod logs;
 mod main_loop;
 pub mod node;
+mod oom;
 pub mod pod;
 pub mod quantity;
 mod reclaim;
@@ -263,8 +264,8 @@ impl Edged {
             config: settings.eviction.clone(),
             disk_dir: settings.disk_dir.clone(),
             image_dir: settings.image_dir.clone(),
-            active: active.subscribe(),
             image_age_min: settings.images.min_age,
+            active: active.subscribe(),
             pressure,
         };
         let told = resend.subscribe();
@@ -272,12 +273,19 @@ impl Edged {
             main_loop::MainLoop::new(context.clone(), settings, machine, told, active, short);
         let stopped = stop.clone();
         let reclaim = reclaim::run(context.clone(), stop.clone());
+        let watcher = context.clone();
+        let oom = async move {
+            oom::run(&watcher).await;
+            // A node without a kernel's log goes on without.
+            std::future::pending::<()>().await;
+        };
         let task = tokio::spawn(async move {
             // None goes on without the others.
             tokio::select! {
                 () = main.run(stopped.clone()) => {}
                 () = evictor.run(stopped.clone()) => {}
                 () = reclaim => {}
+                () = oom => {}
             }
         });
         EdgedHandle {

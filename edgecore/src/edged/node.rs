@@ -291,6 +291,8 @@ pub(super) struct Reporter {
     told: Option<Value>,
     resend: u64,
     asked_at: Option<Instant>,
+    /// Changes of the network's configuration before that.
+    network_changes: u64,
 }
 
 impl Reporter {
@@ -317,6 +319,7 @@ impl Reporter {
             told: None,
             resend: 0,
             asked_at: None,
+            network_changes: 0,
         }
     }
 
@@ -401,12 +404,15 @@ impl Reporter {
     pub(super) async fn refresh(&mut self, runtime_lost: bool, resend: u64) {
         let now = Instant::now();
         let due = self.recheck().is_none_or(|due| due <= now);
+        let network_changes = self.context.runtime.network_changes();
         let ask = self.asked_at.is_none()
             || self.runtime.ready == runtime_lost
+            || self.network_changes != network_changes
             || (!self.is_ready() && due);
         if ask {
             self.runtime = self.context.runtime.info().await;
             self.asked_at = Some(now);
+            self.network_changes = network_changes;
         }
         if let Some(address) = address(&self.settings) {
             self.host_ip = address;

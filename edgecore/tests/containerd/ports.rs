@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::world::{PATIENCE, World, note};
 use edgecore::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
-use edgecore::edged::runtime::{ContainerSpec, NetworkWish, Runtime, SandboxSpec};
+use edgecore::edged::runtime::{ContainerSpec, NetworkWish, Runtime, RuntimeError, SandboxSpec};
 
 /// The node's address towards the outside, if it has one.
 fn node_address() -> Option<std::net::IpAddr> {
@@ -228,6 +228,63 @@ async fn the_sites_own_network_is_used_with_two_families_and_a_rate() {
         .filter(|name| name.parse::<std::net::IpAddr>().is_ok())
         .collect();
     assert_eq!(leases, Vec::<String>::new());
+    let removed = Command::new("ip").args(["link", "del", &bridge]).output();
+    assert!(removed.is_ok_and(|o| o.status.success()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_appears_or_changes_is_used_without_a_restart() {
+    let Some(mut world) = World::new().await else {
+        return;
+    };
+    let conf = world.directory.path().join("net.d");
+    std::fs::create_dir_all(&conf).unwrap();
+    let file = conf.join("10-site.conflist");
+    std::fs::write(&file, "{").unwrap();
+    let config = ContainerdConfig {
+        cni_conf_dir: conf,
+        ..world.config.clone()
+    };
+    world.runtime = ContainerdRuntime::connect(config).unwrap();
+    let info = world.runtime.info().await;
+    assert!(!info.network_ready && info.network_reason.contains("10-site.conflist"));
+    let refused = world.runtime.ensure_sandbox(&world.pod()).await;
+    assert!(
+        matches!(refused, Err(RuntimeError::Network { .. })),
+        "{refused:?}"
+    );
+
+    let bridge = format!("st{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+    let mut changes = world.runtime.changes();
+    let mut pods = Vec::new();
+    for (count, net) in [(1, "10.201.78"), (2, "10.201.79")] {
+        let list = serde_json::json!({ "cniVersion": "1.0.0", "name": format!("site{count}"), "plugins": [
+            { "type": "bridge", "bridge": bridge, "ipam": {
+                "type": "host-local", "dataDir": world.directory.path().join("leases"),
+                "ranges": [[{ "subnet": format!("{net}.0/24") }]] } },
+        ]});
+        std::fs::write(&file, list.to_string()).unwrap();
+        let counted = async {
+            while world.runtime.network_changes() < count {
+                changes.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, counted)
+            .await
+            .expect("nothing was noticed");
+        assert!(world.runtime.info().await.network_ready);
+        let pod = world.pod();
+        let sandbox = world.runtime.ensure_sandbox(&pod).await.unwrap();
+        assert!(sandbox.ips[0].starts_with(net), "{sandbox:?}");
+        pods.push((pod, sandbox));
+    }
+    let (first, sandbox) = &pods[0];
+    let same = world.runtime.ensure_sandbox(first).await.unwrap();
+    assert_eq!(same.ips, sandbox.ips, "who stands keeps what it has");
+    for (pod, _) in &pods {
+        world.clean(pod).await;
+    }
+    assert_eq!(world.leftovers(), Vec::<String>::new());
     let removed = Command::new("ip").args(["link", "del", &bridge]).output();
     assert!(removed.is_ok_and(|o| o.status.success()));
 }

@@ -186,3 +186,90 @@ async fn a_shortage_of_memory_ends_the_one_above_its_request_and_says_so() {
     world.end().await;
     assert!(usage().is_none(), "{cgroup}");
 }
+
+/// The kernel's words are written into its own log: a real shortage would take the machine along.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shortage_of_the_whole_machine_is_told_of_the_node() {
+    use std::io::Write;
+    let Ok(mut kernel) = std::fs::File::options().write(true).open("/dev/kmsg") else {
+        eprintln!("SKIPPED: no kernel log that can be written");
+        return;
+    };
+    let Some(mut world) = World::new().await else {
+        return;
+    };
+    world.until("the node", |news| !news.nodes.is_empty()).await;
+    let name = format!("hog{:x}", std::process::id());
+    let words = format!(
+        "oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0,global_oom,\
+         task_memcg=/edgepods,task={name},pid=4711,uid=0"
+    );
+    let own = format!(
+        "oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,\
+         oom_memcg=/edgepods/x,task_memcg=/edgepods/x,task={name}-own,pid=4712,uid=0"
+    );
+    for line in [own, words] {
+        kernel.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+    let told = format!("System OOM encountered, victim process: {name}, pid: 4711");
+    world
+        .until("the event", |news| {
+            let mut events = news.events.iter();
+            events.any(|event| event["reason"] == "SystemOOM" && event["message"] == *told)
+        })
+        .await;
+    let news = format!("{:?}", world.sink.0.borrow().events);
+    assert!(!news.contains(&format!("{name}-own")), "{news}");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_node_is_ready_when_its_network_is_and_waiting_pods_start() {
+    let Some(mut world) = World::new().await else {
+        return;
+    };
+    world.edged.take().unwrap().stop().await;
+    let conf = world.directory.path().join("net.d");
+    std::fs::create_dir(&conf).unwrap();
+    let file = conf.join("10-site.conflist");
+    std::fs::write(&file, "{").unwrap();
+    world.config.cni_conf_dir = conf;
+    world.start();
+    let ready = |news: &super::News| {
+        let conditions = news.nodes.last()?["status"]["conditions"].as_array()?;
+        let ready = conditions.iter().find(|c| c["type"] == "Ready")?;
+        Some((ready["status"] == "True", ready["message"].to_string()))
+    };
+    world
+        .until("a node without a network", |news| {
+            ready(news).is_some_and(|(is, why)| !is && why.contains("10-site.conflist"))
+        })
+        .await;
+    let mut waits = pod("waits", "exec sleep 1000");
+    waits["spec"].as_object_mut().unwrap().remove("hostNetwork");
+    world.store.apply(waits);
+    world
+        .until("the event", |news| {
+            news.events
+                .iter()
+                .any(|event| event["reason"] == "NetworkNotReady")
+        })
+        .await;
+    // Nothing at all is a configuration, too: the built-in one.
+    std::fs::remove_file(&file).unwrap();
+    world
+        .until("ready", |news| ready(news).is_some_and(|(is, _)| is))
+        .await;
+    world.until_phase("waits", "Running").await;
+    std::fs::write(&file, "{").unwrap();
+    world
+        .until("not ready again", |news| {
+            ready(news).is_some_and(|(is, _)| !is)
+        })
+        .await;
+    std::fs::remove_file(&file).unwrap();
+    world
+        .until("ready again", |news| ready(news).is_some_and(|(is, _)| is))
+        .await;
+    world.end().await;
+}

@@ -220,6 +220,7 @@ mod tests {
             pod_bytes_max: 0,
             node_bytes_max: 0,
             is_terminal: false,
+            holds: None,
         })
         .unwrap();
         let other = disk.0.path().join("other");

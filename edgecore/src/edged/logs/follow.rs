@@ -60,6 +60,17 @@ pub async fn pump(
     ended: impl Future<Output = ()>,
     out: mpsc::Sender<Chunk>,
 ) -> Result<(), LogError> {
+    pump_from(path, query, ended, out, || {}).await
+}
+
+/// As [`pump`]; calls `opened` when all that is written from then on will be told.
+pub async fn pump_from(
+    path: &Path,
+    query: &Query,
+    ended: impl Future<Output = ()>,
+    out: mpsc::Sender<Chunk>,
+    opened: impl FnOnce(),
+) -> Result<(), LogError> {
     // Watched before it is read: nothing that is written in between is missed.
     let watch = match (query.follow, path.parent()) {
         (true, Some(directory)) if directory.is_dir() => {
@@ -73,6 +84,7 @@ pub async fn pump(
     };
     let (owned, asked) = (path.to_owned(), query.clone());
     let mut reader = blocking(path, move || LogReader::open(&owned, &asked)).await?;
+    opened();
     let mut is_over = watch.is_none();
     tokio::pin!(ended);
     loop {

@@ -265,6 +265,7 @@ pub fn container_spec(
         host_ipc: spec.host_ipc == Some(true),
         tty: container.tty == Some(true),
         stdin: container.stdin == Some(true),
+        stdin_once: container.stdin_once == Some(true),
         log_path,
         log_bytes_max: placement.log_bytes_max,
         log_files_max: placement.log_files_max,

@@ -3,6 +3,7 @@
 //! undoes exactly that, even after the configuration changed or we restarted.
 
 mod config;
+pub(super) mod follow;
 mod reservations;
 
 use std::collections::BTreeSet;

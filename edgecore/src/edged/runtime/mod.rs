@@ -144,6 +144,8 @@ pub struct ContainerSpec {
     pub host_ipc: bool,
     pub tty: bool,
     pub stdin: bool,
+    /// The input ends with the first session that had it.
+    pub stdin_once: bool,
     pub privileged: bool,
     pub read_only_rootfs: bool,
     pub no_new_privileges: bool,
@@ -303,6 +305,10 @@ pub struct PodStats {
 #[async_trait]
 pub trait Runtime: Send + Sync + 'static {
     async fn info(&self) -> RuntimeInfo;
+    /// How often the configuration of the pods' network has changed.
+    fn network_changes(&self) -> u64 {
+        0
+    }
 
     /// The image if it is present with all its content.
     async fn image(&self, reference: &str) -> Result<Option<Image>, RuntimeError>;

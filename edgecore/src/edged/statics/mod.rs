@@ -18,7 +18,7 @@ mod mirror;
 mod parse;
 #[cfg(test)]
 mod tests;
-mod watch;
+pub(in crate::edged) mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

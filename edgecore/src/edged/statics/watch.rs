@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 /// What to look at again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(in crate::edged) enum Change {
     /// These names.
     Files(BTreeSet<String>),
     /// All of the directory: it came, went, or more happened than the kernel could keep.
@@ -20,7 +20,7 @@ pub(super) enum Change {
 
 /// A directory that need not exist yet: until then its nearest parent is followed.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(in crate::edged) struct Watch {
     directory: PathBuf,
     /// Whether the directory itself is followed.
     is_there: bool,
@@ -29,7 +29,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Must be called in a runtime. Look at everything after this: what happens from here on is told.
-    pub(super) fn new(directory: &Path) -> io::Result<Self> {
+    pub(in crate::edged) fn new(directory: &Path) -> io::Result<Self> {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let gone = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
         // A file that is being written is told when it is closed, not when it is made.
@@ -65,7 +65,7 @@ impl Watch {
     }
 
     /// Waits for a change. Cancel-safe. After [`Change::Everything`] the watch is to be made anew.
-    pub(super) async fn next(&mut self) -> io::Result<Change> {
+    pub(in crate::edged) async fn next(&mut self) -> io::Result<Change> {
         loop {
             let mut ready = self.fd.readable_mut().await?;
             let is_there = self.is_there;

@@ -228,6 +228,32 @@ async fn a_time_limit_and_a_child_in_the_background_hold_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_time_limit_ends_all_that_the_command_started() {
+    let Some(sleeper) = Sleeper::new().await else {
+        return;
+    };
+    // A child, an orphan, and one that has left the session.
+    let script = "sleep 4711 & (sleep 4712 &); setsid sleep 4713 & wait";
+    let late = sleeper.run(script, Duration::from_secs(1)).await;
+    assert!(
+        matches!(late, Err(RuntimeError::Timeout { .. })),
+        "{late:?}"
+    );
+    sleeper.until_nothing_is_left().await;
+    let (_, processes) = sleeper.output("ps").await;
+    assert!(!processes.contains("sleep 471"), "{processes}");
+    assert!(
+        processes.contains("sleep 1000"),
+        "the container's own: {processes}"
+    );
+
+    // What ends by itself may leave somebody behind, as with kubelet.
+    assert_eq!(sleeper.output("sleep 4714 > /dev/null 2>&1 &").await.0, 0);
+    assert!(sleeper.output("ps").await.1.contains("sleep 4714"));
+    sleeper.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_commands_at_once_leave_nothing() {
     let Some(sleeper) = Sleeper::new().await else {
         return;

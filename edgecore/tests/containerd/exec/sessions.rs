@@ -168,6 +168,101 @@ async fn a_container_with_a_terminal_is_joined_and_left() {
     sleeper.end().await;
 }
 
+/// What a session says until the words have come.
+async fn until(session: &mut Session, words: &str) {
+    let mut seen = String::new();
+    while !seen.contains(words) {
+        let said = tokio::time::timeout(PATIENCE, session.output.recv()).await;
+        match said
+            .unwrap_or_else(|_| panic!("{words} after {seen}"))
+            .unwrap()
+        {
+            Output::Stdout(bytes) => seen.push_str(std::str::from_utf8(&bytes).unwrap()),
+            other => panic!("{other:?} after {seen:?}"),
+        }
+    }
+}
+
+const LISTENER: &str =
+    "trap 'exit 12' TERM; while read a; do echo heard $a; done; echo over; exit 6";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_hears_without_a_terminal_as_long_as_it_lives() {
+    let Some(sleeper) = Sleeper::with(|spec| ContainerSpec {
+        stdin: true,
+        run_as_user: Some(405),
+        command: ["sh", "-c", LISTENER].map(str::to_owned).to_vec(),
+        ..spec
+    })
+    .await
+    else {
+        return;
+    };
+    let runtime = &sleeper.world.runtime;
+    let request = AttachRequest {
+        stdin: true,
+        size: None,
+    };
+    let mut first = runtime.attach(&sleeper.id, &request).await.unwrap();
+    say(&first, "one\n").await;
+    until(&mut first, "heard one").await;
+    first.input.send(Input::StdinEnd).await.unwrap();
+    drop(first);
+    let mut second = runtime.attach(&sleeper.id, &request).await.unwrap();
+    say(&second, "two\n").await;
+    until(&mut second, "heard two").await;
+    // More than the fifo holds, while another looks on.
+    let line = format!("{}\n", "x".repeat(1000));
+    for _ in 0..200 {
+        say(&second, &line).await;
+    }
+    say(&second, "last\n").await;
+    until(&mut second, "heard last").await;
+    assert_eq!(sleeper.output("exit 3").await.0, 3, "commands run as ever");
+    runtime.kill(&sleeper.id).await.unwrap();
+    assert_eq!(rest(&mut second).await.2, Output::Exited(137));
+    sleeper.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_input_for_one_session_ends_with_it() {
+    let script = format!("while read a; do echo heard $a; done; {LISTENER}");
+    for hangs_up in [false, true] {
+        let Some(sleeper) = Sleeper::with(|spec| ContainerSpec {
+            stdin: true,
+            stdin_once: true,
+            command: ["sh", "-c", &script].map(str::to_owned).to_vec(),
+            ..spec
+        })
+        .await
+        else {
+            return;
+        };
+        let runtime = &sleeper.world.runtime;
+        let request = AttachRequest {
+            stdin: true,
+            size: None,
+        };
+        let mut listens = runtime
+            .attach(&sleeper.id, &AttachRequest::default())
+            .await
+            .unwrap();
+        let mut first = runtime.attach(&sleeper.id, &request).await.unwrap();
+        say(&first, "one\n").await;
+        until(&mut first, "heard one").await;
+        if !hangs_up {
+            first.input.send(Input::StdinEnd).await.unwrap();
+        }
+        drop(first);
+        let (stdout, _, end) = rest(&mut listens).await;
+        assert!(stdout.ends_with("over\n"), "{stdout}");
+        assert_eq!(end, Output::Exited(6));
+        let refused = runtime.attach(&sleeper.id, &request).await.unwrap_err();
+        assert!(refused.to_string().contains("stdinOnce"), "{refused}");
+        sleeper.end().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_container_without_input_is_listened_to() {
     let script = "trap 'echo bye; echo bad >&2; exit 0' TERM; echo ready; \

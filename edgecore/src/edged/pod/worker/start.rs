@@ -314,13 +314,15 @@ impl Worker {
             if matches!(error, RuntimeError::Unavailable { .. }) {
                 return Failure::Runtime(error);
             }
+            // Another configuration may be all that it takes.
+            let on_change = matches!(error, RuntimeError::Network { .. });
             Failure::Waiting {
                 trouble: Trouble {
                     reason: "ContainerCreating",
                     message: format!("Failed to create pod sandbox: {error}"),
                 },
                 event: "FailedCreatePodSandBox",
-                on_change: false,
+                on_change,
                 delay: (RETRY_FIRST, RETRY_MAX),
             }
         })?;
@@ -508,7 +510,7 @@ fn network_not_ready(reason: &str) -> Failure {
             message: format!("network is not ready: {reason}"),
         },
         event: "NetworkNotReady",
-        on_change: false,
+        on_change: true,
         delay: (RETRY_FIRST, RETRY_MAX),
     }
 }

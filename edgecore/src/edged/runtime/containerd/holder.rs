@@ -85,7 +85,7 @@ async fn launch(
             (label::HOLDER.to_owned(), "true".to_owned()),
             (label::POD_UID.to_owned(), wanted.pod_uid.to_owned()),
         ]),
-        runtime: Some(runtime_record(wanted.runc_root)),
+        runtime: Some(runtime_record(wanted.runc_root, "")),
         spec: Some(Any {
             type_url: SPEC_TYPE.to_owned(),
             value: spec.to_vec(),

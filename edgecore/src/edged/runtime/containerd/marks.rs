@@ -36,6 +36,11 @@ impl Marks {
         self.directory.join(format!("{id}.stdin"))
     }
 
+    /// The fifo on which the container's logger is told to let go of the input.
+    pub(super) fn stdin_end(&self, id: &str) -> PathBuf {
+        self.directory.join(format!("{id}.stdin-end"))
+    }
+
     /// From now on the container may have run.
     pub(super) fn starting(&self, id: &str) -> io::Result<()> {
         std::fs::write(self.started(id), b"")
@@ -78,7 +83,12 @@ impl Marks {
 
     /// The container is removed.
     pub(super) fn forget(&self, id: &str) {
-        for file in [self.logger_config(id), self.started(id), self.stdin(id)] {
+        for file in [
+            self.logger_config(id),
+            self.started(id),
+            self.stdin(id),
+            self.stdin_end(id),
+        ] {
             match std::fs::remove_file(file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::debug!(%error, id, "files of a removed container left behind");

@@ -40,6 +40,7 @@ mod unpack;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use sha2::{Digest, Sha256};
@@ -58,7 +59,9 @@ pub(crate) use self::spec::PodPaths;
 use self::spec::{HostFacts, UserDatabase};
 use self::stats::Stats;
 use self::store::ImageStore;
+use self::task::Stdin;
 use super::cni::Cni;
+use super::cni::follow::Follower;
 use super::sandbox::Sandboxes;
 use super::session::{AttachRequest, ExecRequest, Session};
 use super::{
@@ -134,12 +137,15 @@ pub struct ContainerdRuntime {
     images: Arc<ImageStore>,
     stats: Stats,
     changes: watch::Receiver<u64>,
+    network_changes: Arc<AtomicU64>,
     events: JoinHandle<()>,
+    follower: JoinHandle<()>,
 }
 
 impl Drop for ContainerdRuntime {
     fn drop(&mut self) {
         self.events.abort();
+        self.follower.abort();
     }
 }
 
@@ -167,6 +173,12 @@ impl ContainerdRuntime {
         )
         .with_pod_cidr(config.pod_cidr.clone());
         let (announce, changes) = watch::channel(0);
+        let network_changes = Arc::new(AtomicU64::new(0));
+        let follower = Follower::new(
+            config.cni_conf_dir.clone(),
+            Arc::clone(&network_changes),
+            announce.clone(),
+        );
         let events = tokio::spawn(events::watch_events(
             daemon.clone(),
             config.namespace.clone(),
@@ -183,7 +195,9 @@ impl ContainerdRuntime {
             cgroups,
             host,
             changes,
+            network_changes,
             events,
+            follower: tokio::spawn(follower.run()),
             config,
         }))
     }
@@ -273,18 +287,33 @@ impl ContainerdRuntime {
         Marks::new(&self.config.state_dir).stdin(id)
     }
 
-    /// Makes the fifo of a container that wants input. Without a terminal the shim would not read
-    /// it (containerd `pkg/process: newBinaryIO`), so the container then sees the end of its input.
-    fn make_stdin(&self, id: &str, spec: &ContainerSpec) -> std::io::Result<String> {
-        if !(spec.stdin && spec.tty) {
-            return Ok(String::new());
+    /// Makes the fifo of a container that wants input.
+    fn make_stdin(&self, id: &str, spec: &ContainerSpec) -> std::io::Result<Stdin> {
+        if !spec.stdin {
+            return Ok(Stdin::None);
         }
         let path = self.stdin_path(id);
         if let Some(parent) = path.parent() {
             crate::files::make_dir(parent, 0o700)?;
         }
         exec::make_fifo(&path)?;
-        Ok(path.display().to_string())
+        if spec.tty {
+            return Ok(Stdin::Terminal(path.display().to_string()));
+        }
+        if spec.stdin_once {
+            exec::make_fifo(&Marks::new(&self.config.state_dir).stdin_end(id))?;
+        }
+        Ok(Stdin::Opened)
+    }
+
+    /// What the program before runc has to know.
+    fn annotate(&self, id: &str, spec: &ContainerSpec, oci: &mut oci_spec::runtime::Spec) {
+        let path = self.stdin_path(id).display().to_string();
+        let mut annotations = oci.annotations().clone().unwrap_or_default();
+        annotations.insert(task::STDIN_ANNOTATION.to_owned(), path);
+        let once = spec.stdin_once.to_string();
+        annotations.insert(task::STDIN_ONCE_ANNOTATION.to_owned(), once);
+        oci.set_annotations(Some(annotations));
     }
 
     fn write_logger_config(&self, id: &str, spec: &ContainerSpec) -> std::io::Result<PathBuf> {
@@ -301,6 +330,10 @@ impl ContainerdRuntime {
             "podBytesMax": self.config.log_pod_bytes_max,
             "nodeBytesMax": self.config.log_node_bytes_max,
             "isTerminal": spec.tty,
+            "holds": (spec.stdin && spec.stdin_once && !spec.tty).then(|| serde_json::json!({
+                "input": self.stdin_path(id),
+                "end": Marks::new(&self.config.state_dir).stdin_end(id),
+            })),
         });
         std::fs::write(&path, config.to_string())?;
         Ok(path)
@@ -400,6 +433,10 @@ impl Runtime for ContainerdRuntime {
         Ok(list)
     }
 
+    fn network_changes(&self) -> u64 {
+        self.network_changes.load(Ordering::Acquire)
+    }
+
     async fn start(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
         let id = self.spoilt.usable(spec);
         let create_failed = |reason: String| RuntimeError::Create { reason };
@@ -424,7 +461,7 @@ impl Runtime for ContainerdRuntime {
         };
         host.has_swap = self.cgroups.has_swap(&spec.cgroup_parent);
         host.has_oom_group = self.cgroups.has_oom_group(&spec.cgroup_parent);
-        let oci = spec::build(
+        let mut oci = spec::build(
             spec,
             &facts.config.config,
             &users,
@@ -445,8 +482,13 @@ impl Runtime for ContainerdRuntime {
         let stdin = self
             .make_stdin(&id, spec)
             .map_err(|error| create_failed(format!("standard input: {error}")))?;
+        if stdin == Stdin::Opened {
+            self.annotate(&id, spec, &mut oci);
+        }
+        let opener = self.config.logger_path.display().to_string();
         let launch = task::Launch {
             stdin: &stdin,
+            opener: &opener,
             id: &id,
             container: spec,
             spec: &oci,
@@ -512,7 +554,8 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn attach(&self, id: &str, request: &AttachRequest) -> Result<Session, RuntimeError> {
-        self.execs.attach(id, request, &self.stdin_path(id)).await
+        let marks = Marks::new(&self.config.state_dir);
+        self.execs.attach(id, request, &marks).await
     }
 
     async fn stats(&self) -> Result<Vec<PodStats>, RuntimeError> {

@@ -63,6 +63,9 @@ const LABEL_BYTES_MAX: usize = 4096;
 /// containerd-client does not generate this message.
 #[derive(Clone, PartialEq, prost::Message)]
 struct RuncOptions {
+    /// What is run in runc's place; empty for runc itself.
+    #[prost(string, tag = "6")]
+    binary_name: String,
     /// Where runc keeps its state. Ours, because the default is shared by every daemon on the host.
     #[prost(string, tag = "7")]
     root: String,
@@ -78,12 +81,29 @@ pub(super) struct Launch<'a> {
     pub(super) image_id: &'a str,
     pub(super) stop_signal: &'a str,
     pub(super) runc_root: &'a str,
-    /// Path of the input's fifo; empty for none.
-    pub(super) stdin: &'a str,
+    pub(super) stdin: &'a Stdin,
+    /// The program that gives a container its input without a terminal.
+    pub(super) opener: &'a str,
     /// `binary://…` address of the logger.
     pub(super) log_address: &'a str,
     pub(super) marks: &'a Marks,
 }
+
+/// Where a container's input comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stdin {
+    None,
+    /// The shim copies it from this fifo to the terminal.
+    Terminal(String),
+    /// Without a terminal the shim would not read it (containerd `pkg/process: newBinaryIO`): runc
+    /// is given the fifo named in [`STDIN_ANNOTATION`] by the program that stands before it.
+    Opened,
+}
+
+/// In the OCI spec: the fifo that becomes the process' standard input.
+pub(super) const STDIN_ANNOTATION: &str = "io.outpost.stdin";
+/// In the OCI spec: the input ends with its last writer.
+pub(super) const STDIN_ONCE_ANNOTATION: &str = "io.outpost.stdin-once";
 
 fn labels(launch: &Launch<'_>) -> Result<HashMap<String, String>, RuntimeError> {
     let container = launch.container;
@@ -116,13 +136,14 @@ fn labels(launch: &Launch<'_>) -> Result<HashMap<String, String>, RuntimeError> 
         .collect())
 }
 
-pub(super) fn runtime_record(runc_root: &str) -> RuntimeRecord {
+pub(super) fn runtime_record(runc_root: &str, binary_name: &str) -> RuntimeRecord {
     use prost::Message as _;
     RuntimeRecord {
         name: RUNTIME.to_owned(),
         options: Some(Any {
             type_url: "containerd.runc.v1.Options".to_owned(),
             value: RuncOptions {
+                binary_name: binary_name.to_owned(),
                 root: runc_root.to_owned(),
             }
             .encode_to_vec(),
@@ -147,7 +168,13 @@ pub(super) async fn create_record(
         id: launch.id.to_owned(),
         labels: labels(launch)?,
         image: launch.container.image.clone(),
-        runtime: Some(runtime_record(launch.runc_root)),
+        runtime: Some(runtime_record(
+            launch.runc_root,
+            match launch.stdin {
+                Stdin::Opened => launch.opener,
+                Stdin::None | Stdin::Terminal(_) => "",
+            },
+        )),
         spec: Some(Any {
             type_url: SPEC_TYPE.to_owned(),
             value: spec,
@@ -200,7 +227,10 @@ pub(super) async fn launch(daemon: &Daemon, launch: &Launch<'_>) -> Result<(), R
             daemon.tasks().create(CreateTaskRequest {
                 container_id: launch.id.to_owned(),
                 rootfs: prepared.mounts,
-                stdin: launch.stdin.to_owned(),
+                stdin: match launch.stdin {
+                    Stdin::Terminal(fifo) => fifo.clone(),
+                    Stdin::None | Stdin::Opened => String::new(),
+                },
                 stdout: launch.log_address.to_owned(),
                 stderr: stderr.to_owned(),
                 terminal: launch.container.tty,
@@ -533,7 +563,7 @@ mod tests {
     /// 1.6 refuses a URL with a host before the name ("type with url … not found").
     #[test]
     fn the_shims_options_have_a_bare_type() {
-        let options = runtime_record("/run/x/runc").options.unwrap();
+        let options = runtime_record("/run/x/runc", "").options.unwrap();
         assert_eq!(options.type_url, "containerd.runc.v1.Options");
         assert!(SPEC_TYPE.starts_with("types.containerd.io/"));
     }

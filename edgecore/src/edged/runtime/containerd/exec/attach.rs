@@ -1,7 +1,8 @@
 //! Joining the process that a container runs. What it says is read from its log, so that nobody
 //! who comes or goes disturbs it; what it hears goes through the fifo it was started with.
 
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -14,18 +15,19 @@ use tokio_util::sync::CancellationToken;
 use super::{Daemon, Execs, failed, not_found, resize, wait};
 use crate::edged::logs::{self, CHUNKS_MAX, Query, Stream};
 use crate::edged::runtime::RuntimeError;
+use crate::edged::runtime::containerd::marks::Marks;
 use crate::edged::runtime::containerd::task::{self, label};
 use crate::edged::runtime::session::{
     self as talk, AttachRequest, Input, Output, Served, Session, Size,
 };
 
 impl Execs {
-    /// Joins a container; `stdin` is its fifo, which is there if it has input.
+    /// Joins a container.
     pub(in super::super) async fn attach(
         &self,
         id: &str,
         request: &AttachRequest,
-        stdin: &Path,
+        marks: &Marks,
     ) -> Result<Session, RuntimeError> {
         let record = task::record(&self.daemon, id)
             .await?
@@ -35,7 +37,12 @@ impl Execs {
         let has_terminal = spec["process"]["terminal"] == Value::Bool(true);
         let log = record.labels.get(label::LOG_PATH).map(PathBuf::from);
         let stdin = if request.stdin {
-            Some(open_input(stdin, has_terminal)?)
+            let end = marks.stdin_end(id);
+            Some(Feed {
+                to: Some(open_input(&marks.stdin(id), &end)?),
+                fifo: marks.stdin(id),
+                end: end.exists().then_some(end),
+            })
         } else {
             None
         };
@@ -53,23 +60,72 @@ impl Execs {
 }
 
 /// The writing end of a container's input.
-fn open_input(path: &Path, has_terminal: bool) -> Result<Sender, RuntimeError> {
+fn open_input(path: &Path, end: &Path) -> Result<Sender, RuntimeError> {
+    let nobody_reads = rustix::io::Errno::NXIO.raw_os_error();
     OpenOptions::new().open_sender(path).map_err(|error| {
-        if error.kind() != io::ErrorKind::NotFound {
+        if error.raw_os_error() == Some(nobody_reads) {
+            failed("the container has closed its input")
+        } else if error.kind() != io::ErrorKind::NotFound {
             failed(&format!("the container's input: {error}"))
-        } else if has_terminal {
-            failed("the container takes no input (its spec has no `stdin: true`)")
+        } else if end.exists() {
+            failed("the container's input ended with its first session (`stdinOnce: true`)")
         } else {
-            failed("the container takes no input (its spec needs `stdin: true` and `tty: true`)")
+            failed("the container takes no input (its spec has no `stdin: true`)")
         }
     })
+}
+
+/// A session's part in a container's input. Dropping it ends the input that lasts for one session.
+struct Feed {
+    to: Option<Sender>,
+    fifo: PathBuf,
+    /// Where the end is told, if the session ends the input.
+    end: Option<PathBuf>,
+}
+
+impl Feed {
+    async fn write(&mut self, bytes: &[u8]) {
+        if let Some(open) = &mut self.to
+            && open.write_all(bytes).await.is_err()
+        {
+            self.to = None;
+        }
+    }
+
+    /// This session has no more to say. Without `stdinOnce` the container keeps its input: others
+    /// may join.
+    fn close(&mut self) {
+        self.to = None;
+        let Some(end) = self.end.take() else { return };
+        // The next session finds no input.
+        let tell = || {
+            std::fs::remove_file(&self.fifo)?;
+            // A logger that is gone holds nothing open any more.
+            let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+            let mut open = std::fs::File::options();
+            open.write(true)
+                .custom_flags(flags)
+                .open(end)?
+                .write_all(b"e")
+        };
+        let told: io::Result<()> = tell();
+        if let Err(error) = told {
+            tracing::debug!(%error, "the end of a container's input not told");
+        }
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 struct Joined {
     daemon: Daemon,
     id: String,
     log: PathBuf,
-    stdin: Option<Sender>,
+    stdin: Option<Feed>,
     size: Option<Size>,
 }
 
@@ -87,7 +143,8 @@ impl Joined {
             self.tell_size(other).await;
             self.tell_size(size).await;
         }
-        let ended = CancellationToken::new();
+        let (ended, listens) = (CancellationToken::new(), CancellationToken::new());
+        let listener = output.clone();
         let (lines, mut chunks) = mpsc::channel::<logs::Chunk>(CHUNKS_MAX);
         let query = Query {
             follow: true,
@@ -108,7 +165,8 @@ impl Joined {
                 }
                 output
             };
-            let reads = logs::pump(&self.log, &query, ended.cancelled(), lines);
+            let opened = || listens.cancel();
+            let reads = logs::pump_from(&self.log, &query, ended.cancelled(), lines, opened);
             tokio::join!(reads, says)
         };
         let waiting = async {
@@ -117,7 +175,11 @@ impl Joined {
             code
         };
         let carrying = async { tokio::join!(copying, waiting) };
-        let feeding = self.feed(stdin, input);
+        let feeding = async {
+            // What is answered must not be missed.
+            listens.cancelled().await;
+            self.feed(stdin, input, &listener).await;
+        };
         tokio::pin!(carrying);
         // A container may be silent for ever: whoever joined it may not leave a watch behind.
         // Cancel-safe: the input is over with the output.
@@ -140,21 +202,31 @@ impl Joined {
         }
     }
 
-    /// Passes input on. Ends only when the other side hangs up.
-    async fn feed(&self, mut stdin: Option<Sender>, mut input: mpsc::Receiver<Input>) {
+    /// Passes input on. Ends when the other side hangs up.
+    async fn feed(
+        &self,
+        mut stdin: Option<Feed>,
+        mut input: mpsc::Receiver<Input>,
+        listener: &mpsc::Sender<Output>,
+    ) {
         loop {
             match input.recv().await {
                 Some(Input::Stdin(bytes)) => {
-                    if let Some(open) = &mut stdin
-                        && open.write_all(&bytes).await.is_err()
-                    {
-                        stdin = None;
+                    if let Some(stdin) = &mut stdin {
+                        // Cancel-safe enough: nobody is there to miss the rest.
+                        tokio::select! {
+                            biased;
+                            () = stdin.write(&bytes) => {}
+                            () = listener.closed() => return,
+                        }
                     }
                 }
                 Some(Input::Resize(size)) => self.tell_size(size).await,
-                // The container keeps its input: others may join.
                 Some(Input::StdinEnd) => stdin = None,
-                None => return std::future::pending().await,
+                None => {
+                    drop(stdin);
+                    return listener.closed().await;
+                }
             }
         }
     }

@@ -13,15 +13,17 @@ mod output;
 mod session;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use containerd_client::services::v1::{
-    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, ResizePtyRequest,
-    StartRequest, WaitRequest,
+    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, GetRequest, KillRequest,
+    ResizePtyRequest, StartRequest, WaitRequest,
 };
+use containerd_client::types::v1::Status;
 use prost_types::Any;
 use serde_json::{Value, json};
 use tokio::net::unix::pipe;
@@ -422,9 +424,31 @@ impl Drop for Process {
     }
 }
 
-/// Kills (if wanted) and deletes one exec process; true when the daemon knows it no more.
+/// Ends a command with what it started. Whoever cannot be found is left to the kill that follows.
+async fn end_tree(daemon: &Daemon, container: &str, exec_id: &str) {
+    let request = GetRequest {
+        container_id: container.to_owned(),
+        exec_id: exec_id.to_owned(),
+    };
+    let got = daemon
+        .call("exec get", CALL, daemon.tasks().get(request))
+        .await;
+    let process = got.ok().and_then(|answer| answer.process);
+    if let Some(process) = process.filter(|process| process.status() == Status::Running)
+        && let Ok(leader) = i32::try_from(process.pid)
+    {
+        // It does not panic, and nobody waits for what it returns.
+        drop(tokio::task::spawn_blocking(move || tree::end(leader)).await);
+    }
+}
+
+/// Kills (if wanted, with all it started) and deletes one exec process; true when the daemon knows
+/// it no more.
 async fn reap(daemon: &Daemon, container: &str, exec_id: &str, kill: bool) -> bool {
     let mut pause = RETRY_MIN;
+    if kill {
+        end_tree(daemon, container, exec_id).await;
+    }
     for _ in 0..REAP_ATTEMPTS {
         if kill {
             let request = KillRequest {
