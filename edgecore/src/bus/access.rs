@@ -161,6 +161,9 @@ impl Rights for User {
 mod tests {
     use super::*;
 
+    const HERE: &str = "127.0.0.1:1";
+    const THERE: &str = "192.0.2.1:1";
+
     fn user(name: &str, devices: &[&str], publish: &[&str], subscribe: &[&str]) -> User {
         let owned = |list: &[&str]| list.iter().map(ToString::to_string).collect();
         User::of(&MqttUser {
@@ -259,8 +262,6 @@ mod tests {
                 let granted = BusAccess::new(config).connect(&request);
                 granted.map(|grant| grant.user.map(|user| user.to_string()))
             };
-        const HERE: &str = "127.0.0.1:1";
-        const THERE: &str = "192.0.2.1:1";
         let ann = Ok(Some("ann".to_owned()));
         assert_eq!(outcome(&config, None, Some(("ann", "pw")), THERE), ann);
         assert_eq!(

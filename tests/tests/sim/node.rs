@@ -184,7 +184,7 @@ impl Node {
                 Event::Delivered { up_to } => self.delete(up_to),
                 Event::LinkDead => dead = true,
                 Event::DeliveredOne { .. } | Event::GaveUp { .. } => panic!("not a plain peer"),
-                Event::Reply { .. } | Event::RequestFailed { .. } => {}
+                Event::Reply { .. } | Event::RequestFailed { .. } | Event::Synced => {}
             }
         }
         if self.session.poll_timeout().is_some_and(|due| due <= now) {
