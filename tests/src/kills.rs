@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use futures_util::future::join_all;
 use serde_json::Value;
 
@@ -165,18 +165,14 @@ async fn look(world: &World, rounds: u64) -> Result<()> {
     let wanted = rounds * READINGS;
     let path = format!("/outpost/v1/ledger/{NODE}?limit=100000");
     let kubectl = world.kubectl();
-    let started = Instant::now();
-    let ledger: Value = loop {
+    let what = format!("{wanted} readings of each device in the hub");
+    let ledger: Value = wait::until(&what, PATIENCE, async || {
         let told = kubectl.run(&["get", "--raw", &path]).await?;
         let ledger: Value = serde_json::from_str(&told)?;
-        let missing = (0..DEVICES).find(|n| ledger::received(&ledger, &stream(*n)) < wanted);
-        let Some(missing) = missing else { break ledger };
-        if started.elapsed() > PATIENCE {
-            let got = ledger::received(&ledger, &stream(missing));
-            bail!("{} of {wanted} readings of {} arrived", got, name(missing));
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
+        let is_all = (0..DEVICES).all(|n| ledger::received(&ledger, &stream(n)) >= wanted);
+        Ok(is_all.then_some(ledger))
+    })
+    .await?;
     for n in 0..DEVICES {
         let got = ledger::received(&ledger, &stream(n));
         ensure!(got == wanted, "{got} readings of {}, not {wanted}", name(n));

@@ -161,6 +161,8 @@ pub async fn start(
             listen: config.listen.clone(),
             source,
         };
+        // The plain one last: nobody connects before all can be served.
+        let mut listeners = listen::bind(&config.inside).await?;
         let listener = TcpListener::bind(&config.listen).await.map_err(at)?;
         let addr = listener.local_addr().map_err(at)?;
         let storage = Arc::new(BusStorage::new(store.clone(), Arc::clone(&link_wake)));
@@ -175,7 +177,6 @@ pub async fn start(
         handle.listen = Some(addr);
         storage.set_handle(handle.clone());
         tracing::info!(listen = %addr, "MQTT broker listens");
-        let mut listeners = listen::bind(&config.inside).await?;
         listeners.push(listener.into());
         internal = Some((broker, listeners));
     }

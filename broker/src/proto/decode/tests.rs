@@ -1,4 +1,4 @@
-use bytes::BufMut;
+use bytes::{BufMut, BytesMut};
 use proptest::prelude::*;
 
 use super::*;
