@@ -13,6 +13,7 @@ use crate::pipeline::{
 use crate::registry::{Gvr, Registry, ResourceDef};
 use crate::status::{ApiError, Reason};
 use crate::store::{ListQuery, Store, StoreError, Watcher};
+use crate::table::{self, Companions};
 
 /// Namespaces that clients expect to find.
 const FIRST_NAMESPACES: &[&str] = &["default", "kube-node-lease", "kube-public", "kube-system"];
@@ -122,6 +123,22 @@ impl Api {
     ) -> Result<List, ApiError> {
         let def = self.def(gvr)?;
         self.pipeline.list(&def, namespace, options).await
+    }
+
+    /// What is shown in the rows of these objects of one kind; what cannot be read is left out.
+    pub(crate) async fn companions(&self, def: &ResourceDef, items: &[Value]) -> Companions {
+        let mut found = Companions::new();
+        let Some(plural) = table::companion(def.group(), def.plural()) else {
+            return found;
+        };
+        let gvr = Gvr::new(def.group(), &def.gvr.version, plural);
+        for item in items {
+            let (namespace, name) = (meta::namespace(item), meta::name(item));
+            if let Ok(other) = self.get(&gvr, namespace, name).await {
+                found.insert(table::companion_key(item), other);
+            }
+        }
+        found
     }
 
     /// Watches a collection; an empty namespace means all of them.

@@ -568,7 +568,7 @@ fn custom_defs(definition: &Value) -> Vec<ResourceDef> {
                 stored_as: (group.into(), plural.into()),
                 custom: Some(Custom {
                     schema,
-                    table: crate::table::crd_spec(version),
+                    table: crate::table::crd_spec(group, plural, version),
                     version: (*version).clone(),
                     storage_version: storage_version.into(),
                     definition: text(definition, "/metadata/name").into(),

@@ -3,12 +3,15 @@
 mod age;
 mod cells;
 mod columns;
+mod devices;
 mod network;
 mod path;
 mod pods;
 mod workloads;
 
 pub use age::human_duration;
+
+use std::collections::HashMap;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -65,11 +68,28 @@ pub struct TableSpec {
 }
 
 type Cells = fn(&Value, Timestamp) -> Vec<Value>;
+type Pair = fn(&Value, &Value, Timestamp) -> Vec<Value>;
+
+/// Objects that are shown in the rows of others, by `namespace/name`.
+pub type Companions = HashMap<String, Value>;
+
+/// Plural of the kind, in the same group, whose objects of the same names are shown with this one's.
+pub fn companion(group: &str, plural: &str) -> Option<&'static str> {
+    devices::companion(group, plural)
+}
+
+/// The key of an object among [`Companions`].
+pub fn companion_key(object: &Value) -> String {
+    let text = |name: &str| object["metadata"][name].as_str().unwrap_or_default();
+    format!("{}/{}", text("namespace"), text("name"))
+}
 
 #[derive(Debug, Clone)]
 enum Rows {
     /// One function per built-in kind.
     Kind(Cells),
+    /// A function of the object and its companion.
+    Pair(Pair),
     /// A name and one path per column: custom resources.
     Paths(Vec<Path>),
 }
@@ -106,8 +126,14 @@ fn column(text: &str) -> Column {
 }
 
 /// The table of a custom resource: `additionalPrinterColumns` of a `spec.versions[i]`. Columns whose path is not
-/// understood stay, with empty cells.
-pub fn crd_spec(version: &Value) -> TableSpec {
+/// understood stay, with empty cells. Devices have columns of their own.
+pub fn crd_spec(group: &str, plural: &str, version: &Value) -> TableSpec {
+    if let Some((columns, cells)) = devices::of(group, plural) {
+        return TableSpec {
+            columns: columns.split(',').map(|text| column(text.trim())).collect(),
+            rows: Rows::Pair(cells),
+        };
+    }
     let mut columns = vec![column("Name:string/name")];
     let mut paths = Vec::new();
     let declared = version["additionalPrinterColumns"]
@@ -139,7 +165,13 @@ pub fn crd_spec(version: &Value) -> TableSpec {
 }
 
 /// A `meta.k8s.io/v1` Table. Its `metadata` is empty: the caller knows the list's revision.
-pub fn render(spec: &TableSpec, items: &[Value], now: Timestamp, include: IncludeObject) -> Value {
+pub fn render(
+    spec: &TableSpec,
+    items: &[Value],
+    companions: &Companions,
+    now: Timestamp,
+    include: IncludeObject,
+) -> Value {
     let columns: Vec<Value> = spec
         .columns
         .iter()
@@ -149,13 +181,23 @@ pub fn render(spec: &TableSpec, items: &[Value], now: Timestamp, include: Includ
         .collect();
     let rows: Vec<Value> = items
         .iter()
-        .map(|item| row(spec, item, now, include))
+        .map(|item| row(spec, item, companions, now, include))
         .collect();
     json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "columnDefinitions": columns, "rows": rows})
 }
 
-fn row(spec: &TableSpec, item: &Value, now: Timestamp, include: IncludeObject) -> Value {
+fn row(
+    spec: &TableSpec,
+    item: &Value,
+    companions: &Companions,
+    now: Timestamp,
+    include: IncludeObject,
+) -> Value {
     let cells = match &spec.rows {
+        Rows::Pair(cells) => {
+            let other = companions.get(&companion_key(item));
+            cells(item, other.unwrap_or(&Value::Null), now)
+        }
         Rows::Kind(cells) => cells(item, now),
         Rows::Paths(paths) => {
             let name = item["metadata"]["name"].clone();

@@ -22,8 +22,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     accounts::Accounts,
     clock,
-    config::Config,
-    crds, device_status, downstream,
+    config::{Config, Forward},
+    crds, device_events, device_status, downstream,
     events::{self, Recorder},
     facts::Facts,
     kube::Kube,
@@ -36,6 +36,7 @@ use crate::{
     },
     node::{evict::Evictor, lease::Leases, lifecycle::Lifecycle},
     pki::{Enrollment, Pki},
+    readings::{self, Bounds, Forwarder, Health, Intake, Readings, Target},
     scheduler::Scheduler,
     session::{Registry, Services},
     supervise::{Exit, Supervisor},
@@ -80,6 +81,9 @@ struct Parts {
     registry: Arc<Registry>,
     ledger: Arc<Ledger>,
     leases: Arc<Leases>,
+    readings: Option<Readings>,
+    health: Health,
+    intake: Intake,
 }
 
 impl Hub {
@@ -101,6 +105,7 @@ impl Hub {
         let parts = open(config).await?;
         let mut tasks = Supervisor::new(stop);
         start_controllers(&mut tasks, &parts);
+        start_readings(&mut tasks, &parts)?;
         start_listeners(&mut tasks, &parts, listeners)?;
         announce(&parts, &ports)?;
         Ok(Self { ports, tasks })
@@ -142,7 +147,11 @@ async fn open(config: Config) -> Result<Parts, anyhow::Error> {
         pki.token_secret(),
         Facts::new(Arc::clone(&store)),
     ));
+    let readings = open_readings(&config)?;
     Ok(Parts {
+        intake: Intake::new(readings.clone(), Arc::clone(&store)),
+        readings,
+        health: Health::default(),
         registry: Arc::new(Registry::new(Instant::now())),
         ledger: Arc::new(Ledger::new(
             Arc::clone(&store),
@@ -188,7 +197,7 @@ fn start_controllers(tasks: &mut Supervisor, parts: &Parts) {
     let limits = &parts.config.session;
     let evictor = Evictor {
         kube: parts.kube.clone(),
-        recorder,
+        recorder: Arc::clone(&recorder),
         grace: Duration::from_secs(limits.gone_secs.min(limits.silent_secs)),
     };
     tasks.spawn("pod eviction", evictor.run(tasks.stop()));
@@ -196,12 +205,107 @@ fn start_controllers(tasks: &mut Supervisor, parts: &Parts) {
         "device statuses",
         device_status::run(Arc::clone(&parts.store), tasks.stop()),
     );
+    tasks.spawn(
+        "device events",
+        device_events::run(Arc::clone(&parts.store), recorder, tasks.stop()),
+    );
     let ttl_secs = parts.config.history.event_ttl_secs;
     let (store, kube) = (Arc::clone(&parts.store), parts.kube.clone());
     tasks.spawn(
         "event expiry",
         events::prune(store, kube, ttl_secs, tasks.stop()),
     );
+}
+
+fn open_readings(config: &Config) -> Result<Option<Readings>, anyhow::Error> {
+    let telemetry = &config.telemetry;
+    if !telemetry.enabled {
+        return Ok(None);
+    }
+    let path = config.data_dir.join("readings.db");
+    private_file(&path)?;
+    let bounds = Bounds {
+        age_secs: telemetry.age_secs_max,
+        bytes: telemetry.bytes_max,
+    };
+    let opened = Readings::open(&path, bounds).with_context(|| {
+        format!(
+            "the readings' database `{}` could not be opened; move it away to start with an empty \
+             one",
+            path.display()
+        )
+    })?;
+    Ok(Some(opened))
+}
+
+fn start_readings(tasks: &mut Supervisor, parts: &Parts) -> Result<(), anyhow::Error> {
+    let Some(readings) = &parts.readings else {
+        return Ok(());
+    };
+    tasks.spawn(
+        "readings housekeeping",
+        readings::housekeep(readings.clone(), tasks.stop()),
+    );
+    let telemetry = &parts.config.telemetry;
+    let mut names = std::collections::BTreeSet::new();
+    for forward in &telemetry.forward {
+        anyhow::ensure!(
+            !forward.name.is_empty() && names.insert(&forward.name),
+            "telemetry.forward: every entry needs a name of its own"
+        );
+        let forwarder = forwarder(forward, telemetry.age_secs_max)
+            .with_context(|| format!("telemetry.forward: `{}`", forward.name))?;
+        tasks.spawn(
+            "forwarder",
+            readings::forward(
+                readings.clone(),
+                forwarder,
+                parts.health.clone(),
+                tasks.stop(),
+            ),
+        );
+    }
+    Ok(())
+}
+
+fn forwarder(forward: &Forward, age_secs_max: u64) -> Result<Forwarder, anyhow::Error> {
+    let read = |path: &Path| -> Result<String, anyhow::Error> {
+        if path.as_os_str().is_empty() {
+            return Ok(String::new());
+        }
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("`{}` could not be read", path.display()))?;
+        Ok(text.trim().to_owned())
+    };
+    let target = match (forward.url.as_str(), forward.broker.as_str()) {
+        ("", "") => anyhow::bail!("`url` or `broker` has to say where to"),
+        (url, "") => Target::Http {
+            url: url.to_owned(),
+            token: read(&forward.token_file)?,
+        },
+        ("", broker) => Target::Mqtt {
+            broker: broker.to_owned(),
+            tls: forward.tls,
+            prefix: if forward.topic_prefix.is_empty() {
+                "outpost".to_owned()
+            } else {
+                forward.topic_prefix.clone()
+            },
+            user: forward.user.clone(),
+            password: read(&forward.password_file)?,
+        },
+        (_, _) => anyhow::bail!("`url` and `broker` exclude each other"),
+    };
+    Ok(Forwarder {
+        name: forward.name.clone(),
+        target,
+        ttl_secs: if forward.ttl_secs == 0 {
+            age_secs_max
+        } else {
+            forward.ttl_secs
+        },
+        ca_pem: Some(read(&forward.ca_file)?).filter(|pem| !pem.is_empty()),
+    })
 }
 
 fn start_listeners(
@@ -219,6 +323,7 @@ fn start_listeners(
         parts.kube.clone(),
         downstream.clone(),
         Arc::clone(&parts.ledger),
+        parts.intake.clone(),
         Arc::clone(&parts.leases),
         Arc::clone(&parts.accounts),
         authority.pem().to_owned(),
@@ -227,6 +332,7 @@ fn start_listeners(
         registry: Arc::clone(&parts.registry),
         upstream,
         ledger: Arc::clone(&parts.ledger),
+        intake: parts.intake.clone(),
         downstream,
     });
     let tls = server_config(authority, leaf, ClientAuth::Required, &["http/1.1"])?;
@@ -256,6 +362,8 @@ fn start_listeners(
             pki: Arc::clone(&parts.pki),
             enrollment: Arc::clone(&parts.enrollment),
             ledger: Arc::clone(&parts.ledger),
+            readings: parts.readings.clone(),
+            health: parts.health.clone(),
             service: Service::new(parts.kube.api().clone(), Arc::new(AllowMasters))
                 .with_tokens(Arc::<Accounts>::clone(&parts.accounts)),
             accounts: Arc::clone(&parts.accounts),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::negotiate::Shape;
 use crate::registry::ResourceDef;
 use crate::status::ApiError;
-use crate::table::{self, IncludeObject, TableSpec};
+use crate::table::{self, Companions, IncludeObject, TableSpec};
 
 /// The body of every response. Streams of watches never fail: they end.
 pub type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
@@ -74,6 +74,7 @@ pub(super) struct View<'a> {
     pub(super) shape: Shape,
     pub(super) include: IncludeObject,
     pub(super) now: Timestamp,
+    pub(super) companions: Companions,
 }
 
 impl View<'_> {
@@ -85,7 +86,13 @@ impl View<'_> {
     }
 
     fn table(&self, items: &[Value], beta: bool, metadata: Value) -> Value {
-        let mut table = table::render(&self.spec(), items, self.now, self.include);
+        let mut table = table::render(
+            &self.spec(),
+            items,
+            &self.companions,
+            self.now,
+            self.include,
+        );
         table["kind"] = "Table".into();
         table["apiVersion"] = if beta {
             "meta.k8s.io/v1beta1".into()

@@ -18,7 +18,7 @@ use crate::pipeline::{
 };
 use crate::registry::ResourceDef;
 use crate::status::ApiError;
-use crate::table::IncludeObject;
+use crate::table::{self, Companions, IncludeObject};
 
 /// Watches without `timeoutSeconds` end after 30 to 60 minutes, at random so that clients do not
 /// return all at once (apiserver `MinRequestTimeout`).
@@ -63,7 +63,11 @@ impl Service {
         }
         let shape = negotiate::choose(&asked.accept())?;
         match verb {
-            "get" | "list" | "watch" => self.read(&asked.query, def, &path, shape, verb).await,
+            "get" | "list" | "watch" => {
+                let paired = matches!(shape, Shape::Table(_)) && self.shows_pairs(&asked, &path);
+                let query = &asked.query;
+                self.read(query, def, &path, (shape, paired), verb).await
+            }
             _ => self.write(asked, def, &path, shape, verb).await,
         }
     }
@@ -87,15 +91,26 @@ impl Service {
         )
     }
 
+    /// Whether rows show companions: there are some, and the asker may see them.
+    fn shows_pairs(&self, asked: &Asked, path: &ResourcePath) -> bool {
+        table::companion(&path.group, &path.plural).is_some_and(|plural| {
+            let mut other = path.clone();
+            plural.clone_into(&mut other.plural);
+            let verb = if path.name.is_empty() { "list" } else { "get" };
+            self.authorize(asked, &other, verb).is_ok()
+        })
+    }
+
     async fn read(
         &self,
         query: &Query,
         def: &Arc<ResourceDef>,
         path: &ResourcePath,
-        shape: Shape,
+        (shape, paired): (Shape, bool),
         verb: &str,
     ) -> Result<Response<Body>, ApiError> {
-        let view = View {
+        let mut view = View {
+            companions: Companions::new(),
             def,
             shape,
             include: include(query)?,
@@ -104,12 +119,22 @@ impl Service {
         match verb {
             "get" => {
                 let object = self.api.pipeline.get(at(def, path)).await?;
+                if paired {
+                    view.companions = self
+                        .api
+                        .companions(def, std::slice::from_ref(&object))
+                        .await;
+                }
                 Ok(answer::json(200, &view.one(object)?))
             }
             "list" => {
                 let options = list_options(query)?;
                 let list = self.api.pipeline.list(def, &path.namespace, &options);
-                Ok(answer::json(200, &view.many(list.await?)?))
+                let list = list.await?;
+                if paired {
+                    view.companions = self.api.companions(def, &list.items).await;
+                }
+                Ok(answer::json(200, &view.many(list)?))
             }
             _ => {
                 let options = watch_options(query)?;
@@ -118,6 +143,7 @@ impl Service {
                     include: view.include,
                     bookmarks: query.flag("allowWatchBookmarks")?,
                     timeout: watch_timeout(query)?,
+                    paired,
                 };
                 let watch = self.api.pipeline.watch(def, &path.namespace, &options);
                 let body = match watch.await {
@@ -142,6 +168,7 @@ impl Service {
         verb: &str,
     ) -> Result<Response<Body>, ApiError> {
         let view = View {
+            companions: Companions::new(),
             def,
             shape,
             include: include(&asked.query)?,

@@ -1,5 +1,6 @@
 //! Watches as streams of JSON lines (kube-api.md §3.4).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use super::answer::{Body, View, partial};
 use super::negotiate::Shape;
 use crate::Api;
 use crate::pipeline::{ObjectWatch, WatchEvent};
-use crate::table::IncludeObject;
+use crate::table::{Companions, IncludeObject};
 
 /// How often a client that asked for bookmarks is told where it stands.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
@@ -28,6 +29,8 @@ pub(super) struct Wishes {
     pub(super) include: IncludeObject,
     pub(super) bookmarks: bool,
     pub(super) timeout: Duration,
+    /// Whether rows show companions.
+    pub(super) paired: bool,
 }
 
 struct Stream {
@@ -94,11 +97,11 @@ impl Stream {
             match event {
                 Ok(event) => {
                     let mut out = Vec::new();
-                    self.write(event, &mut out);
+                    self.write(event, &mut out).await;
                     while out.len() < FRAME_BYTES_MAX
                         && let Some(event) = self.watch.ready()
                     {
-                        self.write(event, &mut out);
+                        self.write(event, &mut out).await;
                     }
                     if !out.is_empty() {
                         return Some(out.into());
@@ -114,6 +117,16 @@ impl Stream {
         }
     }
 
+    /// What is shown in the row of the object.
+    async fn companions(&mut self, object: &Value) -> Companions {
+        if !self.wishes.paired {
+            return Companions::new();
+        }
+        let def = Arc::clone(self.watch.def());
+        let objects = std::slice::from_ref(object);
+        self.api.companions(&def, objects).await
+    }
+
     fn bookmark_line(&self) -> Option<Bytes> {
         let revision = self.watch.position()?;
         let def = self.watch.def();
@@ -125,7 +138,7 @@ impl Stream {
         Some(line("BOOKMARK", &object).into())
     }
 
-    fn write(&mut self, event: WatchEvent, out: &mut Vec<u8>) {
+    async fn write(&mut self, event: WatchEvent, out: &mut Vec<u8>) {
         let (kind, object) = match event {
             WatchEvent::Added(object) => ("ADDED", object),
             WatchEvent::Modified(object) => ("MODIFIED", object),
@@ -146,6 +159,7 @@ impl Stream {
             return;
         }
         let view = View {
+            companions: self.companions(&object).await,
             def: self.watch.def(),
             shape: if self.wishes.shape == Shape::PartialList {
                 Shape::Partial

@@ -11,6 +11,7 @@ fn cells(group: &str, plural: &str, object: &Value) -> Value {
     let table = render(
         &spec,
         std::slice::from_ref(object),
+        &Companions::new(),
         now(),
         IncludeObject::None,
     );
@@ -61,7 +62,13 @@ fn recorded_custom_resource() {
     let object = json!({"metadata": {"name": "a", "creationTimestamp": "2026-11-21T03:57:25Z"}, "spec": {"size": 3, "ratio": 1.5,
         "on": true, "when": "2026-01-01T00:00:00Z", "tags": ["x", "y"], "m": {"q": [1, 2]}, "name": "abc"}});
     let now = "2026-11-21T03:57:25Z".parse().unwrap();
-    let table = render(&crd_spec(&version), &[object], now, IncludeObject::Metadata);
+    let table = render(
+        &crd_spec("", "", &version),
+        &[object],
+        &Companions::new(),
+        now,
+        IncludeObject::Metadata,
+    );
     assert_eq!(
         table["rows"][0]["cells"],
         json!([
@@ -85,7 +92,7 @@ fn recorded_custom_resource() {
         table["columnDefinitions"][1]["description"],
         "Custom resource definition column (in JSONPath format): .spec.size"
     );
-    let plain = crd_spec(&json!({"name": "v1"}));
+    let plain = crd_spec("", "", &json!({"name": "v1"}));
     assert_eq!(
         plain
             .columns
@@ -169,7 +176,13 @@ fn pods() {
 #[test]
 fn finished_pods_carry_a_condition() {
     let pod = json!({"spec": {"containers": []}, "status": {"phase": "Failed"}});
-    let table = render(&spec_for("", "pods"), &[pod], now(), IncludeObject::Object);
+    let table = render(
+        &spec_for("", "pods"),
+        &[pod],
+        &Companions::new(),
+        now(),
+        IncludeObject::Object,
+    );
     assert_eq!(
         table["rows"][0]["conditions"],
         json!([{"type": "Completed", "status": "True", "reason": "Failed", "message": "The pod failed."}])

@@ -25,6 +25,8 @@ pub struct Config {
     pub session: Session,
     /// How much history is kept.
     pub history: History,
+    /// Readings of devices and uploads.
+    pub telemetry: Telemetry,
 }
 
 /// Listening addresses; port 0 takes a free one, written to `<data_dir>/ports.json`.
@@ -63,6 +65,57 @@ pub struct History {
     pub event_ttl_secs: u64,
 }
 
+/// Readings of devices and uploads, in `<data_dir>/readings.db`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// Whether they are kept at all.
+    pub enabled: bool,
+    /// Older readings go.
+    pub age_secs_max: u64,
+    /// Beyond so many bytes the oldest go.
+    pub bytes_max: u64,
+    /// Whom they are handed on to.
+    pub forward: Vec<Forward>,
+}
+
+/// Somebody whom readings are handed on to: `url` or `broker` says who.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Forward {
+    /// Unique; progress is kept under this name.
+    pub name: String,
+    /// An HTTP endpoint, which is sent JSON arrays.
+    pub url: String,
+    /// File with a bearer token for it.
+    pub token_file: PathBuf,
+    /// An MQTT broker, `host:port`.
+    pub broker: String,
+    /// Whether the broker speaks TLS.
+    pub tls: bool,
+    /// Prefix of the topics.
+    pub topic_prefix: String,
+    /// User of the broker.
+    pub user: String,
+    /// File with their password.
+    pub password_file: PathBuf,
+    /// File with certificates trusted beside the system's.
+    pub ca_file: PathBuf,
+    /// Readings that wait longer are not handed on; 0: as long as they are kept.
+    pub ttl_secs: u64,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            age_secs_max: 7 * 24 * 3600,
+            bytes_max: 1 << 30,
+            forward: Vec::new(),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -71,6 +124,7 @@ impl Default for Config {
             listen: Listen::default(),
             session: Session::default(),
             history: History::default(),
+            telemetry: Telemetry::default(),
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use apiserver::{
-    authn::{Tokens as _, UNAUTHENTICATED, User},
+    ApiError,
+    authn::{AllowMasters, Tokens as _, UNAUTHENTICATED, User},
     http::Service,
 };
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use crate::{
     clock,
     ledger::Ledger,
     pki::{ADMIN_GROUP, EnrollError, Enrollment, Pki, tokens::Record},
+    readings::{self, Health, Readings},
 };
 
 /// Largest body on the hub's own paths.
@@ -50,6 +52,10 @@ pub struct ApiState {
     pub enrollment: Arc<Enrollment>,
     /// What nodes have reported.
     pub ledger: Arc<Ledger>,
+    /// What devices reported.
+    pub readings: Option<Readings>,
+    /// How forwarding goes.
+    pub health: Health,
     /// Service accounts.
     pub accounts: Arc<Accounts>,
     /// The Kubernetes API.
@@ -106,6 +112,17 @@ pub async fn handle(
         groups: caller.groups,
         uid: caller.uid,
     };
+    if request.uri().path().starts_with(readings::GROUP_PREFIX) {
+        let uri = request.uri();
+        let asked = (
+            request.method(),
+            uri.path(),
+            uri.query().unwrap_or_default(),
+        );
+        let (kept, health) = (state.readings.as_ref(), &state.health);
+        let answer = readings::handle(kept, health, &AllowMasters, &user, asked).await;
+        return any(answer.map_or_else(|error| api_error(&error), |v| json(StatusCode::OK, &v)));
+    }
     request.extensions_mut().insert(user);
     any(state.service.handle(request).await)
 }
@@ -178,6 +195,12 @@ pub fn status(code: StatusCode, reason: &str, message: &str) -> Response<Full<By
             "message": message, "reason": reason, "code": code.as_u16(),
         }),
     )
+}
+
+/// The `Status` of an API error.
+fn api_error(error: &ApiError) -> Response<Full<Bytes>> {
+    let code = StatusCode::from_u16(error.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    json(code, &error.to_status())
 }
 
 /// Body of `POST /outpost/v1/tokens`.

@@ -27,6 +27,7 @@ use crate::{
     clock,
     downstream::Downstream,
     ledger::Ledger,
+    readings::Intake,
     upstream::{Upstream, is_event},
 };
 
@@ -45,6 +46,8 @@ pub struct Services {
     pub upstream: Upstream,
     /// Takes durable batches.
     pub ledger: Arc<Ledger>,
+    /// Keeps the readings in them.
+    pub intake: Intake,
     /// Brings a node up to date.
     pub downstream: Downstream,
 }
@@ -231,23 +234,31 @@ fn take_input(
 async fn act(event: Event, hub: &mut HubSession, session: &Session<'_>) -> Result<(), Close> {
     let (handle, services) = (session.handle, session.services);
     match event {
-        Event::Batch(batch) => match services
-            .ledger
-            .commit_of(&handle.node, session.connection, &batch)
-            .await
-        {
-            Ok(acked) => {
-                hub.ack_batch(&batch.epoch, acked);
-                for entry in batch.entries.iter().filter(|e| e.stream == GAPS_STREAM) {
-                    // The ledger has them; the events are for whoever looks with kubectl.
-                    drop(session.events.try_send(Box::new(entry.message.clone())));
-                }
-            }
-            Err(error) => {
-                tracing::error!(node = %handle.node, %error, "batch could not be stored");
+        Event::Batch(batch) => {
+            // Readings first: they know by themselves what comes again, and the ledger's position
+            // is what the node is told.
+            if let Err(error) = services.intake.keep(&handle.node, &batch).await {
+                tracing::error!(node = %handle.node, %error, "readings could not be stored");
                 return Err(Close::new(Close::FAILED, "the hub could not store a batch"));
             }
-        },
+            match services
+                .ledger
+                .commit_of(&handle.node, session.connection, &batch)
+                .await
+            {
+                Ok(acked) => {
+                    hub.ack_batch(&batch.epoch, acked);
+                    for entry in batch.entries.iter().filter(|e| e.stream == GAPS_STREAM) {
+                        // The ledger has them; the events are for whoever looks with kubectl.
+                        drop(session.events.try_send(Box::new(entry.message.clone())));
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(node = %handle.node, %error, "batch could not be stored");
+                    return Err(Close::new(Close::FAILED, "the hub could not store a batch"));
+                }
+            }
+        }
         Event::Inventory(inventory) => services.downstream.sync(handle, Some(inventory)).await,
         Event::Request(message) => {
             let message = if is_event(&message) {

@@ -22,6 +22,15 @@ impl Upstream {
         namespace: &str,
         name: &str,
     ) -> Answer {
+        if let Err(error) = self
+            .intake
+            .keep_plain(request.node(), request.message)
+            .await
+        {
+            // Not confirmed: it comes again.
+            tracing::error!(node = %request.node(), %error, "readings not stored");
+            return Answer::None;
+        }
         let stream = format!("{what}/{namespace}/{name}");
         match self
             .ledger
@@ -44,6 +53,13 @@ impl Upstream {
                 Reason::BadRequest,
                 "upload without a usable topic",
             ));
+        }
+        if let Err(error) = self
+            .intake
+            .keep_plain(request.node(), request.message)
+            .await
+        {
+            tracing::error!(node = %request.node(), %error, "upload not kept");
         }
         let stream = format!("upload/{topic}");
         if let Err(error) = self

@@ -31,6 +31,7 @@ use crate::{
     kube::{Kube, text},
     ledger::Ledger,
     node::lease::Leases,
+    readings::Intake,
     session::SessionHandle,
 };
 
@@ -51,6 +52,7 @@ pub struct Upstream {
     kube: Kube,
     downstream: Downstream,
     ledger: Arc<Ledger>,
+    intake: Intake,
     leases: Arc<Leases>,
     accounts: Arc<Accounts>,
     ca_pem: String,
@@ -86,6 +88,7 @@ impl Upstream {
         kube: Kube,
         downstream: Downstream,
         ledger: Arc<Ledger>,
+        intake: Intake,
         leases: Arc<Leases>,
         accounts: Arc<Accounts>,
         ca_pem: String,
@@ -94,6 +97,7 @@ impl Upstream {
             kube,
             downstream,
             ledger,
+            intake,
             leases,
             accounts,
             ca_pem,

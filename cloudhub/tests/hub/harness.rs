@@ -51,6 +51,13 @@ impl TestHub {
     }
 
     pub(crate) async fn start_in(dir: tempfile::TempDir) -> Self {
+        Self::start_with(dir, |_| {}).await
+    }
+
+    pub(crate) async fn start_with(
+        dir: tempfile::TempDir,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = Config {
             data_dir: dir.path().to_owned(),
             ..Config::default()
@@ -60,6 +67,7 @@ impl TestHub {
         config.listen.websocket = any;
         config.listen.bootstrap = any;
         config.session.gone_secs = 1;
+        change(&mut config);
         let stop = CancellationToken::new();
         let hub = Hub::start(config, stop.clone()).await.unwrap();
         let ports = hub.ports.clone();
@@ -126,7 +134,7 @@ impl TestHub {
         Self::start_in(dir).await
     }
 
-    async fn halt(mut self) -> tempfile::TempDir {
+    pub(crate) async fn halt(mut self) -> tempfile::TempDir {
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
         if let Running::Here(stop, task) = &mut self.running {
             stop.cancel();

@@ -8,6 +8,7 @@ mod load;
 mod node;
 mod rights;
 mod storage;
+mod telemetry;
 
 /// Shared with the end-to-end tests, which own the file.
 #[path = "../../../tests/src/wait.rs"]

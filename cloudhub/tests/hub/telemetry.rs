@@ -1,0 +1,407 @@
+//! Readings at the hub, and devices by the real kubectl.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use cloudhub::config::Forward;
+use http::{Method, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use wire::{
+    extension::{Batch, BatchAck, Entry},
+    message::{Content, Message, Operation, Route},
+};
+
+use crate::{
+    harness::{PATIENCE, TestHub, TestNode},
+    wait,
+};
+
+const ALL: &str = "batch, inventory, ping";
+const DEVICES: &str = "/apis/devices.kubeedge.io/v1beta1/namespaces/default/devices";
+const READINGS: &str = "/apis/telemetry.outpost.dev/v1/namespaces/default/devices/t1/readings";
+
+/// The real kubectl, as the administrator.
+pub(crate) async fn kubectl(hub: &TestHub, args: &[&str]) -> String {
+    let output = tokio::process::Command::new("kubectl")
+        .arg("--kubeconfig")
+        .arg(hub.dir.path().join("admin.kubeconfig"))
+        .args(args)
+        .env("HOME", hub.dir.path())
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "kubectl {args:?}: {said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn device(name: &str) -> Value {
+    json!({
+        "apiVersion": "devices.kubeedge.io/v1beta1", "kind": "Device", "metadata": {"name": name},
+        "spec": {"nodeName": "e1", "deviceModelRef": {"name": "thermo"},
+                 "properties": [{"name": "celsius"}, {"name": "rate", "desired": {"value": "5"}}]},
+    })
+}
+
+fn message(seq: u64, resource: &str, operation: Operation, body: Content) -> Entry {
+    let route = Route::new("twin", "resource", &operation, resource);
+    Entry {
+        seq,
+        stream: "s".to_owned(),
+        message: Message::new(format!("m-{seq}"), 5, route, body),
+        history: false,
+    }
+}
+
+fn report(seq: u64, device: &str, value: u64) -> Entry {
+    let at = 1_000_000 + value;
+    let body = json!({"event_id": format!("e-{seq}"), "timestamp": 5, "twin": {"celsius": {
+        "actual": {"value": value.to_string(), "metadata": {"timestamp": at}},
+        "metadata": {"type": "float"}}}});
+    let resource = format!("device/default/{device}/twin/edge_updated");
+    message(
+        seq,
+        &resource,
+        Operation::Update,
+        Content::json(&body).unwrap(),
+    )
+}
+
+fn state(seq: u64, state: &str) -> Entry {
+    let body = json!({"event_id": "s", "timestamp": 7, "device": {
+        "name": "t1", "state": state, "lastOnlineTime": "2026-01-01T00:00:00Z"}});
+    let body = Content::json(&body).unwrap();
+    message(
+        seq,
+        "device/default/t1/state/update",
+        Operation::Update,
+        body,
+    )
+}
+
+async fn send(node: &mut TestNode, after: u64, entries: Vec<Entry>) {
+    let last = entries.last().unwrap().seq;
+    let batch = Batch {
+        epoch: "epoch-1".to_owned(),
+        after,
+        entries,
+    };
+    node.send(&batch.into_message(format!("b-{after}"), 1))
+        .await;
+    node.until(|m| {
+        let ack = m.content.decode::<BatchAck>();
+        m.route.resource == "outbox" && ack.is_ok_and(|ack| ack.acked == last)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_shows_devices_with_what_they_say_and_their_readings() {
+    let hub = TestHub::start().await;
+    hub.post(DEVICES, &device("t1")).await;
+    let identity = hub.join("e1").await;
+    let mut node = hub.connect(&identity, Some(ALL)).await;
+    let mut entries: Vec<Entry> = (1..=50).map(|n| report(n, "t1", n)).collect();
+    entries.push(state(51, "online"));
+    // Somebody else's device, and one that is nobody's.
+    entries.push(report(52, "other", 7));
+    let upload = Content::string("raw text");
+    entries.push(message(53, "plant/user/line", Operation::Upload, upload));
+    send(&mut node, 0, entries).await;
+
+    let shown = kubectl(&hub, &["get", "devices"]).await;
+    let lines: Vec<Vec<&str>> = shown
+        .lines()
+        .map(|l| l.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        lines[0].join(" "),
+        "NAME NODE STATE LAST ONLINE REPORTED DESIRED AGE"
+    );
+    assert_eq!(lines[1][..3], ["t1", "e1", "online"]);
+    assert_eq!(lines[1][4..6], ["celsius=50", "rate=5"]);
+    let shown = kubectl(&hub, &["get", "devicestatus", "t1", "-o", "wide"]).await;
+    assert!(
+        shown.contains("online") && shown.contains("celsius=50"),
+        "{shown}"
+    );
+    assert!(
+        kubectl(&hub, &["get", "device", "t1", "-o", "json"])
+            .await
+            .contains("\"rate\"")
+    );
+
+    // A state that changes is told at the device.
+    send(&mut node, 53, vec![state(54, "offline")]).await;
+    let describe = async || {
+        let text = kubectl(&hub, &["describe", "device", "t1"]).await;
+        Ok(text.contains("StateChanged").then_some(text))
+    };
+    let text = wait::until("the event", PATIENCE, describe).await.unwrap();
+    assert!(text.contains("state changed from"), "{text}");
+
+    // The session breaks before the acknowledgement arrives, and everything comes again.
+    drop(node);
+    let hub = hub.restart().await;
+    let mut node = hub.connect(&identity, Some(ALL)).await;
+    let again = (40..=60).map(|n| report(n, "t1", n)).collect();
+    send(&mut node, 39, again).await;
+    let all = format!("{READINGS}?property=celsius");
+    let list: Value = serde_json::from_str(&kubectl(&hub, &["get", "--raw", &all]).await).unwrap();
+    let items = list["items"].as_array().unwrap();
+    let values = |items: &[Value]| -> Vec<u64> {
+        items
+            .iter()
+            .map(|i| i["value"].as_str().unwrap().parse().unwrap())
+            .collect()
+    };
+    // 51 to 54 were taken by other messages the first time.
+    let wanted: Vec<u64> = (1..=50).chain(55..=60).collect();
+    assert_eq!(values(items), wanted, "none lost, none twice, in order");
+    assert_eq!(items[0]["node"], "e1");
+    assert_eq!(items[0]["time"], "1970-01-01T00:16:40.001Z");
+    let get = async |query: &str| hub.get(&format!("{READINGS}?{query}")).await.unwrap();
+    let last = get("property=celsius&last=3").await;
+    assert_eq!(values(last["items"].as_array().unwrap()), [58, 59, 60]);
+    let page = get("property=celsius&limit=2&since=1000010&until=1970-01-01T00:16:40.020Z").await;
+    assert_eq!(values(page["items"].as_array().unwrap()), [10, 11]);
+    let next = page["metadata"]["continue"].as_str().unwrap();
+    let page = get(&format!("property=celsius&limit=2&continue={next}")).await;
+    assert_eq!(values(page["items"].as_array().unwrap()), [12, 13]);
+    let uploads = "/apis/telemetry.outpost.dev/v1/uploads?topic=plant%2Fuser%2Fline";
+    assert_eq!(
+        hub.get(uploads).await.unwrap()["items"][0]["value"],
+        "raw text"
+    );
+    let others = READINGS.replace("/t1/", "/other/");
+    assert_eq!(hub.get(&others).await.unwrap()["items"], json!([]));
+
+    // What is not allowed, and what is not there.
+    let call = |method, path: &'static str| hub.admin.call(method, path, None);
+    assert!(
+        call(Method::GET, "/apis/telemetry.outpost.dev/v1/nothing")
+            .await
+            .is_err()
+    );
+    assert!(call(Method::DELETE, READINGS).await.is_err());
+    let stranger = reqwest::Client::builder()
+        .tls_backend_preconfigured(rustls::ClientConfig::clone(
+            &cloudhub::outward::tls(Some(
+                &std::fs::read_to_string(hub.dir.path().join("ca.crt")).unwrap(),
+            ))
+            .unwrap(),
+        ))
+        .build()
+        .unwrap();
+    let url = format!("https://127.0.0.1:{}{READINGS}", hub.ports.api);
+    assert_eq!(stranger.get(url).send().await.unwrap().status(), 403);
+}
+
+/// An HTTP endpoint that notes what it is sent, and answers what it is told to.
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    pub(crate) bodies: Arc<Mutex<Vec<String>>>,
+    pub(crate) answers: Arc<Mutex<Vec<u16>>>,
+}
+
+impl Endpoint {
+    /// The answers are given in turn, then 200.
+    pub(crate) async fn start(answers: &[u16]) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let bodies: Arc<Mutex<Vec<String>>> = Arc::default();
+        let answers = Arc::new(Mutex::new(answers.to_vec()));
+        let (seen, told) = (Arc::clone(&bodies), Arc::clone(&answers));
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (seen, told) = (Arc::clone(&seen), Arc::clone(&told));
+                let service = service_fn(move |request: http::Request<Incoming>| {
+                    let (seen, told) = (Arc::clone(&seen), Arc::clone(&told));
+                    async move {
+                        let body = request.into_body().collect().await.unwrap().to_bytes();
+                        seen.lock()
+                            .unwrap()
+                            .push(String::from_utf8_lossy(&body).into_owned());
+                        let mut told = told.lock().unwrap();
+                        let code = if told.is_empty() { 200 } else { told.remove(0) };
+                        let mut response = Response::new(Full::new(bytes::Bytes::from("thanks")));
+                        *response.status_mut() = http::StatusCode::from_u16(code).unwrap();
+                        anyhow::Ok(response)
+                    }
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), service),
+                );
+            }
+        });
+        Self {
+            address,
+            bodies,
+            answers,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fault_29_pushes_survive_errors_and_outages_and_their_ledger_balances() {
+    let endpoint = Endpoint::start(&[500, 404]).await;
+    let broker_port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let forward = vec![
+        Forward {
+            name: "lake".into(),
+            url: format!("http://{}/in", endpoint.address),
+            ..Forward::default()
+        },
+        Forward {
+            name: "site".into(),
+            broker: format!("127.0.0.1:{broker_port}"),
+            topic_prefix: "from/hub".into(),
+            ..Forward::default()
+        },
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let hub = TestHub::start_with(dir, |config| config.telemetry.forward = forward.clone()).await;
+    hub.post(DEVICES, &device("t1")).await;
+    let identity = hub.join("e1").await;
+    let mut node = hub.connect(&identity, Some(ALL)).await;
+    send(
+        &mut node,
+        0,
+        (1..=200).map(|n| report(n, "t1", n)).collect(),
+    )
+    .await;
+    send(
+        &mut node,
+        200,
+        (201..=300).map(|n| report(n, "t1", n)).collect(),
+    )
+    .await;
+    let forwards = "/apis/telemetry.outpost.dev/v1/forwards";
+    let is = |list: &Value, name: &str, delivered: u64| {
+        let items = list["items"].as_array().unwrap();
+        items
+            .iter()
+            .any(|f| f["name"] == name && f["delivered"] == delivered)
+    };
+    // HTTP: refused twice, tried again, all taken.
+    hub.wait(forwards, |list| is(list, "lake", 300)).await;
+    // MQTT: nobody there yet; the reason is told, nothing is lost, also across a restart.
+    let list = hub
+        .wait(forwards, |list| list["items"][1]["lastError"] != "")
+        .await;
+    assert_eq!(list["items"][1]["pending"], 300, "{list:#}");
+    drop(node);
+    let hub = TestHub::start_with(hub.halt().await, |config| {
+        config.telemetry.forward = forward
+    })
+    .await;
+    let mut broker = Mosquitto::start(broker_port);
+    let mut subscriber = broker.subscribe("from/hub/e1/default/t1/celsius").await;
+    let list = hub.wait(forwards, |list| is(list, "site", 300)).await;
+    for item in list["items"].as_array().unwrap() {
+        let n = |name: &str| item[name].as_u64().unwrap();
+        let sum = n("delivered") + n("pending") + n("expired") + n("evicted");
+        assert_eq!((n("accepted"), n("delivered")), (sum, 300), "{item}");
+    }
+    let seen = Arc::clone(&endpoint.bodies);
+    let values = |text: &str| -> Vec<u64> {
+        let items: Vec<Value> = serde_json::from_str(text).unwrap();
+        items
+            .iter()
+            .map(|i| i["value"].as_str().unwrap().parse().unwrap())
+            .collect()
+    };
+    // The first two posts were refused, and are what came again.
+    let taken: Vec<u64> = seen
+        .lock()
+        .unwrap()
+        .iter()
+        .skip(2)
+        .flat_map(|b| values(b))
+        .collect();
+    assert_eq!(taken, (1..=300).collect::<Vec<_>>());
+    let first = subscriber.next().await;
+    assert_eq!(values(&format!("[{first}]")), [1]);
+    broker.stop();
+}
+
+/// A real mosquitto with nothing but a port.
+pub(crate) struct Mosquitto {
+    child: std::process::Child,
+    port: u16,
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A subscription that is in place.
+pub(crate) struct Subscriber {
+    events: rumqttc::EventLoop,
+    _client: rumqttc::AsyncClient,
+}
+
+impl Mosquitto {
+    pub(crate) fn start(port: u16) -> Self {
+        let child = std::process::Command::new("mosquitto")
+            .args(["-p", &port.to_string()])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, port }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub(crate) async fn subscribe(&self, topic: &str) -> Subscriber {
+        use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
+        wait::until("mosquitto", PATIENCE, async || {
+            let options = MqttOptions::new("watcher", "127.0.0.1", self.port);
+            let (client, mut events) = AsyncClient::new(options, 16);
+            client.subscribe(topic, QoS::AtLeastOnce).await?;
+            loop {
+                if let Event::Incoming(Packet::SubAck(_)) = events.poll().await? {
+                    return Ok(Some(Subscriber {
+                        events,
+                        _client: client,
+                    }));
+                }
+            }
+        })
+        .await
+        .unwrap()
+    }
+}
+
+impl Subscriber {
+    pub(crate) async fn next(&mut self) -> String {
+        use rumqttc::{Event, Packet};
+        let next = async {
+            loop {
+                if let Event::Incoming(Packet::Publish(p)) = self.events.poll().await.unwrap() {
+                    return String::from_utf8(p.payload.to_vec()).unwrap();
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), next)
+            .await
+            .unwrap()
+    }
+}
