@@ -11,6 +11,7 @@ use crate::api::{self, ListenError, PodsQuery, Sources};
 use crate::bus::{self, BusError, BusHandle};
 use crate::clock;
 use crate::config::{BusConfig, Config, RuntimeConfig};
+use crate::dmi::{self, DmiDeps};
 use crate::edged::runtime::Runtime;
 use crate::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
 use crate::edged::statics::{StaticDeps, StaticPods};
@@ -159,6 +160,20 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
         Some(bus) => Some(start_bus(bus, store, &hub, &mut supervisor).await?),
         None => None,
     };
+    let mappers = config.dmi.clone().map(|dmi| {
+        let deps = DmiDeps {
+            store: store.clone(),
+            bus: bus.clone(),
+            link_wake: hub.outbox_wake(),
+            devices: meta_handle.devices(),
+            deltas: bus
+                .as_ref()
+                .map_or_else(|| tokio::sync::watch::channel(0).1, BusHandle::deltas),
+        };
+        let (handle, serving) = dmi::start(dmi, deps, supervisor.token(Phase::Intake));
+        supervisor.spawn_intake("mappers", serving);
+        handle
+    });
     if let Some((hub_config, link)) = link {
         let floor = Floor::default();
         if hub_config.rotate_certificates {
@@ -194,6 +209,7 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
         runtime: containers,
         desired,
         bus,
+        mappers,
         started,
     };
     let stop = supervisor.token(Phase::Intake);

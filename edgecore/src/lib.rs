@@ -10,6 +10,7 @@ pub mod check;
 pub mod clock;
 pub mod config;
 pub mod console;
+pub mod dmi;
 pub mod edged;
 pub mod files;
 pub mod hub;

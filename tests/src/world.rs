@@ -281,6 +281,7 @@ impl World {
                 "outpost.loggerPath",
                 path(&bins.join("edged-logger"))?.to_owned(),
             ),
+            ("modules.deviceTwin.dmiSockPath", format!("{dir}/dmi")),
             ("outpost.runDirectory", format!("{dir}/run")),
         ])
     }

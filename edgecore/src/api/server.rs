@@ -19,10 +19,11 @@ use tokio_util::sync::CancellationToken;
 use super::sessions::{Kind, Sessions};
 use super::stats::NodeStats;
 use super::status::{
-    DeviceStatus, DiskStatus, LinkStatus, MemoryStatus, MqttStatus, PodStatus, Status,
+    DeviceStatus, DiskStatus, LinkStatus, MapperStatus, MemoryStatus, MqttStatus, PodStatus, Status,
 };
 use crate::bus::BusHandle;
 use crate::clock;
+use crate::dmi::DmiHandle;
 use crate::edged::image_gc::{self, ReclaimError};
 use crate::edged::runtime::Runtime;
 use crate::edged::{DesiredState, PodSummary};
@@ -54,6 +55,8 @@ pub struct Sources {
     pub desired: Option<Arc<dyn DesiredState>>,
     /// `None` on a node without MQTT.
     pub bus: Option<BusHandle>,
+    /// `None` on a node without mappers.
+    pub mappers: Option<DmiHandle>,
     pub started: Instant,
 }
 
@@ -241,6 +244,12 @@ async fn status(sources: &Sources) -> Result<Status, StoreError> {
                 properties: device.properties,
                 pending: device.pending,
             })
+            .collect(),
+        mappers: sources
+            .mappers
+            .iter()
+            .flat_map(DmiHandle::mappers)
+            .map(MapperStatus::from)
             .collect(),
         ledger: ledger.into_iter().map(Into::into).collect(),
         disk: disk(&sources.database, outbox_bytes),

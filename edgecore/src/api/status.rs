@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::dmi::MapperSummary;
 use crate::outbox::Balance;
 
 /// Everything a person asks a node first.
@@ -17,6 +18,8 @@ pub struct Status {
     pub mqtt: Option<MqttStatus>,
     pub pods: Vec<PodStatus>,
     pub devices: Vec<DeviceStatus>,
+    #[serde(default)]
+    pub mappers: Vec<MapperStatus>,
     pub ledger: Vec<StreamStatus>,
     pub disk: DiskStatus,
     pub memory: MemoryStatus,
@@ -79,6 +82,41 @@ pub struct DeviceStatus {
     pub properties: usize,
     /// Properties whose desired value the device has not reported yet.
     pub pending: usize,
+}
+
+/// One mapper.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MapperStatus {
+    pub name: String,
+    pub protocol: String,
+    pub socket: String,
+    /// `reachable`, `unreachable`, or `registered` before the first call.
+    pub state: String,
+    pub devices: usize,
+    /// Devices and models it has not taken yet.
+    pub pending: usize,
+    /// Why something is pending; empty otherwise.
+    pub reason: String,
+}
+
+impl From<MapperSummary> for MapperStatus {
+    fn from(mapper: MapperSummary) -> Self {
+        let state = match mapper.reachable {
+            None => "registered",
+            Some(true) => "reachable",
+            Some(false) => "unreachable",
+        };
+        Self {
+            name: mapper.name,
+            protocol: mapper.protocol,
+            socket: mapper.socket,
+            state: state.to_owned(),
+            devices: mapper.devices,
+            pending: mapper.pending,
+            reason: mapper.reason,
+        }
+    }
 }
 
 /// One stream of the ledger.
@@ -191,6 +229,23 @@ impl Status {
             &mut out,
             &["DEVICE", "STATE", "PROPERTIES", "DESIRED-PENDING"],
             devices,
+        );
+        let mappers = self.mappers.iter().map(|mapper| {
+            vec![
+                mapper.name.clone(),
+                mapper.protocol.clone(),
+                mapper.state.clone(),
+                mapper.devices.to_string(),
+                mapper.pending.to_string(),
+                mapper.reason.clone(),
+            ]
+        });
+        section(
+            &mut out,
+            &[
+                "MAPPER", "PROTOCOL", "STATE", "DEVICES", "PENDING", "REASON",
+            ],
+            mappers,
         );
         let streams = self.ledger.iter().map(|s| {
             vec![

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use broker::{Broker, BrokerHandle, Limits, PublishError, Qos};
 use rusqlite::Connection;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use wire::message::{Content, Message, Operation, Route};
@@ -37,6 +37,8 @@ pub use passwords::change as change_password;
 use access::BusAccess;
 use external::External;
 use storage::BusStorage;
+
+pub(crate) use storage::after_commit;
 
 /// Why the bus did not start.
 #[derive(Debug, thiserror::Error)]
@@ -85,9 +87,15 @@ pub struct BusHandle {
     listen: Option<std::net::SocketAddr>,
     external: Option<external::Outlet>,
     counters: Arc<Counters>,
+    deltas: watch::Sender<u64>,
 }
 
 impl BusHandle {
+    /// Rises when a delta is published: a device does not report what is desired of it.
+    pub fn deltas(&self) -> watch::Receiver<u64> {
+        self.deltas.subscribe()
+    }
+
     /// Where the broker inside listens, when it runs.
     pub fn listen_addr(&self) -> Option<std::net::SocketAddr> {
         self.listen
@@ -96,6 +104,9 @@ impl BusHandle {
     /// Publishes with QoS 1, not retained, as KubeEdge does. Never waits: a full queue drops the
     /// message and counts it; what must not be lost is in the outbox or in a twin, not here.
     pub fn publish(&self, publish: LocalPublish) {
+        if publish.topic.ends_with("/twin/update/delta") {
+            self.deltas.send_modify(|deltas| *deltas += 1);
+        }
         if let Some(outlet) = &self.external
             && !outlet.publish(publish.clone())
         {
@@ -154,6 +165,7 @@ pub async fn start(
         listen: None,
         external: external.as_ref().map(External::outlet),
         counters,
+        deltas: watch::Sender::new(0),
     };
     let mut internal = None;
     if config.mode != BusMode::External {

@@ -157,7 +157,7 @@ fn work(tx: &Connection, batch: &Batch) -> Result<Outcome, StoreError> {
 }
 
 /// What follows a commit: local clients first, then the link.
-pub(super) fn after_commit(outcome: Outcome, handle: Option<&BusHandle>, link_wake: &Notify) {
+pub(crate) fn after_commit(outcome: Outcome, handle: Option<&BusHandle>, link_wake: &Notify) {
     if let Some(handle) = handle {
         for publish in outcome.publishes {
             handle.publish(publish);

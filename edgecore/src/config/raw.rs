@@ -27,10 +27,18 @@ pub(super) struct Database {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Modules {
+    pub device_twin: DeviceTwin,
     pub edge_hub: EdgeHub,
     pub edged: Edged,
     pub event_bus: EventBus,
     pub meta_manager: MetaManager,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DeviceTwin {
+    pub enable: bool,
+    pub dmi_sock_path: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -162,6 +170,9 @@ pub(super) struct StreamRule {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Outpost {
     pub cgroup_root: String,
+    pub dmi_calls_per_second: u32,
+    pub dmi_groups: Vec<u32>,
+    pub dmi_users: Vec<u32>,
     pub image_layers_max: u32,
     pub image_stall_seconds: u32,
     pub insecure_registries: Vec<String>,

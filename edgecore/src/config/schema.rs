@@ -49,6 +49,16 @@ pub(super) const FIELDS: &[Field] = &[
         "the node's one database; its directory also holds the key that seals secrets",
     ),
     f(
+        "modules.deviceTwin.enable",
+        "true",
+        "false serves no mappers (Device Mapper Interface); devices on MQTT are not touched",
+    ),
+    f(
+        "modules.deviceTwin.dmiSockPath",
+        "\"/etc/kubeedge/\"",
+        "directory of dmi.sock, where mappers register; a path that ends in .sock means its directory",
+    ),
+    f(
         "modules.edgeHub.enable",
         "true",
         "false runs the node alone, without any hub",
@@ -363,6 +373,21 @@ pub(super) const FIELDS: &[Field] = &[
         "containerd namespace of our images and containers",
     ),
     f(
+        "outpost.dmiCallsPerSecond",
+        "200",
+        "calls that each mapper may make; at least 100",
+    ),
+    f(
+        "outpost.dmiGroups",
+        "[]",
+        "numeric groups besides root whose processes may be mappers",
+    ),
+    f(
+        "outpost.dmiUsers",
+        "[]",
+        "numeric users besides root whose processes may be mappers; they report only for devices of their own",
+    ),
+    f(
         "outpost.historyRowsPerSecond",
         "10000",
         "after a long outage the newest values go first; what came before follows at this rate",
@@ -517,7 +542,6 @@ pub(super) const IGNORED: &[&str] = &[
     "database.aliasName",
     "database.driverName",
     "modules.dbTest",
-    "modules.deviceTwin",
     "modules.edgeHub.messageBurst",
     "modules.edgeHub.messageQPS",
     "modules.edgeHub.quic",

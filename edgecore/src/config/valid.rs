@@ -11,6 +11,7 @@ use super::mqtt::{self, MqttConfig};
 use super::raw::{Raw, StreamRule};
 use super::resources::NodeResources;
 use super::upkeep;
+use crate::dmi::{Admission, DmiConfig, Pace};
 use crate::edged::image_gc::ImagePolicy;
 use crate::edged::runtime::containerd::Registries;
 use crate::outbox::{Policy, PolicyError, RULES_MAX, Rule};
@@ -34,6 +35,8 @@ pub struct Config {
     pub runtime: Option<RuntimeConfig>,
     /// `None`: no MQTT and no devices.
     pub bus: Option<BusConfig>,
+    /// `None`: no mappers.
+    pub dmi: Option<DmiConfig>,
     pub log: LogConfig,
     /// Bound of the outbox; at least [`OUTBOX_BYTES_MIN`].
     pub outbox_bytes_max: u64,
@@ -402,6 +405,7 @@ pub(super) fn check(raw: &Raw, ignored: Vec<String>) -> Result<Config, ConfigErr
         hub: hub(raw, query_timeout)?,
         runtime: runtime(raw)?,
         bus: bus(raw, &node_name)?,
+        dmi: dmi(raw)?,
         log: log(raw)?,
         outbox_bytes_max: outbox_bytes_max(&raw.outpost.outbox_bytes_max)?,
         streams: streams(&raw.outpost.streams)?,
@@ -454,6 +458,34 @@ fn hub(raw: &Raw, query_timeout: Duration) -> Result<Option<HubConfig>, ConfigEr
             )?,
         },
         token: hub.token.clone(),
+    }))
+}
+
+/// As KubeEdge reads it: a directory, or the directory of a path that ends in `.sock`; the file is
+/// always `dmi.sock`.
+fn dmi(raw: &Raw) -> Result<Option<DmiConfig>, ConfigError> {
+    const PATH: &str = "modules.deviceTwin.dmiSockPath";
+    let twin = &raw.modules.device_twin;
+    if !twin.enable {
+        return Ok(None);
+    }
+    let path = absolute(PATH, twin.dmi_sock_path.trim_start_matches("unix://"))?;
+    let is_file = path
+        .extension()
+        .is_some_and(|extension| extension == "sock");
+    let directory = match path.parent() {
+        Some(parent) if is_file => parent.to_owned(),
+        _ => path,
+    };
+    let outpost = &raw.outpost;
+    Ok(Some(DmiConfig {
+        socket: directory.join("dmi.sock"),
+        admission: Admission {
+            uids: outpost.dmi_users.clone(),
+            gids: outpost.dmi_groups.clone(),
+        },
+        calls_per_second: outpost.dmi_calls_per_second.max(100),
+        pace: Pace::default(),
     }))
 }
 

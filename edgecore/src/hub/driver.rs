@@ -455,6 +455,9 @@ impl Driver {
                         if applied.changed {
                             self.meta.bump();
                         }
+                        if applied.devices_changed {
+                            self.meta.bump_devices();
+                        }
                         if !applied.publishes.is_empty() {
                             (self.publish)(applied.publishes);
                         }

@@ -18,6 +18,8 @@ use crate::twin::LocalPublish;
 pub struct Applied {
     /// A pod, a ConfigMap or a Secret is not what it was.
     pub changed: bool,
+    /// A device or its model is not what it was.
+    pub devices_changed: bool,
     /// For local MQTT clients.
     pub publishes: Vec<LocalPublish>,
     /// An outbox row was written.
@@ -191,6 +193,7 @@ fn upsert(
         Applied::default()
     };
     applied.changed = is_edgeds(kind);
+    applied.devices_changed = is_mappers(kind);
     Ok(applied)
 }
 
@@ -217,6 +220,10 @@ fn is_not_newer(incoming: &str, stored: &str) -> bool {
         (Ok(incoming), Ok(stored)) => incoming <= stored,
         _ => false,
     }
+}
+
+fn is_mappers(kind: &Kind) -> bool {
+    matches!(kind, Kind::Device | Kind::DeviceModel)
 }
 
 fn is_edgeds(kind: &Kind) -> bool {
@@ -260,5 +267,6 @@ fn delete(
         Applied::default()
     };
     applied.changed = is_edgeds(kind);
+    applied.devices_changed = is_mappers(kind);
     Ok(applied)
 }

@@ -14,6 +14,7 @@ impl From<Outcome> for Applied {
     fn from(outcome: Outcome) -> Self {
         Self {
             changed: false,
+            devices_changed: false,
             publishes: outcome.publishes,
             queued: outcome.queued,
         }

@@ -26,6 +26,8 @@ pub struct MetaHandle {
     pub(super) sealer: Arc<Sealer>,
     node: Arc<str>,
     generation: watch::Sender<u64>,
+    /// Rises when a device or a model was committed.
+    devices: watch::Sender<u64>,
     /// False after the database was lost, until the hub has told everything again.
     complete: Arc<AtomicBool>,
     pub(super) hub: HubHandle,
@@ -65,6 +67,7 @@ impl MetaHandle {
             sealer,
             node: node.into(),
             generation: watch::Sender::new(1),
+            devices: watch::Sender::new(1),
             complete: Arc::new(AtomicBool::new(complete)),
             hub,
             asking: Arc::default(),
@@ -87,6 +90,16 @@ impl MetaHandle {
     /// Tells the readers that something they may care about was committed.
     pub fn bump(&self) {
         self.generation.send_modify(|generation| *generation += 1);
+    }
+
+    /// Tells the mappers' side that a device or a model was committed.
+    pub fn bump_devices(&self) {
+        self.devices.send_modify(|generation| *generation += 1);
+    }
+
+    /// Rises when devices or models may have changed.
+    pub fn devices(&self) -> watch::Receiver<u64> {
+        self.devices.subscribe()
     }
 
     async fn local(&self, key: Key) -> Result<Option<Vec<u8>>, DesiredError> {

@@ -75,4 +75,17 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ) WITHOUT ROWID;
     ALTER TABLE devices DROP COLUMN recent;
     ",
+    // 3: mappers of the Device Mapper Interface, and what each was told
+    "
+    CREATE TABLE mappers (
+        name TEXT PRIMARY KEY, protocol TEXT NOT NULL, address TEXT NOT NULL,
+        version TEXT NOT NULL, api_version TEXT NOT NULL, uid INTEGER NOT NULL,
+        number INTEGER NOT NULL, registered_ms INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE mapper_items (
+        mapper TEXT NOT NULL, is_device INTEGER NOT NULL, namespace TEXT NOT NULL,
+        name TEXT NOT NULL, print INTEGER NOT NULL,
+        PRIMARY KEY (mapper, is_device, namespace, name)
+    ) WITHOUT ROWID;
+    ",
 ];

@@ -1,0 +1,297 @@
+//! Device and DeviceModel objects as mappers get them: JSON in, protobuf out (device plane §3.5,
+//! §3.6). Total: what is missing or of another type is left out.
+
+use std::collections::BTreeMap;
+
+use ::dmi::v1beta1 as pb;
+use ::dmi::{Scalar, pack};
+use prost_types::Any;
+use serde_json::{Map, Value};
+
+/// The device, with what its model says merged in, and the desired values in force.
+pub(super) fn device(
+    object: &Value,
+    model: Option<&Value>,
+    desired: &BTreeMap<String, String>,
+) -> pb::Device {
+    let spec = &object["spec"];
+    let metadata = &object["metadata"];
+    let status = if spec["stateReport"].is_object() {
+        &spec["stateReport"]
+    } else {
+        &object["status"]
+    };
+    pb::Device {
+        name: text(metadata, "name"),
+        namespace: text(metadata, "namespace"),
+        spec: Some(pb::DeviceSpec {
+            device_model_reference: text(&spec["deviceModelRef"], "name"),
+            protocol: spec["protocol"]
+                .is_object()
+                .then(|| protocol(&spec["protocol"], model)),
+            properties: list(spec, "properties")
+                .map(|given| property(given, model, desired))
+                .collect(),
+            methods: list(spec, "methods").map(method).collect(),
+        }),
+        status: Some(pb::DeviceStatus {
+            twins: Vec::new(),
+            report_to_cloud: flag(status, "reportToCloud"),
+            report_cycle: integer(status, "reportCycle"),
+        }),
+    }
+}
+
+/// The model. Visitors and protocol defaults have no field; they reach the mapper in its devices.
+pub(super) fn model(object: &Value) -> pb::DeviceModel {
+    let property = |given: &Value| pb::ModelProperty {
+        name: text(given, "name"),
+        description: text(given, "description"),
+        r#type: text(given, "type"),
+        access_mode: text(given, "accessMode"),
+        minimum: text(given, "minimum"),
+        maximum: text(given, "maximum"),
+        unit: text(given, "unit"),
+    };
+    pb::DeviceModel {
+        name: text(&object["metadata"], "name"),
+        namespace: text(&object["metadata"], "namespace"),
+        spec: Some(pb::DeviceModelSpec {
+            properties: list(&object["spec"], "properties").map(property).collect(),
+            commands: Vec::new(),
+        }),
+    }
+}
+
+fn protocol(given: &Value, model: Option<&Value>) -> pb::ProtocolConfig {
+    let defaults = model.map(|model| &model["spec"]["protocolConfigData"]);
+    pb::ProtocolConfig {
+        protocol_name: text(given, "protocolName"),
+        config_data: merged(defaults, &given["configData"]),
+    }
+}
+
+fn property(
+    given: &Value,
+    model: Option<&Value>,
+    desired: &BTreeMap<String, String>,
+) -> pb::DeviceProperty {
+    let name = text(given, "name");
+    let of_model = model
+        .into_iter()
+        .flat_map(|model| list(&model["spec"], "properties"))
+        .find(|property| property["name"].as_str() == Some(&name))
+        .map(|property| &property["visitors"])
+        .filter(|visitors| visitors.is_object());
+    pb::DeviceProperty {
+        desired: wish(&given["desired"], desired.get(&name)),
+        visitors: visitors(&given["visitors"], of_model),
+        report_cycle: integer(given, "reportCycle"),
+        collect_cycle: integer(given, "collectCycle"),
+        report_to_cloud: flag(given, "reportToCloud"),
+        push_method: given["pushMethod"]
+            .is_object()
+            .then(|| push_method(&given["pushMethod"])),
+        name,
+    }
+}
+
+/// The desired value in force on this node, with the object's metadata.
+fn wish(given: &Value, in_force: Option<&String>) -> Option<pb::TwinProperty> {
+    if !given.is_object() && in_force.is_none() {
+        return None;
+    }
+    Some(pb::TwinProperty {
+        value: in_force.map_or_else(|| text(given, "value"), Clone::clone),
+        metadata: texts(&given["metadata"]),
+    })
+}
+
+/// A model's visitor replaces the device's, protocol name included; then the device's own keys
+/// override one by one.
+fn visitors(given: &Value, of_model: Option<&Value>) -> Option<pb::VisitorConfig> {
+    if !given.is_object() && of_model.is_none() {
+        return None;
+    }
+    Some(pb::VisitorConfig {
+        protocol_name: text(of_model.unwrap_or(given), "protocolName"),
+        config_data: merged(
+            of_model.map(|visitor| &visitor["configData"]),
+            &given["configData"],
+        ),
+    })
+}
+
+/// Free-form configuration, top-level keys of `over` winning.
+fn merged(under: Option<&Value>, over: &Value) -> Option<pb::CustomizedValue> {
+    let under = under.and_then(Value::as_object);
+    let over = over.as_object();
+    if under.is_none() && over.is_none() {
+        return None;
+    }
+    let mut data = BTreeMap::new();
+    for layer in [under, over].into_iter().flatten() {
+        data.extend(packed(layer));
+    }
+    Some(pb::CustomizedValue { data })
+}
+
+fn packed(map: &Map<String, Value>) -> impl Iterator<Item = (String, Any)> {
+    map.iter()
+        .filter_map(|(key, value)| Some((key.clone(), pack(&scalar(value)?))))
+}
+
+/// Numbers as KubeEdge sends them, floats of 32 bits, unless that would change a whole number.
+/// KubeEdge does not deliver a device with a list or an object in its configuration; here they
+/// arrive as the JSON text.
+fn scalar(value: &Value) -> Option<Scalar> {
+    Some(match value {
+        Value::Null => return None,
+        Value::Bool(value) => Scalar::Bool(*value),
+        Value::String(text) => Scalar::Text(text.clone()),
+        Value::Array(_) | Value::Object(_) => Scalar::Text(value.to_string()),
+        Value::Number(number) => {
+            let wide = number.as_f64()?;
+            match number.as_i64() {
+                Some(whole) if whole.unsigned_abs() > FLOAT_EXACT_MAX => Scalar::Integer(whole),
+                _ => match narrow(wide) {
+                    Some(float) => Scalar::Float(float),
+                    None => Scalar::Text(number.to_string()),
+                },
+            }
+        }
+    })
+}
+
+/// Every whole number up to here is a float of 32 bits.
+const FLOAT_EXACT_MAX: u64 = 1 << 24;
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "rounding is what the published interface does; overflow is answered with None"
+)]
+fn narrow(wide: f64) -> Option<f32> {
+    let float = wide as f32;
+    float.is_finite().then_some(float)
+}
+
+fn method(given: &Value) -> pb::DeviceMethod {
+    pb::DeviceMethod {
+        name: text(given, "name"),
+        description: text(given, "description"),
+        property_names: list(given, "propertyNames")
+            .filter_map(|name| name.as_str().map(str::to_owned))
+            .collect(),
+    }
+}
+
+fn push_method(given: &Value) -> pb::PushMethod {
+    let part = |name: &str| Some(&given[name]).filter(|part| part.is_object());
+    pb::PushMethod {
+        http: part("http").map(|http| pb::PushMethodHttp {
+            hostname: text(http, "hostName"),
+            port: integer(http, "port"),
+            requestpath: text(http, "requestPath"),
+            timeout: integer(http, "timeout"),
+        }),
+        mqtt: part("mqtt").map(|mqtt| pb::PushMethodMqtt {
+            address: text(mqtt, "address"),
+            topic: text(mqtt, "topic"),
+            qos: small(mqtt, "qos"),
+            retained: flag(mqtt, "retained"),
+        }),
+        otel: part("otel").map(|otel| pb::PushMethodOtel {
+            endpoint_url: text(otel, "endpointURL"),
+        }),
+        db_method: part("dbMethod").map(db_method),
+        anomaly_detection: given["anomalyDetection"]
+            .as_object()
+            .map(|free| pb::AnomalyDetection {
+                data: packed(free).collect(),
+            }),
+    }
+}
+
+fn db_method(given: &Value) -> pb::DbMethod {
+    let part = |name: &str| Some(&given[name]).filter(|part| part.is_object());
+    pb::DbMethod {
+        influxdb2: part("influxdb2").map(influxdb2),
+        redis: part("redis").map(|redis| {
+            let client = &redis["redisClientConfig"];
+            pb::DbMethodRedis {
+                redis_client_config: client.is_object().then(|| pb::RedisClientConfig {
+                    addr: text(client, "addr"),
+                    db: small(client, "db"),
+                    poolsize: small(client, "poolsize"),
+                    min_idle_conns: small(client, "minIdleConns"),
+                }),
+            }
+        }),
+        tdengine: part("TDEngine").map(|tdengine| {
+            let client = &tdengine["TDEngineClientConfig"];
+            pb::DbMethodTdEngine {
+                td_engine_client_config: client.is_object().then(|| pb::TdEngineClientConfig {
+                    addr: text(client, "addr"),
+                    dbname: text(client, "dbName"),
+                }),
+            }
+        }),
+        mysql: part("mysql").map(|mysql| {
+            let client = &mysql["mysqlClientConfig"];
+            pb::DbMethodMySql {
+                mysql_client_config: client.is_object().then(|| pb::MySqlClientConfig {
+                    addr: text(client, "addr"),
+                    database: text(client, "database"),
+                    user_name: text(client, "userName"),
+                }),
+            }
+        }),
+    }
+}
+
+fn influxdb2(given: &Value) -> pb::DbMethodInfluxdb2 {
+    let client = &given["influxdb2ClientConfig"];
+    let data = &given["influxdb2DataConfig"];
+    pb::DbMethodInfluxdb2 {
+        influxdb2_client_config: client.is_object().then(|| pb::Influxdb2ClientConfig {
+            url: text(client, "url"),
+            org: text(client, "org"),
+            bucket: text(client, "bucket"),
+        }),
+        influxdb2_data_config: data.is_object().then(|| pb::Influxdb2DataConfig {
+            measurement: text(data, "measurement"),
+            tag: texts(&data["tag"]),
+            field_key: text(data, "fieldKey"),
+        }),
+    }
+}
+
+fn text(object: &Value, key: &str) -> String {
+    object[key].as_str().unwrap_or_default().to_owned()
+}
+
+fn texts(object: &Value) -> BTreeMap<String, String> {
+    let of = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+    object
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(of)
+        .collect()
+}
+
+fn flag(object: &Value, key: &str) -> bool {
+    object[key].as_bool().unwrap_or_default()
+}
+
+fn integer(object: &Value, key: &str) -> i64 {
+    object[key].as_i64().unwrap_or_default()
+}
+
+fn small(object: &Value, key: &str) -> i32 {
+    i32::try_from(integer(object, key)).unwrap_or_default()
+}
+
+fn list<'a>(object: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    object[key].as_array().into_iter().flatten()
+}

@@ -1,0 +1,170 @@
+//! Registration, changes and restarts.
+
+use std::time::Duration;
+
+use ::dmi::v1beta1 as pb;
+use serde_json::json;
+use wire::message::Operation;
+
+use super::world::{Mapper, Node, device, directory, info, model, reading};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mapper_gets_its_devices_hears_of_changes_and_reports() {
+    let dir = directory();
+    let node = Node::start(dir.path()).await;
+    node.put_model(model("")).await;
+    node.put_device(device("a", "1")).await;
+    let mut foreign = device("foreign", "1");
+    foreign["spec"]["protocol"]["protocolName"] = json!("other");
+    node.put_device(foreign).await;
+    let mapper = Mapper::start(&dir.path().join("m.sock"));
+    let answer = node.register("one", &mapper.socket).await.unwrap();
+    assert_eq!(answer.model_list.len(), 1);
+    assert_eq!(answer.device_list.len(), 1);
+    assert_eq!(answer.device_list[0].name, "a");
+    // A change, a new device, a changed model, a removal; what does not change the message is no
+    // call.
+    node.put_device(device("a", "2")).await;
+    mapper.script.called("update a=2").await;
+    let mut labelled = device("a", "2");
+    labelled["metadata"]["labels"] = json!({"x": "y"});
+    node.put_device(labelled).await;
+    node.put_device(device("b", "3")).await;
+    mapper.script.called("register b=3").await;
+    node.put_model(model("degC")).await;
+    mapper.script.called("update model m").await;
+    node.delete_device("b").await;
+    mapper.script.called("remove b").await;
+    node.delete_device("a").await;
+    mapper.script.called("remove model m").await;
+    let expected = [
+        "update a=2",
+        "register b=3",
+        "update model m",
+        "remove b",
+        "remove a",
+        "remove model m",
+    ];
+    assert_eq!(mapper.script.calls(), expected);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_is_on_disk_and_on_its_way_when_it_is_answered() {
+    let dir = directory();
+    let node = Node::start(dir.path()).await;
+    node.put_device(device("d", "5")).await;
+    node.report("d", vec![reading("level", "4"), reading("x", "y")])
+        .await
+        .unwrap();
+    assert_eq!(node.reported("d", "level").await.as_deref(), Some("4"));
+    let rows = node.reports().await;
+    assert_eq!(
+        rows.len(),
+        2,
+        "one report, one row; the other is the wish's echo"
+    );
+    assert_eq!(rows[1]["twin"]["level"]["actual"]["value"], "4");
+    tokio::time::timeout(Duration::from_secs(5), node.link_wake.notified())
+        .await
+        .expect("the link is woken");
+    let state = pb::ReportDeviceStatesRequest {
+        device_name: "d".into(),
+        device_namespace: "dev".into(),
+        state: "online".into(),
+    };
+    node.client()
+        .await
+        .report_device_states(state)
+        .await
+        .unwrap();
+    let state = node.reports().await.pop().unwrap();
+    assert_eq!(state["device"]["state"], "online");
+    // A mapper that has not heard of the newest wish does not take it back.
+    let mut late = reading("level", "4");
+    late.observed_desired = Some(pb::TwinProperty {
+        value: "1".into(),
+        ..pb::TwinProperty::default()
+    });
+    node.report("d", vec![late]).await.unwrap();
+    let read = node.store.read(|tx| crate::twin::document(tx, "dev", "d"));
+    let twin = read.await.unwrap().unwrap();
+    assert_eq!(
+        twin.properties["level"].desired.as_ref().unwrap().value,
+        "5"
+    );
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn either_side_restarts_and_nothing_is_missed() {
+    let dir = directory();
+    let node = Node::start(dir.path()).await;
+    node.put_model(model("")).await;
+    node.put_device(device("a", "1")).await;
+    node.put_device(device("b", "1")).await;
+    let mapper = Mapper::start(&dir.path().join("m.sock"));
+    node.register("one", &mapper.socket).await.unwrap();
+    node.stop().await;
+    // The node comes back with a change that a resync brought, from another source, and tells it
+    // although the mapper has not registered again; what did not change is not told.
+    let node = Node::start(dir.path()).await;
+    let path = "dev/device/a";
+    node.push("edgecontroller", Operation::Update, path, device("a", "2"))
+        .await;
+    mapper.script.called("update a=2").await;
+    assert_eq!(mapper.script.calls(), ["update a=2"]);
+    // Changes while the mapper is away are in the answer when it registers.
+    let socket = mapper.socket.clone();
+    mapper.kill();
+    node.put_device(device("a", "3")).await;
+    node.delete_device("b").await;
+    let mapper = Mapper::start(&socket);
+    let answer = node.register("one", &mapper.socket).await.unwrap();
+    assert_eq!(answer.device_list.len(), 1);
+    node.put_device(device("a", "4")).await;
+    mapper.script.called("update a=4").await;
+    assert!(!mapper.script.calls().contains(&"remove b".to_owned()));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wish_of_the_node_itself_reaches_the_mapper() {
+    let dir = directory();
+    let node = Node::start(dir.path()).await;
+    node.put_model(model("")).await;
+    node.put_device(device("a", "1")).await;
+    let mapper = Mapper::start(&dir.path().join("m.sock"));
+    node.register("one", &mapper.socket).await.unwrap();
+    // As local staff do it, over MQTT.
+    let topic = wire::topic::parse("$hw/events/device/dev/a/twin/update").unwrap();
+    let body = br#"{"event_id":"e","twin":{"level":{"expected":{"value":"8"}}}}"#;
+    let told = node
+        .store
+        .write(move |tx| crate::twin::handle_publish(tx, &topic, body, 2))
+        .await
+        .unwrap();
+    let is_delta = |topic: &str| topic.ends_with("/twin/update/delta");
+    assert!(told.publishes.iter().any(|one| is_delta(&one.topic)));
+    node.deltas.send_modify(|deltas| *deltas += 1);
+    mapper.script.called("update a=8").await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mapper_that_wants_no_data_is_told_by_calls() {
+    let dir = directory();
+    let node = Node::start(dir.path()).await;
+    node.put_model(model("")).await;
+    node.put_device(device("a", "1")).await;
+    let mapper = Mapper::start(&dir.path().join("m.sock"));
+    let request = pb::MapperRegisterRequest {
+        with_data: false,
+        mapper: Some(info("one", &mapper.socket)),
+    };
+    let answer = node.client().await.mapper_register(request).await.unwrap();
+    assert_eq!(answer.into_inner(), pb::MapperRegisterResponse::default());
+    mapper.script.called("register a=1").await;
+    assert_eq!(mapper.script.calls()[0], "create model m");
+    node.stop().await;
+}

@@ -1,0 +1,6 @@
+//! The interface over its real sockets: a node's store, and mappers that speak gRPC.
+
+mod convert;
+mod faults;
+mod life;
+mod world;

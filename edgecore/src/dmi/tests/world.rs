@@ -1,0 +1,418 @@
+//! A node's side and scripted mappers.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::dmi::v1beta1 as pb;
+use ::dmi::v1beta1::device_manager_service_client::DeviceManagerServiceClient;
+use ::dmi::v1beta1::device_mapper_service_server::{
+    DeviceMapperService, DeviceMapperServiceServer,
+};
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status};
+use wire::message::{Content, Message, Operation, Route};
+
+use crate::dmi::{Admission, DmiConfig, DmiDeps, DmiError, DmiHandle, MapperSummary, Pace, start};
+use crate::meta::{Sealer, apply};
+use crate::store::Store;
+use crate::{outbox, twin};
+
+/// Longest wait for anything, on a busy machine.
+pub(super) const SOON: Duration = Duration::from_secs(20);
+
+/// The node: store and interface, on a directory that outlives it.
+pub(super) struct Node {
+    pub dir: PathBuf,
+    pub store: Store,
+    pub handle: DmiHandle,
+    pub link_wake: Arc<Notify>,
+    devices: watch::Sender<u64>,
+    pub deltas: watch::Sender<u64>,
+    stop: CancellationToken,
+    serving: JoinHandle<Result<(), DmiError>>,
+}
+
+pub(super) fn directory() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    dir
+}
+
+impl Node {
+    pub(super) async fn start(dir: &Path) -> Self {
+        Self::start_with(dir, Admission::default(), 200).await
+    }
+
+    pub(super) async fn start_with(dir: &Path, admission: Admission, calls: u32) -> Self {
+        let (store, _, _) = Store::open(&dir.join("edgecore.db")).unwrap();
+        store.write(|tx| twin::set_node(tx, "n1")).await.unwrap();
+        let (stop, devices) = (CancellationToken::new(), watch::Sender::new(1));
+        let deltas = watch::Sender::new(1);
+        let link_wake = Arc::new(Notify::new());
+        let config = DmiConfig {
+            socket: dir.join("dmi.sock"),
+            admission,
+            calls_per_second: calls,
+            pace: Pace {
+                first: Duration::from_millis(20),
+                unreachable_max: Duration::from_millis(100),
+                refused_max: Duration::from_millis(200),
+                call: Duration::from_secs(5),
+            },
+        };
+        let deps = DmiDeps {
+            store: store.clone(),
+            bus: None,
+            link_wake: Arc::clone(&link_wake),
+            devices: devices.subscribe(),
+            deltas: deltas.subscribe(),
+        };
+        drop(std::fs::remove_file(dir.join("dmi.sock")));
+        let (handle, serving) = start(config, deps, stop.clone());
+        let serving = tokio::spawn(serving);
+        until("the socket", async || {
+            dir.join("dmi.sock").exists().then_some(())
+        })
+        .await;
+        Self {
+            dir: dir.to_owned(),
+            store,
+            handle,
+            link_wake,
+            devices,
+            deltas,
+            stop,
+            serving,
+        }
+    }
+
+    /// Stops as edgecore does.
+    pub(super) async fn stop(self) {
+        self.stop.cancel();
+        self.serving.await.unwrap().unwrap();
+        self.store.close();
+    }
+
+    /// A push of the hub, as `source` sends it.
+    pub(super) async fn push(&self, source: &str, operation: Operation, path: &str, body: Value) {
+        let route = Route::new(source, "resource", &operation, path);
+        let message = Message::new("1", 1, route, Content::json(&body).unwrap());
+        let sealer = Sealer::new(&[7; 32]).unwrap();
+        let applied = self
+            .store
+            .write(move |tx| apply(tx, &sealer, "n1", &message, 1))
+            .await
+            .unwrap();
+        if applied.devices_changed {
+            self.devices.send_modify(|generation| *generation += 1);
+        }
+    }
+
+    pub(super) async fn put_device(&self, device: Value) {
+        let name = device["metadata"]["name"].as_str().unwrap();
+        let path = format!("dev/device/{name}");
+        self.push("devicecontroller", Operation::Update, &path, device)
+            .await;
+    }
+
+    pub(super) async fn put_model(&self, model: Value) {
+        let name = model["metadata"]["name"].as_str().unwrap();
+        let path = format!("dev/devicemodel/{name}");
+        self.push("devicecontroller", Operation::Update, &path, model)
+            .await;
+    }
+
+    pub(super) async fn delete_device(&self, name: &str) {
+        let path = format!("dev/device/{name}");
+        self.push("devicecontroller", Operation::Delete, &path, json!({}))
+            .await;
+    }
+
+    /// What waits for the hub: the bodies, oldest first.
+    pub(super) async fn reports(&self) -> Vec<Value> {
+        let rows = self.store.read(|tx| outbox::pending(tx, 0, 10_000)).await;
+        let of = |bytes: &[u8]| {
+            let message = Message::decode(bytes).unwrap();
+            message.content.decode::<Value>().unwrap()
+        };
+        rows.unwrap().iter().map(|row| of(&row.message)).collect()
+    }
+
+    /// The twin's reported value.
+    pub(super) async fn reported(&self, device: &str, property: &str) -> Option<String> {
+        let (device, property) = (device.to_owned(), property.to_owned());
+        let read = self
+            .store
+            .read(move |tx| twin::document(tx, "dev", &device));
+        let device = read.await.unwrap()?;
+        let reported = device.properties.get(&property)?.reported.clone();
+        reported.map(|reported| reported.value)
+    }
+
+    pub(super) async fn client(&self) -> DeviceManagerServiceClient<Channel> {
+        let socket = self.dir.join("dmi.sock");
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move {
+                let stream = UnixStream::connect(socket).await?;
+                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+            }
+        });
+        let endpoint = Endpoint::try_from("http://[::]").unwrap();
+        DeviceManagerServiceClient::new(endpoint.connect_with_connector(connector).await.unwrap())
+    }
+
+    pub(super) async fn register(
+        &self,
+        name: &str,
+        socket: &Path,
+    ) -> Result<pb::MapperRegisterResponse, Status> {
+        let request = pb::MapperRegisterRequest {
+            with_data: true,
+            mapper: Some(info(name, socket)),
+        };
+        let answer = self.client().await.mapper_register(request).await;
+        answer.map(Response::into_inner)
+    }
+
+    pub(super) async fn report(&self, device: &str, twins: Vec<pb::Twin>) -> Result<(), Status> {
+        let request = report(device, twins);
+        let answer = self.client().await.report_device_status(request).await;
+        answer.map(|_| ())
+    }
+
+    /// Waits until `accept` likes the summary of a mapper.
+    pub(super) async fn mapper(&self, name: &str, accept: impl Fn(&MapperSummary) -> bool) {
+        until(&format!("mapper {name}: {:?}", self.handle), async || {
+            let all = self.handle.mappers();
+            all.iter()
+                .find(|one| one.name == name && accept(one))
+                .map(|_| ())
+        })
+        .await;
+    }
+}
+
+pub(super) fn info(name: &str, socket: &Path) -> pb::MapperInfo {
+    pb::MapperInfo {
+        name: name.to_owned(),
+        version: "v1".to_owned(),
+        api_version: "v1beta1".to_owned(),
+        protocol: "acme".to_owned(),
+        address: socket.as_os_str().as_encoded_bytes().to_vec(),
+        state: "ok".to_owned(),
+    }
+}
+
+pub(super) fn report(device: &str, twins: Vec<pb::Twin>) -> pb::ReportDeviceStatusRequest {
+    pb::ReportDeviceStatusRequest {
+        device_name: device.to_owned(),
+        device_namespace: "dev".to_owned(),
+        reported_device: Some(pb::DeviceStatus {
+            twins,
+            ..pb::DeviceStatus::default()
+        }),
+    }
+}
+
+pub(super) fn reading(property: &str, value: &str) -> pb::Twin {
+    pb::Twin {
+        property_name: property.to_owned(),
+        reported: Some(pb::TwinProperty {
+            value: value.to_owned(),
+            ..pb::TwinProperty::default()
+        }),
+        ..pb::Twin::default()
+    }
+}
+
+/// A device of protocol `acme`, model `m`.
+pub(super) fn device(name: &str, desired: &str) -> Value {
+    json!({
+        "metadata": {"namespace": "dev", "name": name, "uid": format!("u-{name}")},
+        "spec": {
+            "deviceModelRef": {"name": "m"}, "nodeName": "n1",
+            "protocol": {"protocolName": "acme", "configData": {"tty": "/dev/ttyS0"}},
+            "properties": [{"name": "level", "desired": {"value": desired}, "reportToCloud": true}],
+        },
+    })
+}
+
+pub(super) fn model(unit: &str) -> Value {
+    json!({
+        "metadata": {"namespace": "dev", "name": "m", "uid": "u-m"},
+        "spec": {"protocol": "acme",
+                 "properties": [{"name": "level", "type": "INT", "accessMode": "ReadWrite", "unit": unit}]},
+    })
+}
+
+/// A mapper that writes down its calls and refuses what it is told to refuse.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Script {
+    calls: watch::Sender<Vec<String>>,
+    refuse: watch::Sender<String>,
+}
+
+/// A mapper's process.
+pub(super) struct Mapper {
+    pub script: Script,
+    pub socket: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Mapper {
+    pub(super) fn start(socket: &Path) -> Self {
+        drop(std::fs::remove_file(socket));
+        let listener = UnixListener::bind(socket).unwrap();
+        let script = Script::default();
+        let service = DeviceMapperServiceServer::new(script.clone());
+        let serving = Server::builder()
+            .add_service(service)
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        let task = tokio::spawn(async move { serving.await.unwrap() });
+        Self {
+            script,
+            socket: socket.to_owned(),
+            task,
+        }
+    }
+
+    /// As a process that was killed: the socket's file stays.
+    pub(super) fn kill(self) {
+        self.task.abort();
+    }
+}
+
+impl Drop for Mapper {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Script {
+    /// Calls that begin so are refused from now on; empty refuses none.
+    pub(super) fn refuse(&self, prefix: &str) {
+        self.refuse.send_replace(prefix.to_owned());
+    }
+
+    pub(super) fn calls(&self) -> Vec<String> {
+        self.calls.borrow().clone()
+    }
+
+    pub(super) async fn called(&self, call: &str) {
+        until(
+            &format!("call {call}; seen {:?}", self.calls()),
+            async || self.calls().iter().any(|one| one == call).then_some(()),
+        )
+        .await;
+    }
+
+    fn note(&self, call: String) -> Result<(), Status> {
+        let refused = self.refuse.borrow().clone();
+        let is_refused = !refused.is_empty() && call.starts_with(&refused);
+        let said = if is_refused {
+            format!("refused {call}")
+        } else {
+            call
+        };
+        self.calls.send_modify(|calls| calls.push(said));
+        if is_refused {
+            return Err(Status::unknown("the device is busy"));
+        }
+        Ok(())
+    }
+}
+
+fn said(device: Option<pb::Device>) -> String {
+    let device = device.unwrap_or_default();
+    let desired = device
+        .spec
+        .iter()
+        .flat_map(|spec| &spec.properties)
+        .find_map(|property| property.desired.as_ref());
+    let desired = desired.map_or("-", |desired| desired.value.as_str());
+    format!("{}={desired}", device.name)
+}
+
+#[tonic::async_trait]
+impl DeviceMapperService for Script {
+    async fn register_device(
+        &self,
+        request: Request<pb::RegisterDeviceRequest>,
+    ) -> Result<Response<pb::RegisterDeviceResponse>, Status> {
+        self.note(format!("register {}", said(request.into_inner().device)))?;
+        Ok(Response::new(Default::default()))
+    }
+
+    async fn remove_device(
+        &self,
+        request: Request<pb::RemoveDeviceRequest>,
+    ) -> Result<Response<pb::RemoveDeviceResponse>, Status> {
+        self.note(format!("remove {}", request.into_inner().device_name))?;
+        Ok(Response::new(Default::default()))
+    }
+
+    async fn update_device(
+        &self,
+        request: Request<pb::UpdateDeviceRequest>,
+    ) -> Result<Response<pb::UpdateDeviceResponse>, Status> {
+        self.note(format!("update {}", said(request.into_inner().device)))?;
+        Ok(Response::new(Default::default()))
+    }
+
+    async fn create_device_model(
+        &self,
+        request: Request<pb::CreateDeviceModelRequest>,
+    ) -> Result<Response<pb::CreateDeviceModelResponse>, Status> {
+        let model = request.into_inner().model.unwrap_or_default();
+        self.note(format!("create model {}", model.name))?;
+        Ok(Response::new(Default::default()))
+    }
+
+    async fn remove_device_model(
+        &self,
+        request: Request<pb::RemoveDeviceModelRequest>,
+    ) -> Result<Response<pb::RemoveDeviceModelResponse>, Status> {
+        self.note(format!("remove model {}", request.into_inner().model_name))?;
+        Ok(Response::new(Default::default()))
+    }
+
+    async fn update_device_model(
+        &self,
+        request: Request<pb::UpdateDeviceModelRequest>,
+    ) -> Result<Response<pb::UpdateDeviceModelResponse>, Status> {
+        let model = request.into_inner().model.unwrap_or_default();
+        self.note(format!("update model {}", model.name))?;
+        Ok(Response::new(Default::default()))
+    }
+
+    async fn get_device(
+        &self,
+        _request: Request<pb::GetDeviceRequest>,
+    ) -> Result<Response<pb::GetDeviceResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+}
+
+/// Asks until there is an answer.
+pub(super) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let answer = tokio::time::timeout(SOON, asking).await;
+    answer.unwrap_or_else(|_| panic!("not within {SOON:?}: {what}"))
+}
