@@ -1,4 +1,5 @@
-//! Keeps one DeviceStatus per Device: made with it, removed with it (device plane §4.4).
+//! Keeps one DeviceStatus per Device: made with it, removed with it (device plane §4.4). Notes when
+//! desired values change.
 
 use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
@@ -7,6 +8,8 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock,
+    downstream::desired,
     follow::is_over,
     keys::{self, DEVICES_GROUP, ObjectKey, REGISTRY},
     kube::text,
@@ -68,6 +71,7 @@ async fn follow(store: &dyn Store, stop: &CancellationToken) -> Result<(), Store
 }
 
 async fn ensure(store: &dyn Store, key: &ObjectKey<'_>, device: &Value) -> Result<(), StoreError> {
+    desired::note(store, &key.id(), device, clock::unix_millis()).await?;
     let status_key = keys::device_status(key.namespace, key.name);
     let uid = text(device, "/metadata/uid");
     let (require, make) = match store.get(&status_key).await? {
@@ -97,6 +101,7 @@ async fn ensure(store: &dyn Store, key: &ObjectKey<'_>, device: &Value) -> Resul
 }
 
 async fn remove(store: &dyn Store, key: &ObjectKey<'_>) -> Result<(), StoreError> {
+    desired::forget(store, &key.id()).await?;
     let device_key = keys::device(key.namespace, key.name);
     let txn = Txn::new()
         .require(Require::Absent(device_key))

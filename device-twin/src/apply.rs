@@ -7,13 +7,16 @@ use crate::device::{Attribute, Device, PROPERTIES_MAX};
 use crate::effect::{DocumentEntry, Effect};
 use crate::error::Rejected;
 use crate::event::{Change, Event};
-use crate::twin::{Property, Stamped};
+use crate::twin::{Property, Refusal, Stamped};
 use crate::value::{Kind, check_name, check_value};
 use crate::version::Version;
 use crate::{sync, wish};
 
 /// States a device may report (KubeEdge `dtmanager/device.go`).
 const STATES: [&str; 5] = ["online", "offline", "ok", "unknown", "unhealthy"];
+
+/// A device's reason for a refusal is cut off here.
+const REASON_BYTES_MAX: usize = 256;
 
 /// The next state and what to tell whom once it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +58,9 @@ fn update(
 ) -> Result<Decision, Rejected> {
     for (name, change) in &changes {
         check_name(name)?;
-        let values = change.iter().flat_map(|c| [&c.desired, &c.reported]);
+        let values = change
+            .iter()
+            .flat_map(|c| [&c.desired, &c.reported, &c.observed]);
         for value in values.flatten() {
             check_value(value)?;
         }
@@ -113,6 +118,7 @@ fn write_property(
     now_ms: i64,
 ) -> Result<Option<Property>, Rejected> {
     make_room(next, name)?;
+    let set_at = change.desired.is_some().then(|| next.tick(now_ms));
     let stored = next.properties.get(name);
     let is_new = stored.is_none_or(Property::is_deleted);
     let kind = match stored {
@@ -146,13 +152,54 @@ fn write_property(
     if let Some(value) = change.desired {
         property.desired = Some(stamp(value));
         property.desired_version = Some(edge_written(property.desired_version));
+        property.set_here_at = set_at;
+        property.observed = None;
+        property.refused = None;
     }
     if let Some(value) = change.reported {
         property.reported = Some(stamp(value));
         property.reported_version = Some(edge_written(property.reported_version));
     }
-    let is_changed = is_new || has_desired || has_reported || loses_optional || kind_differs;
-    Ok(is_changed.then(|| property.parts(has_desired, has_reported)))
+    let is_answered = answered(property, change.observed, change.refused, now_ms);
+    let is_changed =
+        is_new || has_desired || has_reported || loses_optional || kind_differs || is_answered;
+    Ok(is_changed.then(|| property.parts(has_desired || is_answered, has_reported)))
+}
+
+/// What the device says of its desired value; whether that is news.
+fn answered(
+    property: &mut Property,
+    observed: Option<String>,
+    refused: Option<String>,
+    now_ms: i64,
+) -> bool {
+    let before = (property.observed.clone(), property.refused.clone());
+    let Some(desired) = &property.desired else {
+        return false;
+    };
+    if property
+        .reported
+        .as_ref()
+        .is_some_and(|r| r.value == desired.value)
+        || observed.as_ref() == Some(&desired.value)
+    {
+        // It is there after all. A wish of the cloud that gave way to this value stays refused.
+        property.refused.take_if(|r| r.value == desired.value);
+    }
+    if let Some(mut reason) = refused {
+        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+        property.observed = None;
+        property.refused = Some(Refusal {
+            value: desired.value.clone(),
+            reason,
+            at_ms: now_ms,
+        });
+    } else if let Some(observed) = observed {
+        property.observed = Some(observed);
+    }
+    // The same refusal at another time is no news.
+    let told = |refusal: &Option<Refusal>| refusal.clone().map(|r| (r.value, r.reason));
+    before.0 != property.observed || told(&before.1) != told(&property.refused)
 }
 
 fn edge_written(version: Option<Version>) -> Version {

@@ -73,6 +73,11 @@ pub struct Device {
     /// Identity of the Device object whose desired values were last taken.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub object_uid: String,
+    /// The hybrid clock of desired values: never behind this node's clock when it was last read,
+    /// nor behind a time that the cloud told. Orders writes of both sides although their clocks
+    /// differ.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub clock_ms: i64,
     /// Attributes by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attributes: BTreeMap<String, Attribute>,
@@ -90,13 +95,25 @@ impl Device {
             state: String::new(),
             last_online_ms: None,
             object_uid: String::new(),
+            clock_ms: 0,
             attributes: BTreeMap::new(),
             properties: BTreeMap::new(),
         }
+    }
+
+    /// The hybrid clock's next time: a local write is after everything that was heard of before.
+    pub(crate) fn tick(&mut self, now_ms: i64) -> i64 {
+        self.clock_ms = self.clock_ms.saturating_add(1).max(now_ms);
+        self.clock_ms
     }
 
     /// Properties that have not been removed.
     pub fn live_properties(&self) -> impl Iterator<Item = (&String, &Property)> {
         self.properties.iter().filter(|(_, p)| !p.is_deleted())
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape serde calls")]
+fn is_zero(value: &i64) -> bool {
+    *value == 0
 }

@@ -51,7 +51,8 @@ pub enum Effect {
         /// By name; `None` for one that was removed.
         changed: BTreeMap<String, Option<Attribute>>,
     },
-    /// A desired value of the Device object that the property's type does not admit; for the log.
+    /// A desired value of the Device object that was not taken: its type does not admit it, or
+    /// the conflict rule is for the edge's. For the log; the cloud learns of it by the report.
     DesiredRefused {
         /// The property.
         name: String,

@@ -16,6 +16,34 @@ pub struct Change {
     pub optional: Option<bool>,
     /// Type, as written.
     pub kind: Option<String>,
+    /// The desired value that the device has taken, without reporting it yet.
+    pub observed: Option<String>,
+    /// Why the device will not take its desired value.
+    pub refused: Option<String>,
+}
+
+/// Which desired value stands when cloud and edge both set one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Conflict {
+    /// A new wish of the cloud replaces what was set at the edge.
+    #[default]
+    CloudWins,
+    /// What was set at the edge stands until the edge withdraws it (sets it to nothing).
+    EdgeWins,
+    /// The later one stands, by the hybrid clock.
+    Newest,
+}
+
+impl Conflict {
+    /// `cloud`, `edge` or `newest`.
+    pub fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "cloud" => Self::CloudWins,
+            "edge" => Self::EdgeWins,
+            "newest" => Self::Newest,
+            _ => return None,
+        })
+    }
 }
 
 /// What the cloud says about one property, with versions (KubeEdge's legacy `cloud_updated`).
@@ -36,6 +64,10 @@ pub struct Wanted {
     pub value: String,
     /// `spec.properties[].desired.metadata.type`
     pub kind: Option<String>,
+    /// When the cloud's value was written, by the cloud's clock; `None` counts as just now.
+    pub at_ms: Option<i64>,
+    /// What to do if the edge has set a value of its own.
+    pub rule: Conflict,
 }
 
 /// Something that happened.

@@ -90,6 +90,9 @@ fn sync_property(
             version,
             now_ms,
         );
+        draft.set_here_at = None;
+        draft.observed = None;
+        draft.refused = None;
         is_taken = true;
     }
     if let Verdict::Take(value, version) = reported {

@@ -47,6 +47,48 @@ pub struct Property {
     /// The Device object's own desired value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_cloud: Option<FromCloud>,
+    /// When `desired` was set at the edge, by the device's hybrid clock; `None` if the cloud set it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_here_at: Option<i64>,
+    /// The desired value that the device or its mapper says it has taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<String>,
+    /// A desired value that will not be reached, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refusal>,
+}
+
+/// A desired value that was refused: by its type, by the conflict rule or by the device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The value.
+    pub value: String,
+    /// Why, for a person.
+    pub reason: String,
+    /// When, Unix milliseconds.
+    pub at_ms: i64,
+}
+
+/// How far a desired value has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncState<'a> {
+    /// The device has not said that it has it.
+    Pending,
+    /// The device reports the value, or says it has taken it.
+    Acknowledged,
+    /// It will not be reached.
+    Refused(&'a Refusal),
+}
+
+impl SyncState<'_> {
+    /// The word for it.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Acknowledged => "acknowledged",
+            Self::Refused(_) => "refused",
+        }
+    }
 }
 
 impl Property {
@@ -60,7 +102,25 @@ impl Property {
             desired_version: None,
             reported_version: None,
             from_cloud: None,
+            set_here_at: None,
+            observed: None,
+            refused: None,
         }
+    }
+
+    /// How far the desired value has come; `None` if nothing is desired.
+    pub fn sync(&self) -> Option<SyncState<'_>> {
+        if let Some(refused) = &self.refused {
+            return Some(SyncState::Refused(refused));
+        }
+        let desired = self.desired.as_ref().filter(|d| !d.value.is_empty())?;
+        let has = |value: Option<&String>| value == Some(&desired.value);
+        let is_there = has(self.reported.as_ref().map(|r| &r.value)) || has(self.observed.as_ref());
+        Some(if is_there {
+            SyncState::Acknowledged
+        } else {
+            SyncState::Pending
+        })
     }
 
     /// Whether this is the mark of a removed property.
@@ -78,6 +138,9 @@ impl Property {
             desired_version: self.desired_version.filter(|_| desired),
             reported_version: self.reported_version.filter(|_| reported),
             from_cloud: None,
+            set_here_at: None,
+            observed: None,
+            refused: None,
         }
     }
 
@@ -86,6 +149,9 @@ impl Property {
         self.kind = Kind::Deleted;
         self.desired = None;
         self.reported = None;
+        self.set_here_at = None;
+        self.observed = None;
+        self.refused = None;
         self.desired_version = self.desired_version.map(Version::after_edge_write);
         self.reported_version = self.reported_version.map(Version::after_edge_write);
     }

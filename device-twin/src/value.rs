@@ -51,6 +51,11 @@ impl Kind {
         }))
     }
 
+    /// Whether `text` names a type that a device may give a property.
+    pub fn is_known(text: &str) -> bool {
+        matches!(Self::parse(Some(text)), Ok(Some(_)))
+    }
+
     /// Reads a type leniently, for a desired value of the cloud's Device object, where nothing
     /// validates the field: model types are written in capitals there.
     pub(crate) fn parse_lenient(text: Option<&str>) -> Self {

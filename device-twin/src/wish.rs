@@ -7,8 +7,8 @@ use crate::delta::delta;
 use crate::device::Device;
 use crate::effect::Effect;
 use crate::error::Rejected;
-use crate::event::Wanted;
-use crate::twin::{FromCloud, Property, Stamped};
+use crate::event::{Conflict, Wanted};
+use crate::twin::{FromCloud, Property, Refusal, Stamped};
 use crate::value::{Kind, check_name};
 
 /// Takes the desired values of the cloud's Device object. KubeEdge has no such path: there a
@@ -34,28 +34,37 @@ pub(crate) fn desired(
                 report.insert(name.clone(), parts);
             }
             Ok(None) => {}
-            Err(rejected) => refused.push(Effect::DesiredRefused {
-                name: name.clone(),
-                reason: rejected.reason,
-            }),
+            Err(rejected) => {
+                let reason = rejected.reason;
+                if let Some(parts) = refuse(&mut next, name, wanted, &reason, now_ms) {
+                    report.insert(name.clone(), parts);
+                }
+                let name = name.clone();
+                refused.push(Effect::DesiredRefused { name, reason });
+            }
         }
     }
     for (name, property) in &mut next.properties {
         if !values.contains_key(name) && !is_stale(property) {
+            let was_refused = property.refused.is_some();
             withdraw(property, version);
+            if was_refused && property.refused.is_none() {
+                report.insert(name.clone(), property.parts(true, false));
+            }
         }
     }
+    let told = values.values().filter_map(|wanted| wanted.at_ms).max();
+    next.clock_ms = next.clock_ms.max(told.unwrap_or(i64::MIN));
     next.object_uid = object_uid;
     let entries = document(device, &next, next.properties.keys());
-    if entries.is_empty() {
-        let effects = refused;
-        return Decision { next, effects };
+    let mut effects = Vec::new();
+    if !entries.is_empty() {
+        effects.push(Effect::Document {
+            event_id: String::new(),
+            entries,
+        });
+        effects.extend(delta(&next).map(Effect::Delta));
     }
-    let mut effects = vec![Effect::Document {
-        event_id: String::new(),
-        entries,
-    }];
-    effects.extend(delta(&next).map(Effect::Delta));
     if !report.is_empty() {
         effects.push(Effect::Report { properties: report });
     }
@@ -90,6 +99,12 @@ fn want(
         property.optional = true;
     }
     property.kind.check(&wanted.value)?;
+    if edge_stands(&property, wanted) {
+        return Err(Rejected::bad("the value set at the edge stands"));
+    }
+    property.set_here_at = None;
+    property.observed = None;
+    property.refused = None;
     property.desired = Some(Stamped {
         value: wanted.value.clone(),
         at_ms: now_ms,
@@ -105,8 +120,63 @@ fn want(
     Ok(Some(parts))
 }
 
+/// Whether the rule is for a value that was set at the edge. An empty one is how a person there
+/// gives it up.
+fn edge_stands(property: &Property, wanted: &Wanted) -> bool {
+    let (Some(set_at), Some(desired)) = (property.set_here_at, &property.desired) else {
+        return false;
+    };
+    if desired.value.is_empty() || desired.value == wanted.value {
+        return false;
+    }
+    match wanted.rule {
+        Conflict::CloudWins => false,
+        Conflict::EdgeWins => true,
+        Conflict::Newest => wanted.at_ms.is_some_and(|at_ms| at_ms < set_at),
+    }
+}
+
+/// Keeps why a wish was not taken, so that both sides can see it; what to report, `None` if it is
+/// known already or the property cannot exist.
+fn refuse(
+    next: &mut Device,
+    name: &str,
+    wanted: &Wanted,
+    reason: &str,
+    now_ms: i64,
+) -> Option<Property> {
+    check_name(name).ok()?;
+    make_room(next, name).ok()?;
+    let given = Kind::parse_lenient(wanted.kind.as_deref());
+    let property = next
+        .properties
+        .entry(name.to_owned())
+        .or_insert_with(|| Property::new(given));
+    let is_known = property
+        .refused
+        .as_ref()
+        .is_some_and(|r| r.value == wanted.value && r.reason == reason);
+    if is_known {
+        return None;
+    }
+    property.refused = Some(Refusal {
+        value: wanted.value.clone(),
+        reason: reason.to_owned(),
+        at_ms: now_ms,
+    });
+    Some(property.parts(true, false))
+}
+
 /// Forgets a wish the cloud no longer has; a value set locally since stays.
 fn withdraw(property: &mut Property, version: i64) {
+    let is_own = |refused: &Refusal| {
+        property.set_here_at.is_some()
+            && property.desired.as_ref().map(|d| &d.value) == Some(&refused.value)
+    };
+    // What the device said of a value that was set here stays.
+    if !property.refused.as_ref().is_some_and(is_own) {
+        property.refused = None;
+    }
     let Some(gone) = property.from_cloud.take() else {
         return;
     };

@@ -119,15 +119,18 @@ fn event() -> impl Strategy<Value = Event> {
         .prop_map(|(desired, reported, kind)| Change {
             desired,
             reported,
-            optional: None,
             kind: kind.map(str::to_owned),
+            ..Change::default()
         });
     let update =
         (name(), prop::option::weighted(0.85, change)).prop_map(|(name, change)| Event::Update {
             event_id: "e".to_owned(),
             changes: BTreeMap::from([(name, change)]),
         });
-    let wanted = |value| Wanted { value, kind: None };
+    let wanted = |value| Wanted {
+        value,
+        ..Wanted::default()
+    };
     let desired = (
         0_i64..12,
         prop::collection::btree_map(name(), value().prop_map(wanted), 0..3),

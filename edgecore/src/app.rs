@@ -130,11 +130,14 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
     let own = node.clone();
     let outbox_bytes_max = config.outbox_bytes_max;
     let streams = config.streams.clone();
+    let (conflict, history) = (config.twin_conflict.clone(), config.history);
     store
         .write(move |tx| {
             outbox::set_bytes_max(tx, outbox_bytes_max)?;
             outbox::set_rules(tx, &streams)?;
             meta::mark_if_rebuilt(tx, ran_before)?;
+            twin::set_conflict(tx, &conflict)?;
+            twin::set_history_bounds(tx, history)?;
             twin::set_node(tx, &own)
         })
         .await?;

@@ -59,6 +59,10 @@ pub(crate) enum Command {
     /// What pods, or the node, use now.
     #[command(subcommand)]
     Top(TopCommand),
+    /// The devices of this node, or one with its properties; sets desired values. Works offline.
+    Device(DeviceArgs),
+    /// What a property of a device reported lately. Works offline.
+    History(HistoryArgs),
     /// Container images.
     #[command(subcommand)]
     Image(ImageCommand),
@@ -210,6 +214,39 @@ pub(crate) enum TopCommand {
 fn span(text: &str) -> Result<jiff::SignedDuration, String> {
     text.parse()
         .map_err(|error: jiff::Error| format!("{error}; e.g. 30s, 10m, 1h30m"))
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeviceArgs {
+    /// The device, as NAME or NAMESPACE/NAME [default: list all].
+    #[arg(value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Set a desired value; `PROPERTY=` gives the one set here up.
+    #[arg(long, value_name = "PROPERTY=VALUE", value_parser = key_value, requires = "device")]
+    pub desire: Vec<(String, String)>,
+    #[command(flatten)]
+    pub ask: AskArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArgs {
+    /// The device, as NAME or NAMESPACE/NAME.
+    pub device: String,
+    pub property: String,
+    /// At most so many readings, the newest.
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub last: u32,
+    /// Only what is younger, e.g. 10m or 1h30m.
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub since: Option<jiff::SignedDuration>,
+    /// Only what was reported at this time (RFC 3339) or later.
+    #[arg(long, value_name = "TIME", conflicts_with = "since")]
+    pub since_time: Option<jiff::Timestamp>,
+    /// Only what was reported before this time (RFC 3339).
+    #[arg(long, value_name = "TIME")]
+    pub until_time: Option<jiff::Timestamp>,
+    #[command(flatten)]
+    pub ask: AskArgs,
 }
 
 #[derive(Debug, Subcommand)]

@@ -52,6 +52,8 @@ fn main() -> ExitCode {
         Some(Command::Ledger(args)) => node::ledger(&args),
         Some(Command::Check(args)) => check(&args),
         Some(Command::Pods(args)) => node::pods(&args),
+        Some(Command::Device(args)) => node::device(&args),
+        Some(Command::History(args)) => node::history(&args),
         Some(Command::Logs(args)) => node::logs(&args),
         Some(Command::Exec(args)) => node::exec(&args),
         Some(Command::Attach(args)) => node::attach(&args),

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use edgecore::api::client;
 use edgecore::api::target::Target;
 use edgecore::clock;
 use edgecore::config::{Config, Flags};
@@ -11,10 +12,11 @@ use edgecore::console::{
 };
 use edgecore::edged::logs::Query;
 use edgecore::outbox::report::Report;
+use edgecore::twin::HistoryQuery;
 
 use crate::cli::{
-    AskArgs, AttachArgs, ConfigArgs, ExecArgs, LogsArgs, Output, PodsArgs, PodsOutput, TargetArgs,
-    TopCommand, exit,
+    AskArgs, AttachArgs, ConfigArgs, DeviceArgs, ExecArgs, HistoryArgs, LogsArgs, Output, PodsArgs,
+    PodsOutput, TargetArgs, TopCommand, exit,
 };
 use crate::{block_on, load, print, tell, tell_error};
 
@@ -212,4 +214,60 @@ pub(crate) fn top(command: &TopCommand) -> u8 {
             console::top_node(&source, &config.node_name).await
         })),
     }
+}
+
+fn as_json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
+}
+
+pub(crate) fn device(args: &DeviceArgs) -> u8 {
+    let is_json = args.ask.output == Output::Json;
+    shown(with_config(&args.ask.config, async |config| {
+        let socket = config.socket();
+        let status = client::status(&socket).await?;
+        let Some(name) = &args.device else {
+            return Ok(if is_json {
+                as_json(&status.devices)
+            } else {
+                console::devices(&status)
+            });
+        };
+        let (namespace, name) = console::find(&status, name).map_err(ConsoleError::Device)?;
+        let found = if args.desire.is_empty() {
+            client::device(&socket, &namespace, &name).await?
+        } else {
+            let values = args.desire.iter().cloned().collect();
+            client::set_desired(&socket, &namespace, &name, &values).await?
+        };
+        Ok(if is_json {
+            as_json(&found)
+        } else {
+            console::device(&found, clock::unix_millis())
+        })
+    }))
+}
+
+pub(crate) fn history(args: &HistoryArgs) -> u8 {
+    shown(with_config(&args.ask.config, async |config| {
+        let socket = config.socket();
+        let status = client::status(&socket).await?;
+        let (namespace, name) =
+            console::find(&status, &args.device).map_err(ConsoleError::Device)?;
+        let span_ms = |span: jiff::SignedDuration| i64::try_from(span.as_millis()).ok();
+        let ago = args.since.and_then(span_ms);
+        let query = HistoryQuery {
+            last: args.last,
+            since_ms: ago
+                .map(|ms| clock::unix_millis().saturating_sub(ms))
+                .or(args.since_time.map(jiff::Timestamp::as_millisecond)),
+            until_ms: args.until_time.map(jiff::Timestamp::as_millisecond),
+        };
+        let readings =
+            client::history(&socket, (&namespace, &name), &args.property, query).await?;
+        Ok(if args.ask.output == Output::Json {
+            as_json(&readings)
+        } else {
+            console::history(&readings)
+        })
+    }))
 }

@@ -91,6 +91,23 @@ pub struct MsgTwin {
     /// Version of `actual`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actual_version: Option<TwinVersion>,
+    /// How far the desired value has come. Ours; KubeEdge ignores the key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sync: Option<TwinSync>,
+}
+
+/// How far a desired value has come. To the cloud: what the edge knows. From a device: `refused`
+/// with a reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TwinSync {
+    /// `pending`, `acknowledged` or `refused`; empty if nothing is desired any more.
+    pub state: String,
+    /// Why it was refused.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// The value that was refused.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub value: String,
 }
 
 /// One attribute of a device.
@@ -401,6 +418,7 @@ pointer_fields!(
     ValueMetadata,
     TypeMetadata,
     TwinVersion,
+    TwinSync,
     BTreeMap<String, Option<MsgTwin>>,
     BTreeMap<String, Option<MsgAttr>>,
 );
@@ -448,7 +466,9 @@ go_decode!(TwinVersion { "cloud" => cloud, "edge" => edge });
 go_decode!(MsgTwin {
     "expected" => expected, "actual" => actual, "optional" => optional, "metadata" => metadata,
     "expected_version" => expected_version, "actual_version" => actual_version,
+    "sync" => sync,
 });
+go_decode!(TwinSync { "state" => state, "reason" => reason, "value" => value });
 go_decode!(MsgAttr { "value" => value, "optional" => optional, "metadata" => metadata });
 go_decode!(Device {
     "id" => id, "name" => name, "description" => description, "state" => state,

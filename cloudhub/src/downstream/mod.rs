@@ -5,6 +5,7 @@
 //! ConfigMap is offered before the pod that mounts it. A node that connects is brought up to date
 //! as of the watch's position, between two events; nothing is missed and nothing goes back.
 
+pub mod desired;
 pub mod index;
 pub mod messages;
 
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use wire::{extension::Inventory, message::Operation};
 
 use crate::{
+    clock,
     keys::{self, DEVICES_GROUP, ObjectKey, REGISTRY},
     pki::enroll::node_key,
     session::{Close, Registry, SessionHandle},
@@ -281,7 +283,8 @@ impl Controller {
                             Operation::Insert
                         };
                         Self::announce(&session, kind, &[object], &[]);
-                        offer(&session, messages::push(travel, &id, &operation, object));
+                        let push = self.push(&session, travel, &id, &operation, object).await?;
+                        offer(&session, push);
                     }
                 }
                 Change::Changed {
@@ -294,10 +297,9 @@ impl Controller {
                     };
                     self.offer_needs(&session, needs, event.revision).await?;
                     if let Some(object) = &now {
-                        offer(
-                            &session,
-                            messages::push(travel, &id, &Operation::Update, object),
-                        );
+                        let update = Operation::Update;
+                        let push = self.push(&session, travel, &id, &update, object).await?;
+                        offer(&session, push);
                     }
                     self.drop_needs(&session, &dropped);
                 }
@@ -317,6 +319,23 @@ impl Controller {
             }
         }
         Ok(())
+    }
+
+    /// The message of an object; a Device of ours says when its desired values were written.
+    async fn push(
+        &self,
+        session: &SessionHandle,
+        travel: Travel,
+        id: &str,
+        operation: &Operation,
+        object: &Value,
+    ) -> Result<(String, wire::message::Message), StoreError> {
+        if travel != Travel::placed(PlacedKind::Device) || !session.extensions.inventory {
+            return Ok(messages::push(travel, id, operation, object));
+        }
+        let mut dated = object.clone();
+        desired::annotate(&*self.store, id, &mut dated, clock::unix_millis()).await?;
+        Ok(messages::push(travel, id, operation, &dated))
     }
 
     /// Plain nodes are told about their devices in a message of its own.
@@ -440,10 +459,9 @@ impl Controller {
                 continue;
             }
             sent += 1;
-            offer(
-                session,
-                messages::push(travel, &id, &Operation::Update, &object),
-            );
+            let update = Operation::Update;
+            let push = self.push(session, travel, &id, &update, &object).await?;
+            offer(session, push);
             if plain && travel == Travel::placed(PlacedKind::Device) {
                 devices.push(object);
             }

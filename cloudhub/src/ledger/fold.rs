@@ -2,7 +2,9 @@
 //!
 //! Differences to KubeEdge, which are all additions: the first report of a property is stored with
 //! its value; properties that the Device's spec does not name are kept too (a device that speaks
-//! only MQTT has none there); `status.extensions.outpost` counts.
+//! only MQTT has none there); `status.extensions.outpost` counts; a value that is older than the
+//! one that is there is not applied (a plain edge sends unconfirmed reports again, in any order);
+//! `status.extensions.outpostProperties` has versions and how far each desired value has come.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +14,7 @@ use wire::{
     extension::Entry,
     message::Message,
     resource::ResourcePath,
-    twin::{self, MsgTwin, StateMessage, TwinMessage, TwinValue},
+    twin::{self, MsgTwin, StateMessage, TwinMessage, TwinValue, TwinVersion},
 };
 
 use super::{LogEntry, empty};
@@ -23,6 +25,8 @@ use crate::{
 
 /// Most properties kept per device.
 const TWINS_MAX: usize = 256;
+/// Under `status.extensions`: what is known of each property beside its values.
+const PROPERTIES: &str = "outpostProperties";
 /// An uploaded text is kept up to this length.
 const UPLOAD_BYTES_KEPT: usize = 1024;
 
@@ -267,6 +271,12 @@ fn merge_twins(object: &mut Value, report: &TwinMessage) {
     let Some(status) = child(object, "status") else {
         return;
     };
+    let mut known = status
+        .get_mut("extensions")
+        .and_then(|extensions| extensions.get_mut(PROPERTIES))
+        .and_then(Value::as_object_mut)
+        .map(std::mem::take)
+        .unwrap_or_default();
     let slot = status.entry("twins").or_insert_with(|| json!([]));
     if !slot.is_array() {
         *slot = json!([]);
@@ -275,12 +285,89 @@ fn merge_twins(object: &mut Value, report: &TwinMessage) {
     for (name, twin) in report.twin.iter().flatten() {
         // `"name": null` crashed KubeEdge's hub (wire specification §8.2, C13).
         let Some(twin) = twin else { continue };
-        merge_twin(twins, name, twin);
+        let mut facts = match known.remove(name) {
+            Some(Value::Object(facts)) => facts,
+            _ => Map::new(),
+        };
+        merge_twin(twins, &mut facts, name, twin, report.timestamp);
+        if !facts.is_empty() && known.len() < TWINS_MAX {
+            known.insert(name.clone(), Value::Object(facts));
+        }
+    }
+    if !known.is_empty()
+        && let Some(Value::Object(extensions)) =
+            Some(status.entry("extensions").or_insert_with(|| json!({})))
+    {
+        extensions.insert(PROPERTIES.to_owned(), Value::Object(known));
     }
 }
 
-fn merge_twin(twins: &mut Vec<Value>, name: &str, twin: &MsgTwin) {
+/// Whether a value is older than the one with the version that is known. A node that was set up
+/// anew counts from the start again: what it reports is known by its later time.
+fn is_stale(known: Option<&Value>, version: Option<TwinVersion>, at_ms: i64) -> bool {
+    let (Some(known), Some(version)) = (known, version) else {
+        return false;
+    };
+    let number = |name| known.get(name).and_then(Value::as_i64).unwrap_or(0);
+    let is_behind = version.edge < number("edge") || version.cloud < number("cloud");
+    is_behind && at_ms <= number("at")
+}
+
+/// Takes a value's version in, unless the value is stale.
+fn is_news(
+    facts: &mut Map<String, Value>,
+    part: &str,
+    version: Option<TwinVersion>,
+    value: Option<&TwinValue>,
+    told_ms: i64,
+) -> bool {
+    let at_ms = value
+        .and_then(|value| value.metadata.as_ref())
+        .map_or(told_ms, |metadata| metadata.timestamp);
+    if is_stale(facts.get(part), version, at_ms) {
+        return false;
+    }
+    if let Some(version) = version {
+        let fact = json!({ "cloud": version.cloud, "edge": version.edge, "at": at_ms });
+        facts.insert(part.to_owned(), fact);
+    }
+    true
+}
+
+/// How far the desired value has come, as the edge tells it; a plain edge does not.
+fn merge_sync(facts: &mut Map<String, Value>, twin: &MsgTwin) {
+    let told = [
+        ("sync", twin.sync.as_ref().map(|sync| &sync.state)),
+        ("reason", twin.sync.as_ref().map(|sync| &sync.reason)),
+        ("refused", twin.sync.as_ref().map(|sync| &sync.value)),
+    ];
+    for (name, text) in told {
+        match text.filter(|text| !text.is_empty()) {
+            Some(text) => facts.insert(name.to_owned(), text.as_str().into()),
+            None => facts.remove(name),
+        };
+    }
+}
+
+fn merge_twin(
+    twins: &mut Vec<Value>,
+    facts: &mut Map<String, Value>,
+    name: &str,
+    twin: &MsgTwin,
+    told_ms: i64,
+) {
     let kind = twin.metadata.as_ref().map(|m| m.kind.as_str());
+    let is_new = |facts: &mut _, part, version, value: Option<&TwinValue>| {
+        value.is_none() || is_news(facts, part, version, value, told_ms)
+    };
+    let has_reported = is_new(facts, "reported", twin.actual_version, twin.actual.as_ref());
+    let has_desired = is_new(facts, "desired", twin.expected_version, twin.expected.as_ref());
+    if has_reported && has_desired {
+        merge_sync(facts, twin);
+    }
+    if !has_reported && !has_desired {
+        return;
+    }
     let at = twins.iter().position(|t| t["propertyName"] == name);
     if kind == Some("deleted") {
         if let Some(at) = at {
@@ -299,10 +386,11 @@ fn merge_twin(twins: &mut Vec<Value>, name: &str, twin: &MsgTwin) {
     let Some(Value::Object(entry)) = twins.get_mut(at) else {
         return;
     };
-    if let Some(actual) = twin.actual.as_ref().filter(|v| v.value.is_some()) {
+    let given = |value: &&TwinValue| value.value.is_some();
+    if let Some(actual) = twin.actual.as_ref().filter(given).filter(|_| has_reported) {
         entry.insert("reported".into(), part(actual, kind));
     }
-    if let Some(expected) = twin.expected.as_ref().filter(|v| v.value.is_some()) {
+    if let Some(expected) = twin.expected.as_ref().filter(given).filter(|_| has_desired) {
         entry.insert("observedDesired".into(), part(expected, kind));
     }
 }
@@ -334,3 +422,7 @@ fn extend(object: &mut Value, seq: u64, count: u64, id: &str) {
         json!({ "received": count, "lastSequence": seq, "lastEventId": id }),
     );
 }
+
+#[cfg(test)]
+#[path = "fold_tests.rs"]
+mod tests;

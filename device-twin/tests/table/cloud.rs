@@ -96,6 +96,7 @@ fn sync_both(optional: bool, kind: &str, desired: Option<i64>, reported: Option<
             reported: reported.filter(|_| !is_removal).map(|v| v.to_string()),
             optional: Some(optional),
             kind: Some(kind.to_owned()),
+            ..Change::default()
         },
         desired_version: desired.map(version),
         reported_version: reported.map(version),

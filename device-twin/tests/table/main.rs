@@ -11,6 +11,7 @@
 )]
 
 mod cloud;
+mod conflict;
 mod objects;
 mod optional;
 
@@ -34,8 +35,8 @@ fn change(desired: Option<&str>, reported: Option<&str>, kind: Option<&str>) -> 
     Change {
         desired: desired.map(str::to_owned),
         reported: reported.map(str::to_owned),
-        optional: None,
         kind: kind.map(str::to_owned),
+        ..Change::default()
     }
 }
 

@@ -12,7 +12,7 @@ fn a_device_object_sets_desired_values_and_withdraws_them() {
             .map(|(name, value)| {
                 let wanted = Wanted {
                     value: (*value).to_owned(),
-                    kind: None,
+                    ..Wanted::default()
                 };
                 ((*name).to_owned(), wanted)
             })
@@ -53,12 +53,23 @@ fn a_device_object_sets_desired_values_and_withdraws_them() {
         row(
             "of the wrong type",
             object(9, &[("t", "hot")]),
+            &[
+                "report [t: int want 30@7.0 is -]",
+                "refused t: the value is not int or integer",
+            ],
+        ),
+        row(
+            "delivered again: told once",
+            object(9, &[("t", "hot")]),
             &["refused t: the value is not int or integer"],
         ),
         row(
             "withdrawn",
             object(10, &[]),
-            &["document  [t: int want 30@7.0 is 30@0.2 -> int want -@10.0 is 30@0.2]"],
+            &[
+                "document  [t: int want 30@7.0 is 30@0.2 -> int want -@10.0 is 30@0.2]",
+                "report [t: int want -@10.0 is -]",
+            ],
         ),
         row(
             "set again",
@@ -98,7 +109,7 @@ fn a_device_object_sets_desired_values_and_withdraws_them() {
             "t".to_owned(),
             Wanted {
                 value: "5".to_owned(),
-                kind: None,
+                ..Wanted::default()
             },
         )]),
     };

@@ -1,5 +1,6 @@
 //! Asking the running daemon.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use super::sessions::{self, AttachBody, ExecBody, PROTOCOL, Refusal};
 use super::{NodeStats, Status};
 use crate::edged::PodSummary;
 use crate::edged::runtime::session::Session;
+use crate::twin::{DeviceDetail, HistoryQuery, Reading};
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// Removing images takes as long as the disk does.
@@ -58,7 +60,40 @@ pub async fn stats(socket: &Path) -> Result<NodeStats, AskError> {
 
 /// Removes the images that nobody needs; the bytes freed.
 pub async fn prune_images(socket: &Path) -> Result<u64, AskError> {
-    request(socket, Request::post("/images/prune"), PRUNE_WITHIN).await
+    request(socket, Request::post("/images/prune"), Vec::new(), PRUNE_WITHIN).await
+}
+
+/// Everything about one device.
+pub async fn device(socket: &Path, namespace: &str, name: &str) -> Result<DeviceDetail, AskError> {
+    get(socket, &format!("/devices/{namespace}/{name}")).await
+}
+
+/// Sets desired values of a device; how it is then.
+pub async fn set_desired(
+    socket: &Path,
+    namespace: &str,
+    name: &str,
+    values: &BTreeMap<String, String>,
+) -> Result<DeviceDetail, AskError> {
+    let path = format!("/devices/{namespace}/{name}/desired");
+    let body = serde_json::to_vec(values).unwrap_or_default();
+    request(socket, Request::post(path), body, ANSWER_WITHIN).await
+}
+
+/// Readings of one property, oldest first.
+pub async fn history(
+    socket: &Path,
+    (namespace, name): (&str, &str),
+    property: &str,
+    query: HistoryQuery,
+) -> Result<Vec<Reading>, AskError> {
+    let mut path = format!("/history/{namespace}/{name}/{property}?last={}", query.last);
+    for (key, bound) in [("since", query.since_ms), ("until", query.until_ms)] {
+        if let Some(bound) = bound {
+            path.push_str(&format!("&{key}={bound}"));
+        }
+    }
+    get(socket, &path).await
 }
 
 /// Starts a command in a container and talks with it.
@@ -113,19 +148,20 @@ async fn ask(
 }
 
 async fn get<T: serde::de::DeserializeOwned>(socket: &Path, path: &str) -> Result<T, AskError> {
-    request(socket, Request::get(path), ANSWER_WITHIN).await
+    request(socket, Request::get(path), Vec::new(), ANSWER_WITHIN).await
 }
 
 async fn request<T: serde::de::DeserializeOwned>(
     socket: &Path,
     request: http::request::Builder,
+    body: Vec<u8>,
     within: Duration,
 ) -> Result<T, AskError> {
     let no_answer = |reason: String| AskError::NoAnswer {
         socket: socket.to_owned(),
         reason,
     };
-    let response = ask(socket, request, Vec::new(), within).await?;
+    let response = ask(socket, request, body, within).await?;
     let code = response.status();
     let body = tokio::time::timeout(within, response.into_body().collect())
         .await

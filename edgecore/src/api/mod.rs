@@ -3,6 +3,7 @@
 //! upgrade.
 
 pub mod client;
+mod devices;
 pub mod frames;
 mod server;
 pub mod sessions;

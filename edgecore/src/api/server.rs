@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,6 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::devices;
 use super::sessions::{Kind, Sessions};
 use super::stats::NodeStats;
 use super::status::{
@@ -34,6 +35,8 @@ use crate::twin;
 
 /// Askers served at once; more wait in the socket's backlog.
 const CONNECTIONS_MAX: usize = 8;
+/// Desired values set at once.
+const DEVICE_BODY_MAX: usize = 64 << 10;
 /// A connection that sends no request is closed.
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 
@@ -156,6 +159,9 @@ async fn serve_one(stream: UnixStream, sources: Arc<Served>) {
 
 async fn answer(request: Request<Incoming>, served: &Served) -> Response<Full<Bytes>> {
     let sources = &served.sources;
+    if devices::is_ours(request.uri().path()) {
+        return about_devices(request, sources).await;
+    }
     let kind = match (request.method(), request.uri().path()) {
         (&Method::GET, "/status") => return json(status(sources).await),
         (&Method::GET, "/pods") => return json(Ok::<_, StoreError>(summaries(sources).await)),
@@ -173,7 +179,7 @@ async fn answer(request: Request<Incoming>, served: &Served) -> Response<Full<By
         _ => {
             return text(
                 StatusCode::NOT_FOUND,
-                "known: GET /status, /pods, /stats, /metrics, /healthz; POST /exec, /attach, /images/prune",
+                "known: GET /status, /pods, /stats, /metrics, /devices/…, /history/…, /healthz; POST /exec, /attach, /images/prune",
             );
         }
     };
@@ -187,6 +193,18 @@ async fn answer(request: Request<Incoming>, served: &Served) -> Response<Full<By
             "this node runs no pods (modules.edged.enable is false)",
         ),
     }
+}
+
+async fn about_devices(request: Request<Incoming>, sources: &Sources) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let Ok(body) = Limited::new(body, DEVICE_BODY_MAX).collect().await else {
+        return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large");
+    };
+    let query = head.uri.query().unwrap_or_default();
+    let path = head.uri.path();
+    let (code, said) =
+        devices::answer(sources, &head.method, path, query, &body.to_bytes()).await;
+    text(code, &said)
 }
 
 fn json<T: serde::Serialize, E: std::fmt::Display>(answer: Result<T, E>) -> Response<Full<Bytes>> {

@@ -168,11 +168,20 @@ pub(super) struct StreamRule {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
+pub(super) struct History {
+    pub rows_max: u32,
+    pub age_max: String,
+    pub bytes_max: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Outpost {
     pub cgroup_root: String,
     pub dmi_calls_per_second: u32,
     pub dmi_groups: Vec<u32>,
     pub dmi_users: Vec<u32>,
+    pub history: History,
     pub image_layers_max: u32,
     pub image_stall_seconds: u32,
     pub insecure_registries: Vec<String>,
@@ -194,4 +203,5 @@ pub(super) struct Outpost {
     pub streams: Vec<StreamRule>,
     pub run_directory: String,
     pub seccomp_directory: String,
+    pub twin_conflict: String,
 }

@@ -388,6 +388,21 @@ pub(super) const FIELDS: &[Field] = &[
         "numeric users besides root whose processes may be mappers; they report only for devices of their own",
     ),
     f(
+        "outpost.history.rowsMax",
+        "1000",
+        "readings kept of each device property, for `edgecore history`; 0 keeps none",
+    ),
+    f(
+        "outpost.history.ageMax",
+        "\"168h\"",
+        "readings older than this are dropped",
+    ),
+    f(
+        "outpost.history.bytesMax",
+        "\"64Mi\"",
+        "disk for the readings of all properties; then each gives up its oldest eighth",
+    ),
+    f(
         "outpost.historyRowsPerSecond",
         "10000",
         "after a long outage the newest values go first; what came before follows at this rate",
@@ -518,6 +533,11 @@ pub(super) const FIELDS: &[Field] = &[
         "outpost.runDirectory",
         "\"/run/edgecore\"",
         "the socket that `edgecore status` asks; network pins; volumes that must not touch the disk",
+    ),
+    f(
+        "outpost.twinConflict",
+        "\"cloud\"",
+        "whose desired value stands when the hub and somebody here both set one: cloud, edge or newest; the annotation outpost.dev/conflict of a Device comes first",
     ),
     f(
         "outpost.seccompDirectory",

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use super::ConfigError;
 use super::mqtt::{self, MqttConfig};
-use super::raw::{Raw, StreamRule};
+use super::raw::{self, Raw, StreamRule};
 use super::resources::NodeResources;
 use super::upkeep;
 use crate::dmi::{Admission, DmiConfig, Pace};
 use crate::edged::image_gc::ImagePolicy;
 use crate::edged::runtime::containerd::Registries;
 use crate::outbox::{Policy, PolicyError, RULES_MAX, Rule};
+use crate::twin::HistoryBounds;
 
 /// Several of the largest messages a device can send.
 const OUTBOX_BYTES_MIN: u64 = 1 << 20;
@@ -42,6 +43,10 @@ pub struct Config {
     pub outbox_bytes_max: u64,
     /// Policies of the outbox's streams, the first that matches counts.
     pub streams: Vec<Rule>,
+    /// What is kept of the properties' readings.
+    pub history: HistoryBounds,
+    /// `cloud`, `edge` or `newest`: whose desired value stands.
+    pub twin_conflict: String,
     /// KubeEdge's keys that were present and mean nothing here, sorted.
     pub ignored: Vec<String>,
 }
@@ -353,6 +358,33 @@ fn streams(rules: &[StreamRule]) -> Result<Vec<Rule>, ConfigError> {
     Ok(checked)
 }
 
+fn history(raw: &raw::History) -> Result<HistoryBounds, ConfigError> {
+    let age: Result<jiff::SignedDuration, _> = raw.age_max.parse();
+    let age_max_ms = age
+        .ok()
+        .and_then(|age| i64::try_from(age.as_millis()).ok())
+        .filter(|age_ms| *age_ms > 0)
+        .ok_or_else(|| {
+            let what = format!("must be a span such as 168h, is `{}`", raw.age_max);
+            wrong("outpost.history.ageMax", what)
+        })?;
+    Ok(HistoryBounds {
+        rows_max: raw.rows_max.min(1_000_000),
+        age_max_ms,
+        bytes_max: quantity("outpost.history.bytesMax", &raw.bytes_max)?,
+    })
+}
+
+fn twin_conflict(text: &str) -> Result<String, ConfigError> {
+    match device_twin::Conflict::parse(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err(wrong(
+            "outpost.twinConflict",
+            format!("must be cloud, edge or newest, is `{text}`"),
+        )),
+    }
+}
+
 /// Raw to checked.
 pub(super) fn check(raw: &Raw, ignored: Vec<String>) -> Result<Config, ConfigError> {
     if raw.api_version != "edgecore.config.kubeedge.io/v1alpha2" {
@@ -409,6 +441,8 @@ pub(super) fn check(raw: &Raw, ignored: Vec<String>) -> Result<Config, ConfigErr
         log: log(raw)?,
         outbox_bytes_max: outbox_bytes_max(&raw.outpost.outbox_bytes_max)?,
         streams: streams(&raw.outpost.streams)?,
+        history: history(&raw.outpost.history)?,
+        twin_conflict: twin_conflict(&raw.outpost.twin_conflict)?,
         node_name,
         ignored,
     })

@@ -6,6 +6,7 @@
 //! exit codes are `main.rs`' matter.
 
 mod detach;
+mod devices;
 mod logs;
 mod pods;
 mod source;
@@ -24,6 +25,7 @@ use crate::outbox::report::Report;
 use crate::store::StoreError;
 
 pub use detach::{DEFAULT as DETACH_KEYS, DetachKeys, KeyError};
+pub use devices::{device, devices, find, history};
 pub use logs::{LogsRequest, logs};
 pub use pods::{Shape, pods};
 pub use source::Source;
@@ -71,6 +73,8 @@ pub enum ConsoleError {
     },
     #[error("cannot use the terminal")]
     Terminal(#[source] std::io::Error),
+    #[error("{0}")]
+    Device(String),
     #[error("the session broke: {0}")]
     Broken(String),
 }

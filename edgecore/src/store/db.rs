@@ -182,7 +182,8 @@ impl Db {
             tx.pragma_update(None, "user_version", index + 1)?;
             tx.commit()?;
         }
-        crate::outbox::open(&self.conn)
+        crate::outbox::open(&self.conn)?;
+        crate::twin::open_history_totals(&self.conn)
     }
 
     /// Runs every job in one transaction and reports to each after the commit. A job that fails

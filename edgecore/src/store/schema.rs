@@ -88,4 +88,17 @@ pub(super) const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (mapper, is_device, namespace, name)
     ) WITHOUT ROWID;
     ",
+    // 4: local history of device properties (twin/history.rs); version is the edge's count of reports
+    "
+    CREATE TABLE history_series (
+        id INTEGER PRIMARY KEY,
+        namespace TEXT NOT NULL, device TEXT NOT NULL, property TEXT NOT NULL,
+        UNIQUE (namespace, device, property)
+    );
+    CREATE TABLE history (
+        series INTEGER NOT NULL, at_ms INTEGER NOT NULL, version INTEGER NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (series, at_ms, version)
+    ) WITHOUT ROWID;
+    ",
 ];

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 
 use device_twin::{
     Attribute, Change, Delta, Device, DeviceId, DocumentEntry, Event, Property, Stamped,
-    SyncChange, Version,
+    SyncChange, SyncState, Version,
 };
 use jiff::Timestamp;
 use wire::topic::DeviceRef;
 use wire::twin::{
     self, AttributesUpdated, DeviceState, MsgAttr, MsgTwin, StateMessage, TwinDelta, TwinDoc,
-    TwinDocument, TwinMessage, TwinValue, TwinVersion, TypeMetadata, ValueMetadata,
+    TwinDocument, TwinMessage, TwinSync, TwinValue, TwinVersion, TypeMetadata, ValueMetadata,
 };
 
 use crate::clock::UnixMillis;
@@ -65,6 +65,11 @@ fn change(twin: MsgTwin) -> Change {
         reported: twin.actual.and_then(|part| part.value),
         optional: twin.optional,
         kind: twin.metadata.map(|metadata| metadata.kind),
+        observed: None,
+        refused: twin
+            .sync
+            .filter(|sync| sync.state == "refused")
+            .map(|sync| sync.reason),
     }
 }
 
@@ -102,7 +107,22 @@ fn local(property: &Property) -> MsgTwin {
         }),
         expected_version: None,
         actual_version: None,
+        sync: None,
     }
+}
+
+/// How far the desired value has come.
+fn wire_sync(property: &Property) -> Option<TwinSync> {
+    let state = property.sync()?;
+    let mut sync = TwinSync {
+        state: state.as_str().to_owned(),
+        ..TwinSync::default()
+    };
+    if let SyncState::Refused(refusal) = state {
+        sync.reason.clone_from(&refusal.reason);
+        sync.value.clone_from(&refusal.value);
+    }
+    Some(sync)
 }
 
 /// A property as the cloud sees it. The values of a removed one are empty objects, as KubeEdge
@@ -149,11 +169,16 @@ pub(super) fn whole_twin(device: &Device, event_id: String, now: UnixMillis) -> 
 pub(super) fn report(
     event_id: String,
     properties: &BTreeMap<String, Property>,
+    next: &Device,
     now: UnixMillis,
 ) -> TwinMessage {
     let twin = properties
         .iter()
-        .map(|(name, property)| (name.clone(), Some(versioned(property))))
+        .map(|(name, property)| {
+            let mut told = versioned(property);
+            told.sync = next.properties.get(name).and_then(wire_sync);
+            (name.clone(), Some(told))
+        })
         .collect();
     TwinMessage {
         event_id,

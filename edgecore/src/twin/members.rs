@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use device_twin::{Device, DeviceId, Event, MembershipEvent, Rejected, Wanted, plan};
+use device_twin::{Conflict, Device, DeviceId, Event, MembershipEvent, Rejected, Wanted, plan};
 use rusqlite::{Connection, OptionalExtension};
 use serde_json::Value;
 use wire::message::{Content, Message, Operation, Route};
@@ -12,7 +12,7 @@ use wire::twin::{
     self, BaseMessage, MembershipDetail, MembershipDetailRequest, MembershipUpdate, decode, encode,
 };
 
-use super::{Outcome, change, convert, fresh_id, rows};
+use super::{Outcome, change, convert, fresh_id, history, rows};
 use crate::clock::UnixMillis;
 use crate::outbox;
 use crate::store::StoreError;
@@ -23,6 +23,17 @@ pub fn set_node(tx: &Connection, node: &str) -> Result<(), StoreError> {
         "INSERT INTO facts (name, value) VALUES ('node_name', ?1)
          ON CONFLICT (name) DO UPDATE SET value = excluded.value",
         [node],
+    )?;
+    Ok(())
+}
+
+/// Remembers which desired value stands when cloud and edge both set one and the Device does not
+/// say. Called once at start.
+pub fn set_conflict(tx: &Connection, rule: &str) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO facts (name, value) VALUES ('twin_conflict', ?1)
+         ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        [rule],
     )?;
     Ok(())
 }
@@ -55,7 +66,7 @@ pub fn device_upserted(
     let event = Event::Desired {
         object_uid: text("/metadata/uid").unwrap_or_default().to_owned(),
         version: version_of(object),
-        values: desired_values(object),
+        values: desired_values(object, &Rules::of(tx, object)?),
     };
     apply_cloud(tx, &device, event, now, &mut outcome)?;
     Ok(outcome)
@@ -207,6 +218,7 @@ fn remove(
         return Ok(());
     };
     rows::delete(tx, id)?;
+    history::forget(tx, id)?;
     publish_membership(tx, None, Some(&device), now, outcome)
 }
 
@@ -265,8 +277,57 @@ fn version_of(object: &Value) -> i64 {
         .unwrap_or(0)
 }
 
+/// Annotation of a Device: `cloud`, `edge` or `newest`, and `PROPERTY=RULE` for single
+/// properties, separated by commas.
+const CONFLICT: &str = "/metadata/annotations/outpost.dev~1conflict";
+/// Annotation that the hub puts on what it sends: `{property: Unix milliseconds}` of the last
+/// change of each desired value.
+const DESIRED_AT: &str = "/metadata/annotations/outpost.dev~1desired-at";
+
+/// Which desired value stands, and when the cloud's were written.
+struct Rules {
+    rest: Conflict,
+    single: BTreeMap<String, Conflict>,
+    at_ms: BTreeMap<String, i64>,
+}
+
+impl Rules {
+    fn of(tx: &Connection, object: &Value) -> Result<Self, StoreError> {
+        let configured: Option<String> = tx
+            .prepare_cached("SELECT value FROM facts WHERE name = 'twin_conflict'")?
+            .query_row([], |row| row.get(0))
+            .optional()?;
+        let text = |pointer| object.pointer(pointer).and_then(Value::as_str);
+        let mut rules = Self {
+            rest: configured
+                .and_then(|rule| Conflict::parse(&rule))
+                .unwrap_or_default(),
+            single: BTreeMap::new(),
+            at_ms: text(DESIRED_AT)
+                .and_then(|json| serde_json::from_str(json).ok())
+                .unwrap_or_default(),
+        };
+        for part in text(CONFLICT).into_iter().flat_map(|t| t.split(',')) {
+            let (name, rule) = match part.split_once('=') {
+                Some((name, rule)) => (Some(name.trim()), rule.trim()),
+                None => (None, part.trim()),
+            };
+            match (Conflict::parse(rule), name) {
+                (Some(rule), Some(name)) => {
+                    rules.single.insert(name.to_owned(), rule);
+                }
+                (Some(rule), None) => rules.rest = rule,
+                (None, _) => {
+                    tracing::warn!(rule, "annotation outpost.dev/conflict knows cloud, edge, newest");
+                }
+            }
+        }
+        Ok(rules)
+    }
+}
+
 /// `spec.properties[].desired`; an empty value is how Go writes one that was not given.
-fn desired_values(object: &Value) -> BTreeMap<String, Wanted> {
+fn desired_values(object: &Value, rules: &Rules) -> BTreeMap<String, Wanted> {
     let properties = object.pointer("/spec/properties").and_then(Value::as_array);
     let wanted = |property: &Value| {
         let name = property.get("name")?.as_str()?;
@@ -275,6 +336,8 @@ fn desired_values(object: &Value) -> BTreeMap<String, Wanted> {
         let wanted = Wanted {
             value: value.to_owned(),
             kind: kind.and_then(Value::as_str).map(str::to_owned),
+            at_ms: rules.at_ms.get(name).copied(),
+            rule: rules.single.get(name).copied().unwrap_or(rules.rest),
         };
         (!value.is_empty()).then(|| (name.to_owned(), wanted))
     };

@@ -8,6 +8,9 @@
 //! `$hw/events/device//twin/update/result`, where nobody listens.
 
 mod convert;
+mod detail;
+mod history;
+mod mapper;
 mod members;
 mod replay;
 mod rows;
@@ -28,8 +31,14 @@ use crate::store::StoreError;
 
 use replay::Replay;
 
+pub use detail::{DeviceDetail, Part, PropertyDetail, detail, set_desired};
+pub(crate) use history::open_totals as open_history_totals;
+pub use history::{
+    HistoryBounds, HistoryQuery, READINGS_MAX, Reading, history, set_history_bounds,
+};
+pub use mapper::{MapperTwin, desired_values, mapper_refused, mapper_reported, mapper_state};
 pub use members::{
-    device_removed, device_upserted, membership, membership_detail_request, set_node,
+    device_removed, device_upserted, membership, membership_detail_request, set_conflict, set_node,
 };
 pub use rows::{DeviceSummary, devices};
 
@@ -224,7 +233,7 @@ fn change(
     }
     let device = convert::reference(&old.id);
     for effect in decision.effects {
-        perform(tx, &device, effect, now, outcome)?;
+        perform(tx, &device, &decision.next, effect, now, outcome)?;
     }
     Ok(Ok(()))
 }
@@ -232,6 +241,7 @@ fn change(
 fn perform(
     tx: &Connection,
     device: &DeviceRef,
+    next: &Device,
     effect: Effect,
     now: UnixMillis,
     outcome: &mut Outcome,
@@ -255,7 +265,8 @@ fn perform(
             outcome.publish(format::twin_delta(device), &body);
         }
         Effect::Report { properties } => {
-            let body = convert::report(fresh_id(), &properties, now);
+            history::record(tx, &convert::id(device), &properties)?;
+            let body = convert::report(fresh_id(), &properties, next, now);
             let content = Content::json(&body).unwrap_or_default();
             let resource = format::edge_updated_resource(device);
             let row = (format!("twin/{device}"), about(&body));
@@ -281,7 +292,7 @@ fn perform(
             outcome.publish(format::device_updated(device), &body);
         }
         Effect::DesiredRefused { name, reason } => {
-            tracing::warn!(%device, property = name, reason, "desired value does not fit its property");
+            tracing::warn!(%device, property = name, reason, "desired value of the cloud was not taken");
         }
     }
     Ok(())

@@ -146,7 +146,8 @@ fn vectors_1_to_4_report_and_desire() {
     assert_eq!(
         last_twin(tx)["temp"],
         json!({"expected": {"value": "30", "metadata": {"timestamp": T}}, "optional": true,
-               "metadata": {"type": "int"}, "expected_version": {"cloud": 0, "edge": 1}})
+               "metadata": {"type": "int"}, "expected_version": {"cloud": 0, "edge": 1},
+               "sync": {"state": "pending"}})
     );
 }
 
@@ -518,4 +519,99 @@ fn attributes_of_the_cloud_are_published() {
     let body: Value = request.content.decode().unwrap();
     assert_eq!(body["group_id"], "edge-1");
     assert_eq!(request.route.resource, "membership/detail");
+}
+
+/// A device with one wish of the cloud.
+fn wished(tx: &Connection, version: &str, value: &str, annotations: &Value) -> Vec<(String, Value)> {
+    let object = json!({"metadata": {"namespace": "default", "name": "t1", "uid": "u",
+        "resourceVersion": version, "annotations": annotations},
+        "spec": {"properties": [{"name": "level", "desired": {"value": value}}]}});
+    bodies(&device_upserted(tx, &object, T).unwrap())
+}
+
+fn told_sync(tx: &Connection) -> Value {
+    last_twin(tx)["level"]["sync"].clone()
+}
+
+#[test]
+fn the_cloud_learns_how_far_a_desired_value_has_come() {
+    let db = db_with(&[("default", "t1")]);
+    let tx = db.reader();
+    wished(tx, "7", "30", &json!({}));
+    assert_eq!(told_sync(tx), json!({"state": "pending"}));
+    update(
+        tx,
+        r#"{"twin":{"level":{"sync":{"state":"refused","reason":"valve stuck"}}}}"#,
+    );
+    let refused = json!({"state": "refused", "reason": "valve stuck", "value": "30"});
+    assert_eq!(told_sync(tx), refused);
+    let local = update(tx, r#"{"twin":{"level":{"actual":{"value":"30"}}}}"#);
+    assert!(local[0].1["twin"]["level"].get("sync").is_none(), "as KubeEdge");
+    assert_eq!(told_sync(tx), json!({"state": "acknowledged"}));
+}
+
+#[test]
+fn the_conflict_rule_is_the_devices_or_the_nodes() {
+    let own = r#"{"twin":{"level":{"expected":{"value":"20"}}}}"#;
+    for (node, annotation, stands) in [
+        ("cloud", "", "30"),
+        ("edge", "", "20"),
+        ("cloud", "edge", "20"),
+        ("edge", "edge,level=cloud", "30"),
+        ("newest", "", "20"),
+        ("cloud", "level=newest", "20"),
+        ("edge", "nonsense", "20"),
+    ] {
+        let db = db_with(&[("default", "t1")]);
+        let tx = db.reader();
+        set_conflict(tx, node).unwrap();
+        // The hub says that its second value was written before the edge's.
+        let notes = |at: i64| {
+            let at = json!({ "level": at }).to_string();
+            json!({"outpost.dev/conflict": annotation, "outpost.dev/desired-at": at})
+        };
+        wished(tx, "7", "10", &notes(T - 9));
+        update(tx, own);
+        wished(tx, "8", "30", &notes(T - 5));
+        let desired = desired_values(tx, "default", "t1").unwrap().unwrap();
+        assert_eq!(desired["level"], stands, "{node} {annotation}");
+        let state = if stands == "20" { "refused" } else { "pending" };
+        assert_eq!(told_sync(tx)["state"], state, "{node} {annotation}");
+    }
+}
+
+#[test]
+fn fault_16_and_21_a_mapper_may_leave_things_out_and_names_types() {
+    let db = db_with(&[("default", "t1")]);
+    let tx = db.reader();
+    wished(tx, "7", "30", &json!({}));
+    take_reports(tx);
+    let tell = |twin: MapperTwin| mapper_reported(tx, "default", "t1", vec![twin], T).unwrap();
+    let twin = |observed: &str, reported: Option<&str>, kind: &str| MapperTwin {
+        name: "level".into(),
+        observed: Some(observed.into()),
+        reported: reported.map(Into::into),
+        kind: Some(kind.into()),
+    };
+    tell(twin("", None, "")).unwrap();
+    tell(twin("12", Some("12"), "INT")).unwrap();
+    let told = last_twin(tx)["level"].clone();
+    assert_eq!(told["metadata"]["type"], "int");
+    assert_eq!(told["sync"]["state"], "pending");
+    let desired = desired_values(tx, "default", "t1").unwrap().unwrap();
+    assert_eq!(desired["level"], "30", "an echo replaces no wish");
+    tell(twin("30", None, "int")).unwrap();
+    assert_eq!(told_sync(tx)["state"], "acknowledged");
+    assert!(tell(twin("30", Some("x"), "int")).is_err(), "the mapper hears of it");
+    wished(tx, "8", "31", &json!({}));
+    mapper_refused(tx, "default", "t1", "mapper is not there", T)
+        .unwrap()
+        .unwrap();
+    assert_eq!(told_sync(tx)["reason"], "mapper is not there");
+    mapper_state(tx, "default", "t1", "disconnected", T)
+        .unwrap()
+        .unwrap();
+    assert_eq!(devices(tx).unwrap()[0].state, "offline");
+    let unknown = mapper_state(tx, "default", "nope", "ok", T).unwrap();
+    assert_eq!(unknown.unwrap_err().code, device_twin::Code::NotFound);
 }
