@@ -262,8 +262,7 @@ pub(crate) fn history(args: &HistoryArgs) -> u8 {
                 .or(args.since_time.map(jiff::Timestamp::as_millisecond)),
             until_ms: args.until_time.map(jiff::Timestamp::as_millisecond),
         };
-        let readings =
-            client::history(&socket, (&namespace, &name), &args.property, query).await?;
+        let readings = client::history(&socket, (&namespace, &name), &args.property, query).await?;
         Ok(if args.ask.output == Output::Json {
             as_json(&readings)
         } else {

@@ -302,12 +302,12 @@ fn run(extensions: Extensions, steps: Vec<Step>) {
 
 proptest! {
     #[test]
-    fn nothing_acknowledged_is_lost_doubled_or_reordered(steps in steps()) {
+    fn fault_02_nothing_acknowledged_is_lost_doubled_or_reordered(steps in steps()) {
         run(Extensions::ALL, steps);
     }
 
     #[test]
-    fn a_plain_peer_gets_everything_too(steps in steps()) {
+    fn fault_09_a_plain_peer_gets_everything_too(steps in steps()) {
         run(Extensions::NONE, steps);
     }
 
@@ -500,7 +500,7 @@ fn the_node_is_told_when_it_has_stored_everything() {
 }
 
 #[test]
-fn the_window_bounds_what_is_in_flight() {
+fn fault_08_the_window_bounds_what_is_in_flight() {
     let now = Instant::now();
     let mut hub = HubSession::new(Ids::new("h"), Extensions::ALL, now);
     for n in 0..limits::DOWNSTREAM_WINDOW + 10 {

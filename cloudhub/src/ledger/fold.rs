@@ -361,7 +361,12 @@ fn merge_twin(
         value.is_none() || is_news(facts, part, version, value, told_ms)
     };
     let has_reported = is_new(facts, "reported", twin.actual_version, twin.actual.as_ref());
-    let has_desired = is_new(facts, "desired", twin.expected_version, twin.expected.as_ref());
+    let has_desired = is_new(
+        facts,
+        "desired",
+        twin.expected_version,
+        twin.expected.as_ref(),
+    );
     if has_reported && has_desired {
         merge_sync(facts, twin);
     }

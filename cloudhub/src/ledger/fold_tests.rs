@@ -87,8 +87,10 @@ async fn fault_14_the_first_report_of_a_property_has_its_value() {
 async fn the_state_of_a_desired_value_is_in_the_status() {
     let hub = Hub::new().await;
     let desired = |sync: &Value| {
-        report(&json!({"expected": {"value": "30", "metadata": {"timestamp": 9}},
-            "expected_version": {"cloud": 7, "edge": 0}, "sync": sync}))
+        report(
+            &json!({"expected": {"value": "30", "metadata": {"timestamp": 9}},
+            "expected_version": {"cloud": 7, "edge": 0}, "sync": sync}),
+        )
     };
     let facts = |status: &Value| status["extensions"]["outpostProperties"]["celsius"].clone();
     let status = hub.take(&desired(&json!({"state": "pending"}))).await;
@@ -96,8 +98,33 @@ async fn the_state_of_a_desired_value_is_in_the_status() {
     assert_eq!(facts(&status)["sync"], "pending");
     let refused = json!({"state": "refused", "reason": "hot", "value": "30"});
     let told = facts(&hub.take(&desired(&refused)).await);
-    assert_eq!((&told["sync"], &told["reason"]), (&json!("refused"), &json!("hot")));
+    assert_eq!(
+        (&told["sync"], &told["reason"]),
+        (&json!("refused"), &json!("hot"))
+    );
     let told = facts(&hub.take(&desired(&Value::Null)).await);
     assert!(told.get("sync").is_none() && told.get("reason").is_none());
     assert_eq!(told["desired"]["cloud"], 7);
+}
+
+#[tokio::test]
+async fn fault_26_a_batch_of_samples_is_one_write() {
+    let hub = Hub::new().await;
+    let entry = |n: i64| wire::extension::Entry {
+        seq: n.unsigned_abs(),
+        stream: "twin/plant/t1".to_owned(),
+        message: nth(n),
+    };
+    let batch = wire::extension::Batch {
+        epoch: "a".to_owned(),
+        after: 0,
+        entries: (1..=200).map(entry).collect(),
+    };
+    let before = hub.0.revision().await.unwrap();
+    hub.1.commit("e1", &batch).await.unwrap();
+    assert_eq!(hub.0.revision().await.unwrap(), before + 1);
+    let key = keys::device_status("plant", "t1");
+    let entry = hub.0.get(&key).await.unwrap().unwrap();
+    let object: Value = serde_json::from_slice(&entry.value).unwrap();
+    assert_eq!(object["status"]["twins"][0]["reported"]["value"], "200");
 }

@@ -102,10 +102,26 @@ fn the_state_of_a_desired_value_follows_the_device() {
     let mut device = run([(1, wish(1, "10", rule, None))]);
     for (name, event, expected) in [
         ("another value", report("e", "t", "9", None), "10 pending"),
-        ("it echoes an old one", answer(Some("7"), None), "10 pending"),
-        ("it has taken it", answer(Some("10"), None), "10 acknowledged"),
-        ("it gave up", answer(None, Some("stuck")), "10 refused stuck"),
-        ("it is there", report("e", "t", "10", None), "10 acknowledged"),
+        (
+            "it echoes an old one",
+            answer(Some("7"), None),
+            "10 pending",
+        ),
+        (
+            "it has taken it",
+            answer(Some("10"), None),
+            "10 acknowledged",
+        ),
+        (
+            "it gave up",
+            answer(None, Some("stuck")),
+            "10 refused stuck",
+        ),
+        (
+            "it is there",
+            report("e", "t", "10", None),
+            "10 acknowledged",
+        ),
         ("a new wish", wish(2, "11", rule, None), "11 pending"),
         ("refused again", answer(None, Some("hot")), "11 refused hot"),
         ("withdrawn", here(""), " none"),

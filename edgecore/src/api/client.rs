@@ -60,7 +60,13 @@ pub async fn stats(socket: &Path) -> Result<NodeStats, AskError> {
 
 /// Removes the images that nobody needs; the bytes freed.
 pub async fn prune_images(socket: &Path) -> Result<u64, AskError> {
-    request(socket, Request::post("/images/prune"), Vec::new(), PRUNE_WITHIN).await
+    request(
+        socket,
+        Request::post("/images/prune"),
+        Vec::new(),
+        PRUNE_WITHIN,
+    )
+    .await
 }
 
 /// Everything about one device.

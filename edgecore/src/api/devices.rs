@@ -67,7 +67,10 @@ async fn detail(sources: &Sources, path: &str) -> Result<Answered, StoreError> {
         return Ok(unknown("GET /devices/<namespace>/<name>"));
     };
     let asked = id.clone();
-    let found = sources.store.read(move |tx| twin::detail(tx, &asked)).await?;
+    let found = sources
+        .store
+        .read(move |tx| twin::detail(tx, &asked))
+        .await?;
     Ok(found.map_or_else(|| no_device(&id), |detail| json(&detail)))
 }
 
@@ -109,7 +112,10 @@ fn after_commit(sources: &Sources, outcome: Outcome) {
 async fn history(sources: &Sources, path: &str, query: &str) -> Result<Answered, StoreError> {
     let parts = path.strip_prefix("/history/").unwrap_or_default();
     let mut parts = parts.splitn(3, '/');
-    let (namespace, name) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let (namespace, name) = (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+    );
     let (Some(id), Some(property)) = (DeviceId::new(namespace, name), parts.next()) else {
         return Ok(unknown("GET /history/<namespace>/<name>/<property>"));
     };
@@ -119,8 +125,12 @@ async fn history(sources: &Sources, path: &str, query: &str) -> Result<Answered,
         until_ms: None,
     };
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let Some((key, Ok(number))) = pair.split_once('=').map(|(k, v)| (k, v.parse::<i64>())) else {
-            return Ok((StatusCode::BAD_REQUEST, format!("`{pair}` is not KEY=NUMBER")));
+        let Some((key, Ok(number))) = pair.split_once('=').map(|(k, v)| (k, v.parse::<i64>()))
+        else {
+            return Ok((
+                StatusCode::BAD_REQUEST,
+                format!("`{pair}` is not KEY=NUMBER"),
+            ));
         };
         match key {
             "last" => asked.last = u32::try_from(number).unwrap_or(0),

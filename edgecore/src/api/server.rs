@@ -202,8 +202,7 @@ async fn about_devices(request: Request<Incoming>, sources: &Sources) -> Respons
     };
     let query = head.uri.query().unwrap_or_default();
     let path = head.uri.path();
-    let (code, said) =
-        devices::answer(sources, &head.method, path, query, &body.to_bytes()).await;
+    let (code, said) = devices::answer(sources, &head.method, path, query, &body.to_bytes()).await;
     text(code, &said)
 }
 

@@ -441,6 +441,46 @@ async fn an_external_broker_serves_the_same_devices() {
     stop_other.cancel();
 }
 
+#[tokio::test]
+async fn fault_05_what_the_runtime_says_waits_for_an_external_broker_that_is_away() {
+    let (port, stop_other, storage) = other_broker().await;
+    let mut device = Device::with(port, "t1", false).await;
+    device.subscribe("said").await;
+    drop(device);
+    stop_other.cancel();
+    let listener = async {
+        loop {
+            match TcpListener::bind(("127.0.0.1", port)).await {
+                Ok(listener) => return listener,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let listener = timeout(PATIENCE, listener).await.unwrap();
+    let external = format!("tcp://127.0.0.1:{port}");
+    let node = Node::start(&config(BusMode::External, &external)).await;
+    for n in 0..100 {
+        node.bus.publish(LocalPublish {
+            topic: "said".into(),
+            payload: format!(r#"{{"n":{n}}}"#).into_bytes(),
+        });
+    }
+    assert_eq!(node.bus.status().external_connected, Some(false));
+    let access = Arc::new(broker::AllowAll);
+    let again = Broker::load(Limits::default(), Arc::new(storage), access)
+        .await
+        .unwrap();
+    let stop_again = CancellationToken::new();
+    tokio::spawn(again.serve(vec![listener], stop_again.clone()));
+    let mut device = Device::with(port, "t1", false).await;
+    for n in 0..100 {
+        assert_eq!(device.next_on("said").await["n"], n);
+    }
+    assert_eq!(node.bus.status().publishes_dropped, 0);
+    node.stop().await;
+    stop_again.cancel();
+}
+
 #[test]
 fn urls_of_external_brokers_are_checked() {
     let counters = Arc::new(Counters::default());

@@ -40,14 +40,18 @@ pub fn devices(status: &Status) -> String {
             ]
         })
         .collect();
-    table(&["NAMESPACE", "NAME", "STATE", "PROPERTIES", "PENDING"], &rows)
+    table(
+        &["NAMESPACE", "NAME", "STATE", "PROPERTIES", "PENDING"],
+        &rows,
+    )
 }
 
 /// One device with its properties.
 pub fn device(device: &DeviceDetail, now_ms: UnixMillis) -> String {
-    let online = device
-        .last_online_ms
-        .map_or_else(|| "never".to_owned(), |at| format!("{} ago", ago(at, now_ms)));
+    let online = device.last_online_ms.map_or_else(
+        || "never".to_owned(),
+        |at| format!("{} ago", ago(at, now_ms)),
+    );
     let mut out = format!(
         "Device:       {}/{}\nDescription:  {}\nState:        {}\nLast online:  {online}\n\n",
         device.namespace,
@@ -80,7 +84,10 @@ fn row(property: &PropertyDetail, now_ms: UnixMillis) -> Vec<String> {
     let sync = if property.reason.is_empty() {
         or_dash(&property.sync)
     } else {
-        format!("{} {}: {}", property.sync, property.refused, property.reason)
+        format!(
+            "{} {}: {}",
+            property.sync, property.refused, property.reason
+        )
     };
     vec![
         property.name.clone(),

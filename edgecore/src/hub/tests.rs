@@ -339,7 +339,7 @@ async fn a_lost_store_is_filled_when_the_hub_says_so_or_falls_silent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readings_pushes_statuses_and_queries_survive_a_cut() {
+async fn fault_01_readings_pushes_statuses_and_queries_survive_a_cut() {
     let (edge, hub) = edge(Extensions::ALL).await;
     let mut generation = edge.meta.generation();
     generation.mark_unchanged();

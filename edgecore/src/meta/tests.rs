@@ -193,3 +193,24 @@ fn only_a_database_that_replaces_a_lost_one_is_incomplete() {
         assert!(objects::is_complete(tx).unwrap(), "{name}");
     }
 }
+
+#[test]
+fn fault_11_a_device_sent_again_after_an_outage_reaches_the_device_whoever_sent_it() {
+    let node = Node::new();
+    let device = |version: &str, value: &str| {
+        let body = json!({"metadata": {"namespace": "dev", "name": "lamp", "uid": "u",
+            "resourceVersion": version},
+            "spec": {"properties": [{"name": "level", "desired": {"value": value}}]}});
+        push(&Operation::Update, "dev/device/lamp", version, &body)
+    };
+    node.apply(&device("7", "10")).unwrap();
+    let mut again = device("9", "30");
+    again.route.source = "edgecontroller".to_owned();
+    let applied = node.apply(&again).unwrap();
+    let delta = applied
+        .publishes
+        .iter()
+        .find(|p| p.topic.ends_with("/delta"));
+    let delta: Value = serde_json::from_slice(&delta.unwrap().payload).unwrap();
+    assert_eq!(delta["delta"]["level"], "30");
+}

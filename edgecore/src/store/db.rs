@@ -334,6 +334,40 @@ mod tests {
     }
 
     #[test]
+    fn fault_27_many_reports_are_one_synced_write_to_the_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("edge.db");
+        let (mut db, _) = Db::open(&path).unwrap();
+        let mode: String = db
+            .conn
+            .query_row("PRAGMA journal_mode", [], |r| r.get(0))
+            .unwrap();
+        assert_eq!(
+            mode, "wal",
+            "readers and the writer do not wait for each other"
+        );
+        let journal = || {
+            std::fs::metadata(format!("{}-wal", path.display()))
+                .unwrap()
+                .len()
+        };
+        let told = Told::default();
+        let job = |n: usize| -> Box<dyn Job> {
+            Box::new(Row {
+                n,
+                bytes: 1,
+                told: Arc::clone(&told),
+            })
+        };
+        let before = journal();
+        db.commit((0..200).map(job).collect());
+        assert_eq!(told.lock().unwrap().len(), 200);
+        // A transaction each would write 200 pages at least.
+        let written = journal().saturating_sub(before);
+        assert!(written < 60 * u64::from(PAGE_BYTES), "{written} bytes");
+    }
+
+    #[test]
     fn a_disk_that_fills_in_the_middle_of_a_batch_keeps_only_what_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let (mut db, _) = Db::open(&dir.path().join("edge.db")).unwrap();

@@ -49,7 +49,10 @@ pub struct PropertyDetail {
     pub reason: String,
 }
 
-fn part(stamped: Option<&device_twin::Stamped>, version: Option<device_twin::Version>) -> Option<Part> {
+fn part(
+    stamped: Option<&device_twin::Stamped>,
+    version: Option<device_twin::Version>,
+) -> Option<Part> {
     let version = version.unwrap_or_default();
     stamped.map(|stamped| Part {
         value: stamped.value.clone(),
@@ -75,7 +78,9 @@ fn property((name, property): (&String, &Property)) -> PropertyDetail {
         sync: property
             .sync()
             .map_or_else(String::new, |sync| sync.as_str().to_owned()),
-        refused: refusal.as_ref().map_or_else(String::new, |r| r.value.clone()),
+        refused: refusal
+            .as_ref()
+            .map_or_else(String::new, |r| r.value.clone()),
         reason: refusal.map_or_else(String::new, |r| r.reason),
     }
 }

@@ -76,7 +76,12 @@ pub(crate) fn open_totals(conn: &Connection) -> Result<(), StoreError> {
     conn.execute(
         "INSERT INTO temp.history_total
          SELECT coalesce(sum(length(CAST(value AS BLOB)) + ?1), 0), ?2, ?3, ?4 FROM history",
-        params![ROW_BYTES, bounds.bytes_max, bounds.rows_max, bounds.age_max_ms],
+        params![
+            ROW_BYTES,
+            bounds.bytes_max,
+            bounds.rows_max,
+            bounds.age_max_ms
+        ],
     )?;
     Ok(())
 }
@@ -168,8 +173,10 @@ fn remove(tx: &Connection, series: i64, which: &str, bound: i64) -> Result<(), S
         ))?
         .query_row([series, bound], |row| row.get(0))?;
     if freed > 0 {
-        tx.prepare_cached(&format!("DELETE FROM history WHERE series = ?1 AND {which}"))?
-            .execute([series, bound])?;
+        tx.prepare_cached(&format!(
+            "DELETE FROM history WHERE series = ?1 AND {which}"
+        ))?
+        .execute([series, bound])?;
         tx.prepare_cached("UPDATE temp.history_total SET bytes = bytes - ?1")?
             .execute([freed])?;
     }
@@ -190,8 +197,8 @@ fn shed(tx: &Connection) -> Result<(), StoreError> {
 
 /// Forgets the readings of a device that left.
 pub(super) fn forget(tx: &Connection, device: &DeviceId) -> Result<(), StoreError> {
-    let mut query = tx
-        .prepare_cached("SELECT id FROM history_series WHERE namespace = ?1 AND device = ?2")?;
+    let mut query =
+        tx.prepare_cached("SELECT id FROM history_series WHERE namespace = ?1 AND device = ?2")?;
     let all = query
         .query_map([&device.namespace, &device.name], |row| row.get(0))?
         .collect::<Result<Vec<i64>, _>>()?;

@@ -89,8 +89,7 @@ pub fn mapper_refused(
     let Some(device) = load(tx, namespace, name)? else {
         return Ok(Err(Rejected::unknown_device()));
     };
-    let is_pending =
-        |p: &device_twin::Property| p.sync() == Some(device_twin::SyncState::Pending);
+    let is_pending = |p: &device_twin::Property| p.sync() == Some(device_twin::SyncState::Pending);
     let refused = Change {
         refused: Some(reason.to_owned()),
         ..Change::default()

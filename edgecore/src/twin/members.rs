@@ -318,7 +318,10 @@ impl Rules {
                 }
                 (Some(rule), None) => rules.rest = rule,
                 (None, _) => {
-                    tracing::warn!(rule, "annotation outpost.dev/conflict knows cloud, edge, newest");
+                    tracing::warn!(
+                        rule,
+                        "annotation outpost.dev/conflict knows cloud, edge, newest"
+                    );
                 }
             }
         }

@@ -308,7 +308,7 @@ fn vectors_13_to_15_the_cloud_syncs() {
 }
 
 #[test]
-fn vector_16_states() {
+fn fault_23_vector_16_states() {
     let db = db_with(&[("default", "t1")]);
     let tx = db.reader();
     let state = |payload: &str| publish(tx, "$hw/events/device/default/t1/state/update", payload);
@@ -410,7 +410,7 @@ fn vectors_17_and_18_membership() {
 }
 
 #[test]
-fn vector_19_any_namespace_works() {
+fn fault_13_vector_19_any_namespace_works() {
     for namespace in ["dev", "ev", "device", "events", "hw"] {
         let db = db_with(&[(namespace, "t1")]);
         let topic = format!("$hw/events/device/{namespace}/t1/twin/update");
@@ -428,7 +428,7 @@ fn vector_19_any_namespace_works() {
 }
 
 #[test]
-fn a_device_object_reaches_the_device_as_a_delta() {
+fn fault_12_a_device_object_reaches_the_device_as_a_delta() {
     let db = db_with(&[]);
     let tx = db.reader();
     let object = |version: &str, value: &str| {
@@ -522,7 +522,12 @@ fn attributes_of_the_cloud_are_published() {
 }
 
 /// A device with one wish of the cloud.
-fn wished(tx: &Connection, version: &str, value: &str, annotations: &Value) -> Vec<(String, Value)> {
+fn wished(
+    tx: &Connection,
+    version: &str,
+    value: &str,
+    annotations: &Value,
+) -> Vec<(String, Value)> {
     let object = json!({"metadata": {"namespace": "default", "name": "t1", "uid": "u",
         "resourceVersion": version, "annotations": annotations},
         "spec": {"properties": [{"name": "level", "desired": {"value": value}}]}});
@@ -546,7 +551,10 @@ fn the_cloud_learns_how_far_a_desired_value_has_come() {
     let refused = json!({"state": "refused", "reason": "valve stuck", "value": "30"});
     assert_eq!(told_sync(tx), refused);
     let local = update(tx, r#"{"twin":{"level":{"actual":{"value":"30"}}}}"#);
-    assert!(local[0].1["twin"]["level"].get("sync").is_none(), "as KubeEdge");
+    assert!(
+        local[0].1["twin"]["level"].get("sync").is_none(),
+        "as KubeEdge"
+    );
     assert_eq!(told_sync(tx), json!({"state": "acknowledged"}));
 }
 
@@ -602,7 +610,10 @@ fn fault_16_and_21_a_mapper_may_leave_things_out_and_names_types() {
     assert_eq!(desired["level"], "30", "an echo replaces no wish");
     tell(twin("30", None, "int")).unwrap();
     assert_eq!(told_sync(tx)["state"], "acknowledged");
-    assert!(tell(twin("30", Some("x"), "int")).is_err(), "the mapper hears of it");
+    assert!(
+        tell(twin("30", Some("x"), "int")).is_err(),
+        "the mapper hears of it"
+    );
     wished(tx, "8", "31", &json!({}));
     mapper_refused(tx, "default", "t1", "mapper is not there", T)
         .unwrap()
@@ -614,4 +625,88 @@ fn fault_16_and_21_a_mapper_may_leave_things_out_and_names_types() {
     assert_eq!(devices(tx).unwrap()[0].state, "offline");
     let unknown = mapper_state(tx, "default", "nope", "ok", T).unwrap();
     assert_eq!(unknown.unwrap_err().code, device_twin::Code::NotFound);
+}
+
+#[test]
+fn fault_10_a_device_made_or_deleted_while_the_node_was_away_is_known_at_once() {
+    let db = db_with(&[("default", "gone"), ("default", "t1")]);
+    let tx = db.reader();
+    // What a hub sends on connect: objects of what is there, and the whole list.
+    let object = json!({"metadata": {"namespace": "dev", "name": "new", "resourceVersion": "9"}});
+    device_upserted(tx, &object, T).unwrap();
+    let list = json!({"devices": [{"id": "default/t1"}, {"id": "dev/new"}]});
+    let told = bodies(&membership(tx, list.to_string().as_bytes(), T).unwrap());
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].1["removed_devices"][0]["id"], "default/gone");
+    let report = r#"{"event_id":"e","twin":{"t":{"actual":{"value":"1"}}}}"#;
+    let of = |device: &str| format!("$hw/events/device/{device}/twin/update");
+    let told = publish(tx, &of("dev/new"), report);
+    assert_eq!(tails(&told), ["result", "document"]);
+    assert_eq!(publish(tx, &of("default/gone"), report)[0].1["code"], 404);
+}
+
+#[test]
+fn fault_15_a_value_object_without_a_value_is_not_given() {
+    let db = db_with(&[("default", "t1")]);
+    let tx = db.reader();
+    for payload in [
+        r#"{"twin":{"x":{"actual":{}}}}"#,
+        r#"{"twin":{"x":{"actual":{},"expected":{}}}}"#,
+        r#"{"twin":{"x":{"actual":null,"expected":{"metadata":{}}}}}"#,
+        r#"{"twin":{"x":{}}}"#,
+    ] {
+        assert_eq!(tails(&update(tx, payload))[0], "result", "{payload}");
+        let cloud = "$hw/events/device/default/t1/twin/cloud_updated";
+        publish(tx, cloud, payload);
+        let told = update(
+            tx,
+            r#"{"event_id":"e","twin":{"y":{"actual":{"value":"1"}}}}"#,
+        );
+        assert_eq!(
+            told[0].1["twin"]["y"]["actual"]["value"], "1",
+            "the device works on"
+        );
+    }
+}
+
+#[test]
+fn fault_17_a_device_that_cannot_be_stored_is_told_and_comes_again() {
+    let db = db_with(&[("default", "t1")]);
+    let tx = db.reader();
+    tx.execute_batch(
+        "CREATE TRIGGER no BEFORE INSERT ON devices BEGIN SELECT RAISE(ABORT, 'no'); END",
+    )
+    .unwrap();
+    let object = json!({"metadata": {"namespace": "dev", "name": "new"}});
+    assert!(device_upserted(tx, &object, T).is_err(), "not acknowledged");
+    let list = json!({"added_devices": [{"id": "dev/new"}]}).to_string();
+    assert!(membership(tx, list.as_bytes(), T).is_err());
+    let told = update(tx, r#"{"twin":{"y":{"actual":{"value":"1"}}}}"#);
+    assert_eq!(tails(&told), ["result", "document"], "others work on");
+    tx.execute_batch("DROP TRIGGER no").unwrap();
+    device_upserted(tx, &object, T).unwrap();
+    assert_eq!(devices(tx).unwrap().len(), 2);
+}
+
+#[test]
+fn fault_22_whoever_sent_a_value_that_is_not_taken_hears_why() {
+    let db = db_with(&[("default", "t1")]);
+    let tx = db.reader();
+    for value in ["25 °C", &"x".repeat(513)] {
+        let payload = json!({"event_id": "e", "twin": {"t": {"actual": {"value": value}}}});
+        let told = update(tx, &payload.to_string());
+        assert_eq!(told[0].0, "device/default/t1/twin/update/result");
+        assert_eq!(
+            (&told[0].1["code"], &told[0].1["event_id"]),
+            (&json!(400), &json!("e"))
+        );
+        let twin = MapperTwin {
+            name: "t".into(),
+            reported: Some(value.into()),
+            ..MapperTwin::default()
+        };
+        let refused = mapper_reported(tx, "default", "t1", vec![twin], T).unwrap();
+        assert!(refused.unwrap_err().reason.starts_with("The value of twin"));
+    }
+    assert!(take_reports(tx).is_empty());
 }
