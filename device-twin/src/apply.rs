@@ -124,7 +124,16 @@ fn write_property(
     let kind = match stored {
         Some(known) if !is_new && known.kind != Kind::Unknown => known.kind,
         // No property yet, a removed one, or one that only the cloud has spoken of.
-        Some(_) | None => Kind::parse(change.kind.as_deref())?.unwrap_or(Kind::String),
+        Some(_) | None => {
+            let has_value = change.desired.is_some() || change.reported.is_some();
+            let rest = if has_value || is_new {
+                Kind::String
+            } else {
+                // Nothing was said that has a type.
+                Kind::Unknown
+            };
+            Kind::parse(change.kind.as_deref())?.unwrap_or(rest)
+        }
     };
     for value in [&change.desired, &change.reported].into_iter().flatten() {
         kind.check(value)?;
