@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use apiserver::store::MemoryStore;
 use serde_json::json;
+use wire::extension::{Batch, Entry};
 use wire::message::{Content, Message, Operation, Route};
 
 use super::super::Ledger;
@@ -110,12 +111,13 @@ async fn the_state_of_a_desired_value_is_in_the_status() {
 #[tokio::test]
 async fn fault_26_a_batch_of_samples_is_one_write() {
     let hub = Hub::new().await;
-    let entry = |n: i64| wire::extension::Entry {
+    let entry = |n: i64| Entry {
         seq: n.unsigned_abs(),
         stream: "twin/plant/t1".to_owned(),
         message: nth(n),
+        history: false,
     };
-    let batch = wire::extension::Batch {
+    let batch = Batch {
         epoch: "a".to_owned(),
         after: 0,
         entries: (1..=200).map(entry).collect(),

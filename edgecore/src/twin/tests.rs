@@ -658,10 +658,7 @@ fn fault_15_a_value_object_without_a_value_is_not_given() {
         assert_eq!(tails(&update(tx, payload))[0], "result", "{payload}");
         let cloud = "$hw/events/device/default/t1/twin/cloud_updated";
         publish(tx, cloud, payload);
-        let told = update(
-            tx,
-            r#"{"event_id":"e","twin":{"y":{"actual":{"value":"1"}}}}"#,
-        );
+        let told = update(tx, r#"{"twin":{"y":{"actual":{"value":"1"}}}}"#);
         assert_eq!(
             told[0].1["twin"]["y"]["actual"]["value"], "1",
             "the device works on"
