@@ -370,7 +370,9 @@ fn merge_twin(
     if has_reported && has_desired {
         merge_sync(facts, twin);
     }
-    if !has_reported && !has_desired {
+    let (reports, desires) = (twin.actual.is_some(), twin.expected.is_some());
+    let has_news = reports && has_reported || desires && has_desired;
+    if (reports || desires) && !has_news {
         return;
     }
     let at = twins.iter().position(|t| t["propertyName"] == name);
