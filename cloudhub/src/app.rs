@@ -37,6 +37,10 @@ use crate::{
     node::{evict::Evictor, lease::Leases, lifecycle::Lifecycle},
     pki::{Enrollment, Pki},
     readings::{self, Bounds, Forwarder, Health, Intake, Readings, Target},
+    rules::{
+        self,
+        rest::{Rest, Waiting},
+    },
     scheduler::Scheduler,
     session::{Registry, Services},
     supervise::{Exit, Supervisor},
@@ -84,6 +88,7 @@ struct Parts {
     readings: Option<Readings>,
     health: Health,
     intake: Intake,
+    waiting: Waiting,
 }
 
 impl Hub {
@@ -152,6 +157,7 @@ async fn open(config: Config) -> Result<Parts, anyhow::Error> {
         intake: Intake::new(readings.clone(), Arc::clone(&store)),
         readings,
         health: Health::default(),
+        waiting: Waiting::default(),
         registry: Arc::new(Registry::new(Instant::now())),
         ledger: Arc::new(Ledger::new(
             Arc::clone(&store),
@@ -207,8 +213,18 @@ fn start_controllers(tasks: &mut Supervisor, parts: &Parts) {
     );
     tasks.spawn(
         "device events",
-        device_events::run(Arc::clone(&parts.store), recorder, tasks.stop()),
+        device_events::run(
+            Arc::clone(&parts.store),
+            Arc::clone(&recorder),
+            tasks.stop(),
+        ),
     );
+    let controller = rules::Controller {
+        kube: parts.kube.clone(),
+        readings: parts.readings.clone(),
+        recorder,
+    };
+    tasks.spawn("rules", controller.run(tasks.stop()));
     let ttl_secs = parts.config.history.event_ttl_secs;
     let (store, kube) = (Arc::clone(&parts.store), parts.kube.clone());
     tasks.spawn(
@@ -333,6 +349,7 @@ fn start_listeners(
         upstream,
         ledger: Arc::clone(&parts.ledger),
         intake: parts.intake.clone(),
+        waiting: parts.waiting.clone(),
         downstream,
     });
     let tls = server_config(authority, leaf, ClientAuth::Required, &["http/1.1"])?;
@@ -364,6 +381,11 @@ fn start_listeners(
             ledger: Arc::clone(&parts.ledger),
             readings: parts.readings.clone(),
             health: parts.health.clone(),
+            rest: Rest {
+                kube: parts.kube.clone(),
+                registry: Arc::clone(&parts.registry),
+                waiting: parts.waiting.clone(),
+            },
             service: Service::new(parts.kube.api().clone(), Arc::new(AllowMasters))
                 .with_tokens(Arc::<Accounts>::clone(&parts.accounts)),
             accounts: Arc::clone(&parts.accounts),

@@ -32,6 +32,7 @@ pub mod node;
 pub mod outward;
 pub mod pki;
 pub mod readings;
+pub mod rules;
 pub mod scheduler;
 pub mod session;
 pub mod supervise;

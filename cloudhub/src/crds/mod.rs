@@ -14,7 +14,13 @@ use crate::{
 
 /// Installs what is missing.
 pub async fn install(kube: &Kube) -> Result<(), ApiError> {
-    for definition in [devices(), device_models(), device_statuses()] {
+    for definition in [
+        devices(),
+        device_models(),
+        device_statuses(),
+        rules(),
+        rule_endpoints(),
+    ] {
         match kube.create(&resources::definitions(), "", definition).await {
             Ok(_) => {}
             Err(error) if error.reason == Reason::AlreadyExists => {}
@@ -25,12 +31,24 @@ pub async fn install(kube: &Kube) -> Result<(), ApiError> {
 }
 
 fn definition(plural: &str, singular: &str, kind: &str, schema: &Value, columns: &Value) -> Value {
+    let of = (DEVICES_GROUP, "v1beta1");
+    definition_of(of, plural, singular, kind, schema, columns)
+}
+
+fn definition_of(
+    (group, version): (&str, &str),
+    plural: &str,
+    singular: &str,
+    kind: &str,
+    schema: &Value,
+    columns: &Value,
+) -> Value {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": { "name": format!("{plural}.{DEVICES_GROUP}") },
+        "metadata": { "name": format!("{plural}.{group}") },
         "spec": {
-            "group": DEVICES_GROUP,
+            "group": group,
             "scope": "Namespaced",
             "names": {
                 "kind": kind,
@@ -39,7 +57,7 @@ fn definition(plural: &str, singular: &str, kind: &str, schema: &Value, columns:
                 "singular": singular,
             },
             "versions": [{
-                "name": "v1beta1",
+                "name": version,
                 "served": true,
                 "storage": true,
                 "additionalPrinterColumns": columns,
@@ -194,6 +212,59 @@ fn device_models() -> Value {
         &schema,
         &columns,
     )
+}
+
+/// Device plane §4.6. No status subresource, as in KubeEdge.
+fn rules() -> Value {
+    let spec = json!({
+        "type": "object",
+        "required": ["source", "sourceResource", "target", "targetResource"],
+        "properties": {
+            "source": string(), "sourceResource": strings(),
+            "target": string(), "targetResource": strings(),
+        },
+    });
+    let status = object(&json!({
+        "successMessages": int64(), "failMessages": int64(), "errors": list(&string()),
+    }));
+    let columns = json!([
+        { "name": "Source", "type": "string", "jsonPath": ".spec.source" },
+        { "name": "Target", "type": "string", "jsonPath": ".spec.target" },
+        { "name": "Succeeded", "type": "integer", "jsonPath": ".status.successMessages" },
+        { "name": "Failed", "type": "integer", "jsonPath": ".status.failMessages" },
+        { "name": "Error", "type": "string", "jsonPath": ".status.errors[0]", "priority": 1 },
+        { "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" },
+    ]);
+    let schema = json!({ "spec": spec, "status": status });
+    let of = (crate::rules::GROUP, "v1");
+    definition_of(of, "rules", "rule", "Rule", &schema, &columns)
+}
+
+fn rule_endpoints() -> Value {
+    let spec = json!({
+        "type": "object",
+        "required": ["ruleEndpointType"],
+        "properties": {
+            "ruleEndpointType": { "type": "string", "enum": ["rest", "eventbus", "servicebus"] },
+            "properties": strings(),
+        },
+    });
+    let columns = json!([
+        { "name": "Type", "type": "string", "jsonPath": ".spec.ruleEndpointType" },
+        { "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" },
+    ]);
+    let schema = json!({ "spec": spec, "status": free() });
+    let of = (crate::rules::GROUP, "v1");
+    let mut made = definition_of(
+        of,
+        "ruleendpoints",
+        "ruleendpoint",
+        "RuleEndpoint",
+        &schema,
+        &columns,
+    );
+    made["spec"]["names"]["shortNames"] = json!(["re"]);
+    made
 }
 
 fn device_statuses() -> Value {

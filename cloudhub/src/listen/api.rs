@@ -21,6 +21,7 @@ use crate::{
     ledger::Ledger,
     pki::{ADMIN_GROUP, EnrollError, Enrollment, Pki, tokens::Record},
     readings::{self, Health, Readings},
+    rules::rest::{self, Rest},
 };
 
 /// Largest body on the hub's own paths.
@@ -54,6 +55,8 @@ pub struct ApiState {
     pub ledger: Arc<Ledger>,
     /// What devices reported.
     pub readings: Option<Readings>,
+    /// Requests that rules hand on.
+    pub rest: Rest,
     /// How forwarding goes.
     pub health: Health,
     /// Service accounts.
@@ -122,6 +125,9 @@ pub async fn handle(
         let (kept, health) = (state.readings.as_ref(), &state.health);
         let answer = readings::handle(kept, health, &AllowMasters, &user, asked).await;
         return any(answer.map_or_else(|error| api_error(&error), |v| json(StatusCode::OK, &v)));
+    }
+    if request.uri().path().starts_with(rest::PREFIX) {
+        return any(rule(&state.rest, &user, request).await);
     }
     request.extensions_mut().insert(user);
     any(state.service.handle(request).await)
@@ -195,6 +201,20 @@ pub fn status(code: StatusCode, reason: &str, message: &str) -> Response<Full<By
             "message": message, "reason": reason, "code": code.as_u16(),
         }),
     )
+}
+
+/// Hands a request on by a rule.
+async fn rule(rest: &Rest, user: &User, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let (parts, body) = request.into_parts();
+    let body = match Limited::new(body, rest::BODY_BYTES_MAX).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return status(StatusCode::BAD_REQUEST, "BadRequest", &error.to_string()),
+    };
+    let asked = (&parts.method, parts.uri.path());
+    match rest.handle(&AllowMasters, user, asked, &body).await {
+        Ok((code, answer)) => json(code, &answer),
+        Err(error) => api_error(&error),
+    }
 }
 
 /// The `Status` of an API error.

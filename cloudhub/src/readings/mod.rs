@@ -141,6 +141,11 @@ impl Readings {
         .await
     }
 
+    /// The readings after an id, oldest first.
+    pub async fn after(&self, id: i64, limit: usize) -> Result<Vec<Kept>, ReadingsError> {
+        self.read(move |conn| db::after(conn, id, limit)).await
+    }
+
     /// Rises with every reading.
     pub fn newest(&self) -> watch::Receiver<i64> {
         self.newest.clone()

@@ -28,6 +28,7 @@ use crate::{
     downstream::Downstream,
     ledger::Ledger,
     readings::Intake,
+    rules::rest::Waiting,
     upstream::{Upstream, is_event},
 };
 
@@ -48,6 +49,8 @@ pub struct Services {
     pub ledger: Arc<Ledger>,
     /// Keeps the readings in them.
     pub intake: Intake,
+    /// Callers that wait for the node.
+    pub waiting: Waiting,
     /// Brings a node up to date.
     pub downstream: Downstream,
 }
@@ -275,6 +278,7 @@ async fn act(event: Event, hub: &mut HubSession, session: &Session<'_>) -> Resul
         }
         Event::Acked { key, version } => {
             handle.refused.store(0, Ordering::Relaxed);
+            services.waiting.done(&key);
             tracing::debug!(node = %handle.node, key, version, "object acknowledged");
         }
         Event::Refused { key, reason } => {

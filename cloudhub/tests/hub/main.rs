@@ -7,6 +7,7 @@ mod harness;
 mod load;
 mod node;
 mod rights;
+mod rules;
 mod storage;
 mod telemetry;
 

@@ -207,7 +207,6 @@ async fn kubectl_shows_devices_with_what_they_say_and_their_readings() {
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     pub(crate) bodies: Arc<Mutex<Vec<String>>>,
-    pub(crate) answers: Arc<Mutex<Vec<u16>>>,
 }
 
 impl Endpoint {
@@ -217,7 +216,7 @@ impl Endpoint {
         let address = listener.local_addr().unwrap();
         let bodies: Arc<Mutex<Vec<String>>> = Arc::default();
         let answers = Arc::new(Mutex::new(answers.to_vec()));
-        let (seen, told) = (Arc::clone(&bodies), Arc::clone(&answers));
+        let (seen, told) = (Arc::clone(&bodies), answers);
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -242,11 +241,7 @@ impl Endpoint {
                 );
             }
         });
-        Self {
-            address,
-            bodies,
-            answers,
-        }
+        Self { address, bodies }
     }
 }
 

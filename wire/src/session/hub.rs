@@ -260,6 +260,12 @@ impl HubSession {
                 version: flight.message.header.resource_version,
             });
             self.tell_if_synced();
+        } else if message.route.group == "user" {
+            // What an application sent is not sent again, but who sent it wants to know.
+            self.events.push_back(Event::Acked {
+                key: message.header.parent_id.clone(),
+                version: String::new(),
+            });
         }
     }
 
