@@ -299,7 +299,7 @@ async fn fault_29_pushes_survive_errors_and_outages_and_their_ledger_balances() 
     assert_eq!(list["items"][1]["pending"], 300, "{list:#}");
     drop(node);
     let hub = TestHub::start_with(hub.halt().await, |config| {
-        config.telemetry.forward = forward
+        config.telemetry.forward = forward;
     })
     .await;
     let mut broker = Mosquitto::start(broker_port);

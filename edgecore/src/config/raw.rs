@@ -166,6 +166,10 @@ pub(super) struct StreamRule {
     pub when_full: Option<String>,
 }
 
+#[expect(
+    clippy::struct_field_names,
+    reason = "the keys' names in the file: each is an upper bound"
+)]
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct History {

@@ -350,7 +350,7 @@ impl DeviceMapperService for Script {
         request: Request<pb::RegisterDeviceRequest>,
     ) -> Result<Response<pb::RegisterDeviceResponse>, Status> {
         self.note(format!("register {}", said(request.into_inner().device)))?;
-        Ok(Response::new(Default::default()))
+        Ok(Response::new(pb::RegisterDeviceResponse::default()))
     }
 
     async fn remove_device(
@@ -358,7 +358,7 @@ impl DeviceMapperService for Script {
         request: Request<pb::RemoveDeviceRequest>,
     ) -> Result<Response<pb::RemoveDeviceResponse>, Status> {
         self.note(format!("remove {}", request.into_inner().device_name))?;
-        Ok(Response::new(Default::default()))
+        Ok(Response::new(pb::RemoveDeviceResponse::default()))
     }
 
     async fn update_device(
@@ -366,7 +366,7 @@ impl DeviceMapperService for Script {
         request: Request<pb::UpdateDeviceRequest>,
     ) -> Result<Response<pb::UpdateDeviceResponse>, Status> {
         self.note(format!("update {}", said(request.into_inner().device)))?;
-        Ok(Response::new(Default::default()))
+        Ok(Response::new(pb::UpdateDeviceResponse::default()))
     }
 
     async fn create_device_model(
@@ -375,7 +375,7 @@ impl DeviceMapperService for Script {
     ) -> Result<Response<pb::CreateDeviceModelResponse>, Status> {
         let model = request.into_inner().model.unwrap_or_default();
         self.note(format!("create model {}", model.name))?;
-        Ok(Response::new(Default::default()))
+        Ok(Response::new(pb::CreateDeviceModelResponse::default()))
     }
 
     async fn remove_device_model(
@@ -383,7 +383,7 @@ impl DeviceMapperService for Script {
         request: Request<pb::RemoveDeviceModelRequest>,
     ) -> Result<Response<pb::RemoveDeviceModelResponse>, Status> {
         self.note(format!("remove model {}", request.into_inner().model_name))?;
-        Ok(Response::new(Default::default()))
+        Ok(Response::new(pb::RemoveDeviceModelResponse::default()))
     }
 
     async fn update_device_model(
@@ -392,7 +392,7 @@ impl DeviceMapperService for Script {
     ) -> Result<Response<pb::UpdateDeviceModelResponse>, Status> {
         let model = request.into_inner().model.unwrap_or_default();
         self.note(format!("update model {}", model.name))?;
-        Ok(Response::new(Default::default()))
+        Ok(Response::new(pb::UpdateDeviceModelResponse::default()))
     }
 
     async fn get_device(
