@@ -20,8 +20,9 @@ const READINGS: u64 = 20;
 /// Readings a second of one device.
 const RATE: u32 = 400;
 const PATIENCE: Duration = Duration::from_secs(120);
-/// The hub keeps at least so many rounds of readings to be looked at.
-const ROUNDS_LOOKED_AT: u64 = 4;
+/// Everything has to be in the hub after so many rounds. At most 800 readings wait: fewer than one
+/// window of the session (`UPSTREAM_WINDOW`), so none becomes history, which comes later by design.
+const ROUNDS_LOOKED_AT: u64 = 2;
 
 /// What to do.
 #[derive(Clone, Copy, Debug)]
