@@ -104,24 +104,29 @@ impl Ledger {
 
     /// Commits a batch; returns the position that may be acknowledged.
     pub async fn commit(&self, node: &str, batch: &Batch) -> Result<u64, StoreError> {
-        self.commit_of(node, None, batch).await
+        let acked = self.commit_of(node, None, batch).await?;
+        Ok(acked.unwrap_or_default())
     }
 
-    /// The same for one connection of the node; refused when there is a newer one.
+    /// The same for one connection of the node; `None`, and nothing taken, when there is a newer
+    /// one.
     pub async fn commit_of(
         &self,
         node: &str,
         connection: Option<u64>,
         batch: &Batch,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<Option<u64>, StoreError> {
         let mut rest = batch.entries.as_slice();
         loop {
-            let (sequence, taken) = self
+            let Some((sequence, taken)) = self
                 .commit_some((node, connection), &batch.epoch, rest)
-                .await?;
+                .await?
+            else {
+                return Ok(None);
+            };
             rest = rest.get(taken..).unwrap_or_default();
             if rest.is_empty() {
-                return Ok(sequence);
+                return Ok(Some(sequence));
             }
         }
     }
@@ -178,20 +183,20 @@ impl Ledger {
         })
     }
 
-    /// Commits a prefix of `entries`; returns the position and how many entries were taken.
+    /// Commits a prefix of `entries`; returns the position and how many entries were taken, `None`
+    /// for a connection that is not the newest.
     async fn commit_some(
         &self,
         (node, connection): (&str, Option<u64>),
         epoch: &str,
         entries: &[Entry],
-    ) -> Result<(u64, usize), StoreError> {
+    ) -> Result<Option<(u64, usize)>, StoreError> {
         let mut attempt = 0;
         loop {
             attempt += 1;
             let (record, revision) = self.load(node).await?;
             if connection.is_some_and(|connection| connection < record.connection) {
-                let why = "the node has a newer connection".to_owned();
-                return Err(StoreError::Refused(why));
+                return Ok(None);
             }
             let mut kept = self.kept(node).await?;
             match self
@@ -200,7 +205,7 @@ impl Ledger {
             {
                 Ok(done) => {
                     self.remember(node, kept);
-                    return Ok(done);
+                    return Ok(Some(done));
                 }
                 // An older session of the node, or a person editing a device's status.
                 Err(StoreError::Conflict { .. }) if attempt < ATTEMPTS_MAX => {}

@@ -249,12 +249,20 @@ async fn act(event: Event, hub: &mut HubSession, session: &Session<'_>) -> Resul
                 .commit_of(&handle.node, session.connection, &batch)
                 .await
             {
-                Ok(acked) => {
+                Ok(Some(acked)) => {
                     hub.ack_batch(&batch.epoch, acked);
                     for entry in batch.entries.iter().filter(|e| e.stream == GAPS_STREAM) {
                         // The ledger has them; the events are for whoever looks with kubectl.
                         drop(session.events.try_send(Box::new(entry.message.clone())));
                     }
+                }
+                // The node has connected anew and tells it again there.
+                Ok(None) => {
+                    tracing::info!(node = %handle.node, "batch of an older connection not taken");
+                    return Err(Close::new(
+                        Close::POLICY,
+                        "replaced by a newer connection of this node",
+                    ));
                 }
                 Err(error) => {
                     tracing::error!(node = %handle.node, %error, "batch could not be stored");
