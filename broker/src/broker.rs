@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::Access;
-use crate::connection::{self, Arrival};
+use crate::connection::{self, Arrival, sleep_or_never};
 use crate::core::Core;
 use crate::limits::{ARRIVALS_MAX, INLET_MESSAGES_MAX, Limits};
 use crate::listener::Listener;
@@ -288,12 +288,7 @@ async fn run_timers(core: Arc<Core>, stop: CancellationToken) {
     let pipeline = Arc::new(Pipeline::new(Version::V5, "".into()));
     loop {
         let next = core.router().next_timer();
-        let due = async {
-            match next {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
+        let due = sleep_or_never(next);
         // All arms only wait; nothing is lost when they are dropped.
         tokio::select! {
             () = due => {}

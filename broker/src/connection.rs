@@ -440,7 +440,7 @@ impl<'a> Connection<'a> {
     }
 }
 
-async fn sleep_or_never(at: Option<Instant>) {
+pub(crate) async fn sleep_or_never(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at.into()).await,
         None => std::future::pending().await,

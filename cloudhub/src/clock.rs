@@ -27,3 +27,11 @@ pub fn micro_time_now() -> String {
         .strftime("%Y-%m-%dT%H:%M:%S.%6fZ")
         .to_string()
 }
+
+/// Waits for `at`, and for ever where nothing is due. May be dropped at any moment.
+pub(crate) async fn reached(at: Option<impl Into<tokio::time::Instant>>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

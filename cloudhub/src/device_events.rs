@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock,
     events::Recorder,
     follow::is_over,
     keys::{self, DEVICES_GROUP, ObjectKey, REGISTRY},
@@ -160,12 +161,7 @@ async fn follow(
         for (device, change) in changes {
             tell(store, recorder, &device, &change).await?;
         }
-        let wait = async {
-            match next {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
+        let wait = clock::reached(next);
         // All may be cancelled: the watcher keeps its position.
         let events = tokio::select! {
             () = stop.cancelled() => return Ok(()),

@@ -104,12 +104,7 @@ impl Scheduler {
                 self.schedule().await;
             }
             let again_at = self.again_at;
-            let again = async {
-                match again_at {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let again = clock::reached(again_at);
             // All branches may be cancelled: watchers keep their position.
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),

@@ -18,3 +18,11 @@ pub fn unix_millis() -> UnixMillis {
 pub fn monotonic() -> Instant {
     Instant::now()
 }
+
+/// Waits for `at`, and for ever where nothing is due. May be dropped at any moment.
+pub(crate) async fn reached(at: Option<impl Into<tokio::time::Instant>>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -13,6 +13,7 @@ use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc, time::Duration};
 
 use apiserver::{DeleteOptions, Reason, store::StoreError};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::taint::{Taint, Toleration, leaves_at};
@@ -245,12 +246,7 @@ impl Evictor {
                 };
                 next = Some(next.map_or(wait, |next| next.min(wait)));
             }
-            let timer = async {
-                match next {
-                    Some(secs) => tokio::time::sleep(Duration::from_secs(secs)).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let timer = clock::reached(next.map(|secs| Instant::now() + Duration::from_secs(secs)));
             // All branches may be cancelled: watchers keep their position.
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),

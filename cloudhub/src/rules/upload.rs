@@ -15,6 +15,7 @@ use super::{
     topic_fits,
 };
 use crate::{
+    clock,
     events::Recorder,
     kube::{Kube, text},
     readings::{Kept, Readings, ReadingsError, Settled},
@@ -86,13 +87,8 @@ impl Work {
                 Ok(Step::More) => pause = RETRY_FIRST,
                 Ok(Step::Nothing) => {
                     self.tell(&mut tally).await;
-                    let due = tally.dirty.then_some(STATUS_EVERY);
-                    let wait = async {
-                        match due {
-                            Some(due) => tokio::time::sleep(due).await,
-                            None => std::future::pending().await,
-                        }
-                    };
+                    let due = tally.dirty.then(|| Instant::now() + STATUS_EVERY);
+                    let wait = clock::reached(due);
                     tokio::select! {
                         changed = newest.changed() => if changed.is_err() { return },
                         () = wait => {}

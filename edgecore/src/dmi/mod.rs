@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::bus::BusHandle;
+use crate::clock;
 use crate::store::{Store, StoreError};
 
 pub use peer::Admission;
@@ -203,15 +204,10 @@ impl Manager {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "what mappers are owed cannot be read");
-                    Some(PLAN_AGAIN)
+                    Some(clock::monotonic() + PLAN_AGAIN)
                 }
             };
-            let pause = async {
-                match again {
-                    Some(pause) => tokio::time::sleep(pause).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let pause = clock::reached(again);
             // Cancel-safe: a token, a watch, a notification that stays, a timer.
             tokio::select! {
                 () = self.stop.cancelled() => break,

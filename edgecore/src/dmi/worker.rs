@@ -139,12 +139,7 @@ impl Worker {
                 }
             };
             self.tell(&assignment, &memory);
-            let pause = async {
-                match again {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let pause = clock::reached(again);
             // Cancel-safe: a token, a watch, a timer.
             tokio::select! {
                 () = self.stop.cancelled() => return,

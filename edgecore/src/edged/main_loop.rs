@@ -21,6 +21,7 @@ use super::node::{Machine, Pressure, Reporter};
 use super::pod::convert::PodId;
 use super::pod::worker::{Context, Input, Worker};
 use super::runtime::{Container, Sandbox};
+use crate::clock;
 
 /// Tried again after a listing or the store failed, should nothing wake the loop earlier.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -163,12 +164,7 @@ impl MainLoop {
             let stop_due = self.absence.keep(self.stops.values().copied());
             let due = [self.node.due(), read.at, list.at, stop_due];
             let due = due.into_iter().flatten().min();
-            let timer = async {
-                match due {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let timer = clock::reached(due);
             let context = self.context.clone();
             // Cancel-safe: watches, a notification and a timer lose nothing by being dropped.
             tokio::select! {

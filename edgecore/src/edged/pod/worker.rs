@@ -28,7 +28,7 @@ use super::probe::Probes;
 use super::state::{self, Action, Desired, Key, Memory, Observed, Phase, SeenContainer, SeenState};
 use super::status::Trouble;
 use super::verdict::Verdict;
-use crate::clock::UnixMillis;
+use crate::clock::{self, UnixMillis};
 use crate::edged::events::{Recorder, Severity};
 use crate::edged::runtime::{Container as Seen, ContainerState, Image, RuntimeError, Sandbox};
 use crate::edged::volumes;
@@ -321,12 +321,7 @@ impl Worker {
         loop {
             self.send_probes(Instant::now());
             let next = due.into_iter().chain(self.next_probe()).min();
-            let timer = async {
-                match next {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let timer = clock::reached(next);
             // Cancel-safe: a watch and a timer keep nothing; what is finished stays in its set.
             tokio::select! {
                 changed = self.input.changed() => return changed.is_ok(),

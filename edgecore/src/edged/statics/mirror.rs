@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::parse::{CONFIG_MIRROR, mirror_of};
 use super::{Name, State, StaticPods, name_of};
+use crate::clock;
 
 /// After a refusal, doubled up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(5);
@@ -148,12 +149,7 @@ pub(super) async fn keep(statics: &StaticPods) {
             }
         }
         let due = attempts.values().map(|attempt| attempt.again_at).min();
-        let timer = async {
-            match due.filter(|_| is_up) {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
+        let timer = clock::reached(due.filter(|_| is_up));
         // Cancel-safe: a notification that stays set, a watch and a timer.
         tokio::select! {
             () = statics.shared.mirrors.notified() => {}
