@@ -16,6 +16,7 @@ use crate::edged::runtime::Runtime;
 use crate::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
 use crate::edged::statics::{StaticDeps, StaticPods};
 use crate::edged::{self, Edged, EdgedHandle};
+use crate::heap;
 use crate::hub::tls::Floor;
 use crate::hub::{HubHandle, Link, LinkParts, Publisher, rotate};
 use crate::meta::{self, MetaHandle, SealError, Sealer};
@@ -84,6 +85,8 @@ pub fn run(config: Config, file: Option<&Path>) -> Result<(), AppError> {
         .enable_all()
         .build()
         .map_err(AppError::Runtime)?;
+    // Ends with the runtime; nothing waits for it.
+    let _trimming = runtime.spawn(heap::keep_small());
     let exit = runtime.block_on(daemon(config));
     runtime.shutdown_timeout(Duration::from_secs(2));
     match exit? {

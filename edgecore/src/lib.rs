@@ -13,6 +13,7 @@ pub mod console;
 pub mod dmi;
 pub mod edged;
 pub mod files;
+pub mod heap;
 pub mod hub;
 pub mod images;
 pub mod meta;

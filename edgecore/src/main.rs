@@ -19,6 +19,7 @@ use edgecore::images::Images;
 use edgecore::{app, check};
 
 fn main() -> ExitCode {
+    edgecore::heap::share_one();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

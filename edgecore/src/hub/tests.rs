@@ -136,7 +136,10 @@ impl Hub {
             while let Some(transmit) = session.poll_transmit(clock::monotonic()) {
                 if let Transmit::Message(message) = transmit {
                     let text = String::from_utf8(message.encode()).unwrap();
-                    socket.send(Ws::text(text)).await.unwrap();
+                    // The node may have left while its last message was being answered.
+                    if socket.send(Ws::text(text)).await.is_err() {
+                        return;
+                    }
                 }
             }
             tokio::select! {

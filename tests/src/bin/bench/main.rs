@@ -27,6 +27,8 @@ use outpost_tests::oci;
 use outpost_tests::world::{Place, World};
 
 const IMAGE: &str = "docker.io/library/busybox:bench";
+/// What stays after the load, not its peak: the node gives memory back within ten seconds.
+const SETTLED: Duration = Duration::from_secs(15);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
@@ -116,6 +118,7 @@ async fn measure(world: &mut World, figures: &mut Figures) -> Result<()> {
     if wanted("hundred") {
         hundred::hundred(world, figures).await?;
     }
+    tokio::time::sleep(SETTLED).await;
     memory(
         world,
         figures,
