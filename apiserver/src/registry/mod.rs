@@ -4,10 +4,16 @@
 //! Everything that differs between kinds and is not code is here; discovery, OpenAPI, routing and
 //! the write pipeline read it.
 
+mod built_in;
+mod custom;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde_json::Value;
+
+use self::built_in::BUILT_INS;
+use self::custom::{custom_defs, text};
 
 /// Name of an API resource: group (empty for core), version, plural.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -171,180 +177,6 @@ pub fn split_api_version(api_version: &str) -> (&str, &str) {
     api_version.split_once('/').unwrap_or(("", api_version))
 }
 
-const ALL_VERBS: &[&str] = &[
-    "create",
-    "delete",
-    "deletecollection",
-    "get",
-    "list",
-    "patch",
-    "update",
-    "watch",
-];
-const NAMESPACE_VERBS: &[&str] = &[
-    "create", "delete", "get", "list", "patch", "update", "watch",
-];
-const STATUS: Subresource = Subresource {
-    name: "status",
-    group: "",
-    version: "",
-    kind: "",
-    verbs: &["get", "patch", "update"],
-};
-
-struct BuiltIn {
-    gvr: (&'static str, &'static str, &'static str),
-    kind: &'static str,
-    short: &'static [&'static str],
-    categories: &'static [&'static str],
-    namespaced: bool,
-    has_status: bool,
-    tracks_generation: bool,
-    create_on_update: bool,
-}
-
-const fn plain(
-    plural: &'static str,
-    kind: &'static str,
-    short: &'static [&'static str],
-) -> BuiltIn {
-    BuiltIn {
-        gvr: ("", "v1", plural),
-        kind,
-        short,
-        categories: &[],
-        namespaced: true,
-        has_status: false,
-        tracks_generation: false,
-        create_on_update: false,
-    }
-}
-
-/// Order is the order in discovery, which decides ambiguous short names.
-const BUILT_INS: &[BuiltIn] = &[
-    plain("configmaps", "ConfigMap", &["cm"]),
-    BuiltIn {
-        create_on_update: true,
-        ..plain("events", "Event", &["ev"])
-    },
-    BuiltIn {
-        namespaced: false,
-        has_status: true,
-        ..plain("namespaces", "Namespace", &["ns"])
-    },
-    BuiltIn {
-        namespaced: false,
-        has_status: true,
-        ..plain("nodes", "Node", &["no"])
-    },
-    BuiltIn {
-        has_status: true,
-        ..plain("persistentvolumeclaims", "PersistentVolumeClaim", &["pvc"])
-    },
-    BuiltIn {
-        namespaced: false,
-        has_status: true,
-        ..plain("persistentvolumes", "PersistentVolume", &["pv"])
-    },
-    BuiltIn {
-        categories: &["all"],
-        has_status: true,
-        tracks_generation: true,
-        ..plain("pods", "Pod", &["po"])
-    },
-    plain("secrets", "Secret", &[]),
-    plain("serviceaccounts", "ServiceAccount", &["sa"]),
-    BuiltIn {
-        gvr: ("apiextensions.k8s.io", "v1", "customresourcedefinitions"),
-        categories: &["api-extensions"],
-        namespaced: false,
-        has_status: true,
-        tracks_generation: true,
-        ..plain("", "CustomResourceDefinition", &["crd", "crds"])
-    },
-    BuiltIn {
-        gvr: ("coordination.k8s.io", "v1", "leases"),
-        create_on_update: true,
-        ..plain("", "Lease", &[])
-    },
-    BuiltIn {
-        gvr: ("storage.k8s.io", "v1", "storageclasses"),
-        namespaced: false,
-        ..plain("", "StorageClass", &["sc"])
-    },
-];
-
-impl BuiltIn {
-    fn define(&self) -> ResourceDef {
-        let (group, version, plural) = self.gvr;
-        let mut subresources = Vec::new();
-        if plural == "pods" {
-            subresources.push(Subresource {
-                name: "binding",
-                group: "",
-                version: "",
-                kind: "Binding",
-                verbs: &["create"],
-            });
-            subresources.push(Subresource {
-                name: "eviction",
-                group: "policy",
-                version: "v1",
-                kind: "Eviction",
-                verbs: &["create"],
-            });
-        }
-        if plural == "serviceaccounts" {
-            subresources.push(Subresource {
-                name: "token",
-                group: "authentication.k8s.io",
-                version: "v1",
-                kind: "TokenRequest",
-                verbs: &["create"],
-            });
-        }
-        if plural == "namespaces" {
-            subresources.push(Subresource {
-                name: "finalize",
-                group: "",
-                version: "",
-                kind: "",
-                verbs: &["update"],
-            });
-        }
-        if self.has_status {
-            subresources.push(STATUS);
-        }
-        let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
-        ResourceDef {
-            gvr: Gvr::new(group, version, plural),
-            kind: self.kind.into(),
-            list_kind: format!("{}List", self.kind),
-            singular: self.kind.to_lowercase(),
-            short_names: owned(self.short),
-            categories: owned(self.categories),
-            namespaced: self.namespaced,
-            verbs: if plural == "namespaces" {
-                NAMESPACE_VERBS
-            } else {
-                ALL_VERBS
-            },
-            subresources,
-            has_status: self.has_status,
-            tracks_generation: self.tracks_generation,
-            create_on_update: self.create_on_update,
-            update_needs_revision: plural == "leases",
-            deletion: match plural {
-                "pods" => Deletion::Pod,
-                "namespaces" => Deletion::Namespace,
-                _ => Deletion::Immediate,
-            },
-            stored_as: (group.into(), plural.into()),
-            custom: None,
-        }
-    }
-}
-
 /// The served kinds at one moment.
 #[derive(Debug, Default)]
 pub struct Served {
@@ -494,88 +326,6 @@ impl Registry {
             generation: guard.generation + 1,
         });
     }
-}
-
-fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-}
-
-fn texts(value: &Value, pointer: &str) -> Vec<String> {
-    let list = value.pointer(pointer).and_then(Value::as_array);
-    list.into_iter()
-        .flatten()
-        .filter_map(|v| v.as_str().map(str::to_owned))
-        .collect()
-}
-
-fn custom_defs(definition: &Value) -> Vec<ResourceDef> {
-    let versions = definition
-        .pointer("/spec/versions")
-        .and_then(Value::as_array);
-    let versions: Vec<&Value> = versions.into_iter().flatten().collect();
-    let storage_version = versions
-        .iter()
-        .find(|v| v["storage"] == true)
-        .map(|v| text(v, "/name"))
-        .unwrap_or_default();
-    let group = text(definition, "/spec/group");
-    let plural = text(definition, "/spec/names/plural");
-    let kind = text(definition, "/spec/names/kind");
-    let or = |value: &str, fallback: String| {
-        if value.is_empty() {
-            fallback
-        } else {
-            value.to_owned()
-        }
-    };
-    let served = versions.iter().filter(|v| v["served"] == true);
-    served
-        .filter_map(|version| {
-            let openapi = version.pointer("/schema/openAPIV3Schema");
-            let schema = match crate::crd::Schema::compile(openapi.unwrap_or(&Value::Null)) {
-                Ok(schema) => schema,
-                Err(error) => {
-                    let definition = text(definition, "/metadata/name");
-                    tracing::warn!(definition, %error, "schema is unusable; version is not served");
-                    return None;
-                }
-            };
-            let has_status = version.pointer("/subresources/status").is_some();
-            Some(ResourceDef {
-                gvr: Gvr::new(group, text(version, "/name"), plural),
-                kind: kind.into(),
-                list_kind: or(
-                    text(definition, "/spec/names/listKind"),
-                    format!("{kind}List"),
-                ),
-                singular: or(
-                    text(definition, "/spec/names/singular"),
-                    kind.to_lowercase(),
-                ),
-                short_names: texts(definition, "/spec/names/shortNames"),
-                categories: texts(definition, "/spec/names/categories"),
-                namespaced: text(definition, "/spec/scope") == "Namespaced",
-                verbs: ALL_VERBS,
-                subresources: if has_status { vec![STATUS] } else { Vec::new() },
-                has_status,
-                tracks_generation: true,
-                create_on_update: false,
-                update_needs_revision: true,
-                deletion: Deletion::Immediate,
-                stored_as: (group.into(), plural.into()),
-                custom: Some(Custom {
-                    schema,
-                    table: crate::table::crd_spec(group, plural, version),
-                    version: (*version).clone(),
-                    storage_version: storage_version.into(),
-                    definition: text(definition, "/metadata/name").into(),
-                }),
-            })
-        })
-        .collect()
 }
 
 #[cfg(test)]
