@@ -54,10 +54,13 @@ chaos:
 	cargo build --locked --workspace
 	nice -n 10 target/debug/chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
-# edgecore killed again and again while twenty devices publish. The seed is printed.
+# edgecore, the hub and (BROKER=mosquitto) a broker that is not ours, killed again and again while twenty devices
+# publish; the link is cut now and then. Without BROKER both loops run. The seed is printed.
 kills:
 	cargo build --locked --workspace
-	nice -n 10 target/debug/kills --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+	for broker in $(or $(BROKER),inside mosquitto); do \
+	  nice -n 10 target/debug/kills --broker $$broker --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) || exit 1; \
+	done
 
 # The tests of pods on other versions of containerd: the pod tests, the calls that fail, and chaos on each that can be had.
 matrix:

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::arena::{Arena, IMAGE, restarts};
 use crate::grpc_proxy::Side;
+use crate::rounds::{Dice, say};
 
 /// Calls that name the pod, for each container: what a step is chosen from.
 const STEPS_CREATING: u64 = 5;
@@ -32,32 +33,6 @@ pub struct Options {
     pub binaries: Option<PathBuf>,
     /// A line a round.
     pub is_verbose: bool,
-}
-
-/// SplitMix64: the same schedule with every version of every crate.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        let index = usize::try_from(self.below(from.len() as u64)).unwrap_or(0);
-        from[index]
-    }
 }
 
 /// Who is killed.
@@ -94,7 +69,7 @@ struct Blow {
 }
 
 impl Blow {
-    fn pick(rng: &mut Rng, shape: Shape) -> Self {
+    fn pick(rng: &mut Dice, shape: Shape) -> Self {
         let victim = rng.pick(&[
             Victim::Edgecore,
             Victim::Edgecore,
@@ -154,7 +129,7 @@ struct Shape {
 }
 
 impl Shape {
-    fn pick(rng: &mut Rng, round: u64) -> Self {
+    fn pick(rng: &mut Dice, round: u64) -> Self {
         Self {
             containers: 1 + rng.below(2),
             has_init: rng.chance(30),
@@ -252,7 +227,7 @@ pub struct Report {
 /// Runs the rounds; the first that goes wrong ends it, with the seed and the logs in the error.
 pub async fn run(options: &Options) -> Result<Report> {
     let mut arena = Arena::start("chaos", options.binaries.clone()).await?;
-    let mut rng = Rng(options.seed);
+    let mut rng = Dice::new(options.seed);
     let mut report = Report::default();
     let outcome = rounds(&mut arena, options, &mut rng, &mut report).await;
     outcome.map_err(|error| {
@@ -265,7 +240,7 @@ pub async fn run(options: &Options) -> Result<Report> {
 async fn rounds(
     arena: &mut Arena,
     options: &Options,
-    rng: &mut Rng,
+    rng: &mut Dice,
     report: &mut Report,
 ) -> Result<()> {
     // Networks, cgroup parents and directories that stay are made by the first pod.
@@ -495,9 +470,4 @@ fn kill_matching(words: &[&str]) -> Result<bool> {
         }
     }
     Ok(hit)
-}
-
-#[expect(clippy::print_stdout, reason = "the account of a long run")]
-fn say(line: &str) {
-    println!("{line}");
 }

@@ -1,7 +1,7 @@
 //! A thermometer that knows what was promised to it: it publishes at QoS 1, counts what was
 //! acknowledged, and sends again what was not.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,9 @@ pub struct Thermometer {
     link: Option<(AsyncClient, EventLoop)>,
     queued: VecDeque<u64>,
     in_flight: BTreeMap<u16, u64>,
-    /// Readings that the broker acknowledged, in the order of the acknowledgements.
+    /// Readings whose result is still to come, when a result is what counts.
+    unanswered: Option<BTreeSet<u64>>,
+    /// Readings that were acknowledged, in the order of the acknowledgements.
     pub acknowledged: Vec<u64>,
     /// The same as a count that others may watch while this publishes.
     pub progress: Arc<AtomicU64>,
@@ -43,12 +45,21 @@ impl Thermometer {
             link: None,
             queued: VecDeque::new(),
             in_flight: BTreeMap::new(),
+            unanswered: None,
             acknowledged: Vec::new(),
             progress: Arc::default(),
             latencies: Vec::new(),
             sent_at: BTreeMap::new(),
             deltas: Vec::new(),
         }
+    }
+
+    /// Takes the runtime's result for the acknowledgement: a broker that is not the runtime's may
+    /// lose what it has acknowledged. Whatever has no result goes again over a new connection.
+    #[must_use]
+    pub fn answered_by_results(mut self) -> Self {
+        self.unanswered = Some(BTreeSet::new());
+        self
     }
 
     pub fn topic(&self, suffix: &str) -> String {
@@ -58,6 +69,17 @@ impl Thermometer {
     /// The event id under which reading `n` travels; the hub's ledger shows it.
     pub fn event_id(n: u64) -> String {
         format!("reading-{n}")
+    }
+
+    /// The reading that a result tells to be stored.
+    fn answered(result: &[u8]) -> Option<u64> {
+        let result: Value = serde_json::from_slice(result).ok()?;
+        result.get("twin")?;
+        result["event_id"]
+            .as_str()?
+            .strip_prefix("reading-")?
+            .parse()
+            .ok()
     }
 
     fn payload(n: u64) -> Vec<u8> {
@@ -86,21 +108,41 @@ impl Thermometer {
         client
             .subscribe(self.topic("twin/update/delta"), QoS::AtLeastOnce)
             .await?;
+        if self.unanswered.is_some() {
+            client
+                .subscribe(self.topic("twin/update/result"), QoS::AtLeastOnce)
+                .await?;
+        }
         // What was not acknowledged goes again, oldest first.
-        let again: Vec<u64> = self
-            .in_flight
-            .values()
-            .copied()
-            .chain(self.queued.drain(..))
-            .collect();
+        let again = self.outstanding();
         self.in_flight.clear();
+        self.queued.clear();
         self.link = Some((client, events));
-        let mut again = again;
-        again.sort_unstable();
         for n in again {
             self.enqueue(n).await?;
         }
         Ok(())
+    }
+
+    /// Readings that were published and not acknowledged.
+    fn outstanding(&self) -> BTreeSet<u64> {
+        match &self.unanswered {
+            Some(unanswered) => unanswered.clone(),
+            None => self
+                .in_flight
+                .values()
+                .chain(&self.queued)
+                .copied()
+                .collect(),
+        }
+    }
+
+    fn acknowledge(&mut self, n: u64) {
+        self.acknowledged.push(n);
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        if let Some(sent) = self.sent_at.remove(&n) {
+            self.latencies.push(sent.elapsed());
+        }
     }
 
     async fn enqueue(&mut self, n: u64) -> Result<()> {
@@ -112,6 +154,9 @@ impl Thermometer {
             .publish(topic, QoS::AtLeastOnce, false, Self::payload(n))
             .await?;
         self.queued.push_back(n);
+        if let Some(unanswered) = &mut self.unanswered {
+            unanswered.insert(n);
+        }
         self.sent_at.entry(n).or_insert_with(Instant::now);
         Ok(())
     }
@@ -139,7 +184,9 @@ impl Thermometer {
             if self.link.is_none() {
                 self.connect().await?;
             }
-            let room = self.queued.len() + self.in_flight.len() < IN_FLIGHT_MAX;
+            let waiting = self.queued.len() + self.in_flight.len();
+            let room =
+                waiting.max(self.unanswered.as_ref().map_or(0, BTreeSet::len)) < IN_FLIGHT_MAX;
             let Some((_, events)) = &mut self.link else {
                 continue;
             };
@@ -225,12 +272,18 @@ impl Thermometer {
                 }
             }
             Event::Incoming(Packet::PubAck(ack)) => {
-                if let Some(n) = self.in_flight.remove(&ack.pkid) {
-                    self.acknowledged.push(n);
-                    self.progress.fetch_add(1, Ordering::Relaxed);
-                    if let Some(sent) = self.sent_at.remove(&n) {
-                        self.latencies.push(sent.elapsed());
-                    }
+                if let Some(n) = self.in_flight.remove(&ack.pkid)
+                    && self.unanswered.is_none()
+                {
+                    self.acknowledge(n);
+                }
+            }
+            Event::Incoming(Packet::Publish(publish)) if publish.topic.ends_with("/result") => {
+                if let Some(n) = Self::answered(&publish.payload)
+                    && let Some(unanswered) = &mut self.unanswered
+                    && unanswered.remove(&n)
+                {
+                    self.acknowledge(n);
                 }
             }
             Event::Incoming(Packet::Publish(publish)) if publish.topic.ends_with("/delta") => {

@@ -5,26 +5,40 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use outpost_tests::device::flood;
 use outpost_tests::ground::Ground;
-use outpost_tests::kills::{self, Options};
+use outpost_tests::kills::{self, Broker, Options, Report};
 use outpost_tests::world::{NODE, Place, World};
 use outpost_tests::{ledger, wait};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+fn rounds(broker: Broker) -> Report {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let options = Options {
+        rounds: 10,
+        seed: 20,
+        broker,
+        victims: Vec::new(),
+        is_verbose: false,
+    };
+    runtime
+        .block_on(kills::run(options))
+        .unwrap_or_else(|error| panic!("{error:#}"))
+}
+
 /// KubeEdge hands each message over by a goroutine of its own, so readings swap (fault 6), keeps
 /// uploads in memory (fault 3), and acknowledges before it stores (fault 4).
 #[test]
-fn fault_06_readings_arrive_once_and_in_order_while_edgecore_is_killed() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let options = Options {
-        rounds: 20,
-        seed: 20,
-    };
-    let report = runtime
-        .block_on(kills::run(options))
-        .unwrap_or_else(|error| panic!("{error:#}"));
-    assert_eq!(report.rounds, 20);
+fn fault_06_readings_arrive_once_and_in_order_while_edgecore_and_hub_are_killed() {
+    let report = rounds(Broker::Inside);
+    assert!(report.hits.len() > 1, "{report:?}");
+    assert!(report.history > 0, "{report:?}");
+}
+
+#[test]
+fn readings_by_mosquitto_arrive_once_and_in_order_while_everybody_is_killed() {
+    let report = rounds(Broker::Mosquitto);
+    assert!(report.hits.len() > 2, "{report:?}");
 }
 
 /// KubeEdge keeps uploads in memory, 1,024 of them: a restart loses all.

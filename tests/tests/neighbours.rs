@@ -1,11 +1,12 @@
 //! What an installation has around it: registries, an MQTT broker of its own, the kubectl of the
 //! distribution, and a person who asks the node how it is.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use outpost_tests::kubectl::{self, Kubectl};
+use outpost_tests::mosquitto::Mosquitto;
 use outpost_tests::oci::ImageSpec;
 use outpost_tests::process::Process;
 use outpost_tests::registry::{PASSWORD, Registry, USER};
@@ -116,72 +117,18 @@ spec:
     )
 }
 
-/// mosquitto with a memory of its sessions, and its client programs.
-struct Mosquitto {
-    address: std::net::SocketAddr,
-    dir: PathBuf,
-    process: Option<Process>,
+/// Publishes one reading; mosquitto has it when this returns.
+async fn publish(broker: &Mosquitto, n: u64) -> Result<()> {
+    let body = json!({
+        "event_id": format!("reading-{n}"), "timestamp": 0,
+        "twin": {"temperature": {"actual": {"value": n.to_string()}, "metadata": {"type": "int"}}},
+    });
+    broker.publish(UPDATE, &body.to_string()).await
 }
 
-impl Mosquitto {
-    fn start(&mut self) -> Result<()> {
-        let dir = path(&self.dir)?;
-        let config = self.dir.join("mosquitto.conf");
-        std::fs::write(
-            &config,
-            format!(
-                "listener {} 127.0.0.1\nallow_anonymous true\nuser root\npersistence true\n\
-                 persistence_location {dir}/\nautosave_on_changes true\nautosave_interval 1\n",
-                self.address.port()
-            ),
-        )?;
-        let mut command = Command::new("/usr/sbin/mosquitto");
-        command.args(["-c", path(&config)?]);
-        let log = self.dir.join("mosquitto.log");
-        self.process = Some(Process::start("mosquitto", &log, &mut command)?);
-        Ok(())
-    }
-
-    async fn client(&self, program: &str, args: &[&str]) -> Result<()> {
-        let output = tokio::process::Command::new(program)
-            .args(["-h", "127.0.0.1", "-p", &self.address.port().to_string()])
-            .args(args)
-            .output()
-            .await
-            .with_context(|| format!("{program} (package mosquitto-clients)"))?;
-        ensure!(
-            output.status.success(),
-            "{program}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(())
-    }
-
-    /// Publishes one reading; mosquitto has it when this returns.
-    async fn publish(&self, n: u64) -> Result<()> {
-        let body = json!({
-            "event_id": format!("reading-{n}"), "timestamp": 0,
-            "twin": {"temperature": {"actual": {"value": n.to_string()}, "metadata": {"type": "int"}}},
-        });
-        let body = body.to_string();
-        self.client("mosquitto_pub", &["-q", "1", "-t", UPDATE, "-m", &body])
-            .await
-    }
-
-    /// Listens for results; its log has them. Returns once the subscription stands.
-    async fn listen(&self, log: &Path) -> Result<Process> {
-        let mut command = Command::new("stdbuf");
-        command
-            .args(["-oL", "mosquitto_sub", "-d", "-h", "127.0.0.1"])
-            .args(["-p", &self.address.port().to_string(), "-q", "1"])
-            .args(["-t", &format!("{UPDATE}/result")]);
-        let listener = Process::start("mosquitto_sub", log, &mut command)?;
-        wait::until("the subscription", PATIENCE, async || {
-            Ok(listener.log().contains("Subscribed").then_some(()))
-        })
-        .await?;
-        Ok(listener)
-    }
+/// Listens for results; its log has them. Returns once the subscription stands.
+async fn listen(broker: &Mosquitto, log: &Path) -> Result<Process> {
+    broker.listen(&format!("{UPDATE}/result"), log).await
 }
 
 /// The runtime answered this reading, so it is on its disk.
@@ -217,12 +164,7 @@ fn an_external_broker_may_die_again_and_again_and_nothing_answered_is_lost() {
         let world = &mut run.world;
         let dir = run.dir.path().join("mosquitto");
         std::fs::create_dir_all(&dir)?;
-        let mut broker = Mosquitto {
-            address,
-            dir: dir.clone(),
-            process: None,
-        };
-        broker.start()?;
+        let mut broker = Mosquitto::start(address, &dir)?;
         external_is(world, true).await?;
         let manifest = dir.join("device.yaml");
         std::fs::write(&manifest, format!("{MODEL}{}", thermometer()))?;
@@ -234,26 +176,26 @@ fn an_external_broker_may_die_again_and_again_and_nothing_answered_is_lost() {
         })
         .await?;
 
-        let listener = broker.listen(&dir.join("before")).await?;
+        let listener = listen(&broker, &dir.join("before")).await?;
         for n in 0..10 {
-            broker.publish(n).await?;
+            publish(&broker, n).await?;
         }
         is_answered(&listener, 9).await?;
         // Answered with the hub away: what the runtime says must not depend on it.
         world.link()?.cut();
         for n in 10..20 {
-            broker.publish(n).await?;
+            publish(&broker, n).await?;
         }
         is_answered(&listener, 19).await?;
         for kill in 0..KILLS {
-            broker.process.as_mut().context("mosquitto")?.kill9()?;
+            broker.kill9()?;
             external_is(world, false).await?;
-            broker.start()?;
+            broker.start_again()?;
             external_is(world, true).await?;
-            let listener = broker.listen(&dir.join(format!("after-{kill}"))).await?;
+            let listener = listen(&broker, &dir.join(format!("after-{kill}"))).await?;
             let first = 20 + kill * 5;
             for n in first..first + 5 {
-                broker.publish(n).await?;
+                publish(&broker, n).await?;
             }
             is_answered(&listener, first + 4).await?;
         }

@@ -1,53 +1,43 @@
-//! `chaos [--rounds 300] [--seed n] [--containerd <directory>]`: kills daemons, shims and loggers
-//! while pods come and go, and looks for what is left behind. See `outpost_tests::chaos`.
-
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
+use clap::Parser;
 use outpost_tests::chaos::{self, Options};
+use outpost_tests::rounds::{self, Schedule, say};
+
+/// Kills daemons, shims and loggers while pods come and go, and looks for what is left behind
+///
+/// Needs root and containerd. Each round makes a pod and deletes it; edgecore, containerd, a shim
+/// or a logger is killed with SIGKILL at a seeded step in between. After the round the pod has been
+/// what it should be, and no container, mount, network, cgroup or process of it is left.
+#[derive(Debug, Parser)]
+#[command(name = "chaos", version)]
+struct Arguments {
+    #[command(flatten)]
+    schedule: Schedule,
+    /// Directory with another version of containerd (its programs, and runc)
+    #[arg(long, value_name = "DIRECTORY")]
+    containerd: Option<PathBuf>,
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match go().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("chaos: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    rounds::end("chaos", run(Arguments::parse()).await)
 }
 
-async fn go() -> Result<()> {
-    let mut options = Options {
-        rounds: 300,
-        seed: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
-        binaries: outpost_tests::containerd::binaries(),
+async fn run(arguments: Arguments) -> Result<String> {
+    let containerd = arguments.containerd;
+    let options = Options {
+        rounds: arguments.schedule.rounds,
+        seed: arguments.schedule.seed()?,
+        binaries: containerd.or_else(outpost_tests::containerd::binaries),
         is_verbose: true,
     };
-    let mut arguments = std::env::args().skip(1);
-    while let Some(flag) = arguments.next() {
-        let value = arguments
-            .next()
-            .with_context(|| format!("{flag} needs a value"))?;
-        match flag.as_str() {
-            "--rounds" => options.rounds = value.parse()?,
-            "--seed" => options.seed = value.parse()?,
-            "--containerd" => options.binaries = Some(PathBuf::from(value)),
-            other => bail!("unknown flag {other}"),
-        }
-    }
     say(&format!("seed {}, {} rounds", options.seed, options.rounds));
     let report = chaos::run(&options).await?;
-    say(&format!(
+    Ok(format!(
         "clean: {} rounds, hits {:?}, {} restarts; nothing left behind",
         report.rounds, report.hits, report.restarts
-    ));
-    Ok(())
-}
-
-#[expect(clippy::print_stdout, reason = "a command-line tool's account")]
-fn say(line: &str) {
-    println!("{line}");
+    ))
 }
