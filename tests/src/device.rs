@@ -25,6 +25,8 @@ pub struct Thermometer {
     in_flight: BTreeMap<u16, u64>,
     /// Readings whose result is still to come, when a result is what counts.
     unanswered: Option<BTreeSet<u64>>,
+    /// The first result that was an error.
+    refusal: Option<Value>,
     /// Readings that were acknowledged, in the order of the acknowledgements.
     pub acknowledged: Vec<u64>,
     /// The same as a count that others may watch while this publishes.
@@ -46,6 +48,7 @@ impl Thermometer {
             queued: VecDeque::new(),
             in_flight: BTreeMap::new(),
             unanswered: None,
+            refusal: None,
             acknowledged: Vec::new(),
             progress: Arc::default(),
             latencies: Vec::new(),
@@ -71,10 +74,13 @@ impl Thermometer {
         format!("reading-{n}")
     }
 
-    /// The reading that a result tells to be stored.
-    fn answered(result: &[u8]) -> Option<u64> {
+    /// The reading that a result tells to be stored. Takes note of a refusal.
+    fn answered(&mut self, result: &[u8]) -> Option<u64> {
         let result: Value = serde_json::from_slice(result).ok()?;
-        result.get("twin")?;
+        if result.get("twin").is_none() {
+            self.refusal.get_or_insert(result);
+            return None;
+        }
         result["event_id"]
             .as_str()?
             .strip_prefix("reading-")?
@@ -175,10 +181,16 @@ impl Thermometer {
         let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
         while self.acknowledged.len() < wanted {
+            if let Some(refusal) = &self.refusal {
+                bail!("{} is refused: {refusal}", self.device);
+            }
             if started.elapsed() > limit {
                 bail!(
-                    "{} of {wanted} readings acknowledged after {limit:?}",
-                    self.acknowledged.len()
+                    "{}: {} of {wanted} readings acknowledged after {limit:?}, {} of {:?} waiting",
+                    self.device,
+                    self.acknowledged.len(),
+                    self.queued.len(),
+                    self.outstanding(),
                 );
             }
             if self.link.is_none() {
@@ -279,7 +291,7 @@ impl Thermometer {
                 }
             }
             Event::Incoming(Packet::Publish(publish)) if publish.topic.ends_with("/result") => {
-                if let Some(n) = Self::answered(&publish.payload)
+                if let Some(n) = self.answered(&publish.payload)
                     && let Some(unanswered) = &mut self.unanswered
                     && unanswered.remove(&n)
                 {

@@ -133,7 +133,19 @@ spec:
 /// The first reading that is lost, repeated or out of place, with the round.
 pub async fn run(options: Options) -> Result<Report> {
     let dir = Ground::temporary("outpost-kills-")?;
-    let mut fleet = Fleet::start(&options, &dir).await?;
+    let outcome = rounds(&options, &dir).await;
+    if outcome.is_err() && options.is_verbose {
+        say(&format!(
+            "logs and databases are kept in {}",
+            dir.path().display()
+        ));
+        dir.keep()?;
+    }
+    outcome
+}
+
+async fn rounds(options: &Options, dir: &Ground) -> Result<Report> {
+    let mut fleet = Fleet::start(options, dir).await?;
     let mut report = Report::default();
     let mut outage_left = 0;
     let mut unsettled = 0;
@@ -275,10 +287,10 @@ impl Fleet {
             anyhow::Ok(())
         };
         let (published, struck) = tokio::join!(publishing, striking);
-        struck.with_context(|| format!("{blows:?}"))?;
         published
             .into_iter()
             .collect::<Result<()>>()
+            .and(struck)
             .with_context(|| format!("{blows:?}"))
     }
 
