@@ -8,7 +8,8 @@ use crate::edged::runtime::{ContainerSpec, RuntimeError};
 
 /// Ids that containerd cannot use any more: a shim that died while its task was made can leave the
 /// task's directory behind, and every later task of that id fails on it until containerd restarts
-/// (1.6, 1.7). The container then gets another id.
+/// (1.6, 1.7). Or the clean-up of a task whose making we did not live to see the end of takes the
+/// directory of the next one of that id away (2.1). The container then gets another id.
 #[derive(Debug, Default)]
 pub(super) struct Spoilt(Mutex<BTreeSet<String>>);
 
@@ -40,8 +41,13 @@ impl Spoilt {
         let (RuntimeError::Start { reason } | RuntimeError::Create { reason }) = error else {
             return false;
         };
-        // `mkdir <state>/<id>: file exists`; containerd has no code of its own for it.
-        if !(reason.contains("mkdir") && reason.contains("file exists")) {
+        // `mkdir <state>/<id>: file exists`, `rename <state>/<id>/…: no such file or directory`;
+        // containerd has no code of its own for either.
+        let is_left = reason.contains("mkdir") && reason.contains("file exists");
+        let is_taken = reason.contains("failed to start shim")
+            && reason.contains(&format!("/{id}/"))
+            && reason.contains("no such file or directory");
+        if !(is_left || is_taken) {
             return false;
         }
         let mut spoilt = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,6 +77,14 @@ mod tests {
         assert!(!spoilt.note(&usual, &failed("no such image")));
         assert_eq!(spoilt.usable(&spec), usual);
         let left = failed("task create: failed to start shim: mkdir /run/x: file exists");
+        let missing = |path: &str| {
+            failed(&format!(
+                "task create: failed to start shim: start failed: rename {path}: no such file or directory"
+            ))
+        };
+        assert!(!spoilt.note(&usual, &missing("/usr/bin/shim")));
+        let other = Spoilt::default();
+        assert!(other.note(&usual, &missing(&format!("/run/t/{usual}/bootstrap.json"))));
         for _ in 0..=SPARE_IDS {
             assert!(spoilt.note(&spoilt.usable(&spec), &left));
         }

@@ -513,7 +513,7 @@ impl Runtime for ContainerdRuntime {
             if self.spoilt.note(&id, &error) {
                 tracing::info!(
                     id,
-                    "containerd kept a dead task's directory; another id is used"
+                    "a dead task of this id is in the way in containerd; another id is used"
                 );
                 return self.start(spec).await;
             }
