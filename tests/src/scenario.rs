@@ -88,17 +88,25 @@ impl Run {
         Ok(())
     }
 
+    /// The ends of all logs in the world's directory.
     fn logs(&self) -> String {
-        ["cloudhub.log", "edgecore.log"]
-            .map(|name| {
-                let log = std::fs::read_to_string(self.dir.path().join(name)).unwrap_or_default();
-                format!("--- {name}\n{}", tail(&log, 60))
-            })
-            .join("\n")
+        let entries = std::fs::read_dir(self.dir.path());
+        let files = entries.into_iter().flatten().flatten();
+        let mut logs: Vec<_> = files
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|end| end == "log"))
+            .collect();
+        logs.sort();
+        let shown = logs.iter().map(|path| {
+            let log = std::fs::read_to_string(path).unwrap_or_default();
+            let name = path.file_name().unwrap_or_default().display();
+            format!("--- {name}\n{}", tail(&log, 60))
+        });
+        shown.collect::<Vec<_>>().join("\n")
     }
 }
 
-/// Runs a scenario; a failure shows both logs.
+/// Runs a scenario; a failure shows the logs.
 ///
 /// # Panics
 /// The story failed, or the daemons logged errors or left containers behind.

@@ -1,5 +1,9 @@
 //! Device and DeviceModel objects as mappers get them: JSON in, protobuf out (device plane §3.5,
 //! §3.6). Total: what is missing or of another type is left out.
+//!
+//! A protocol, a property's desired value and its visitors with their configuration are always
+//! there, if empty: KubeEdge's mapper-framework reads through them without asking and ends the
+//! mapper's process where one is missing (`pkg/util/parse/grpc.go`).
 
 use std::collections::BTreeMap;
 
@@ -26,9 +30,7 @@ pub(super) fn device(
         namespace: text(metadata, "namespace"),
         spec: Some(pb::DeviceSpec {
             device_model_reference: text(&spec["deviceModelRef"], "name"),
-            protocol: spec["protocol"]
-                .is_object()
-                .then(|| protocol(&spec["protocol"], model)),
+            protocol: Some(protocol(&spec["protocol"], model)),
             properties: list(spec, "properties")
                 .map(|given| property(given, model, desired))
                 .collect(),
@@ -67,7 +69,7 @@ fn protocol(given: &Value, model: Option<&Value>) -> pb::ProtocolConfig {
     let defaults = model.map(|model| &model["spec"]["protocolConfigData"]);
     pb::ProtocolConfig {
         protocol_name: text(given, "protocolName"),
-        config_data: merged(defaults, &given["configData"]),
+        config_data: Some(merged(defaults, &given["configData"])),
     }
 }
 
@@ -84,8 +86,8 @@ fn property(
         .map(|property| &property["visitors"])
         .filter(|visitors| visitors.is_object());
     pb::DeviceProperty {
-        desired: wish(&given["desired"], desired.get(&name)),
-        visitors: visitors(&given["visitors"], of_model),
+        desired: Some(wish(&given["desired"], desired.get(&name))),
+        visitors: Some(visitors(&given["visitors"], of_model)),
         report_cycle: integer(given, "reportCycle"),
         collect_cycle: integer(given, "collectCycle"),
         report_to_cloud: flag(given, "reportToCloud"),
@@ -96,44 +98,31 @@ fn property(
     }
 }
 
-/// The desired value in force on this node, with the object's metadata.
-fn wish(given: &Value, in_force: Option<&String>) -> Option<pb::TwinProperty> {
-    if !given.is_object() && in_force.is_none() {
-        return None;
-    }
-    Some(pb::TwinProperty {
+/// The desired value in force on this node, with the object's metadata; empty if there is none.
+fn wish(given: &Value, in_force: Option<&String>) -> pb::TwinProperty {
+    pb::TwinProperty {
         value: in_force.map_or_else(|| text(given, "value"), Clone::clone),
         metadata: texts(&given["metadata"]),
-    })
+    }
 }
 
 /// A model's visitor replaces the device's, protocol name included; then the device's own keys
 /// override one by one.
-fn visitors(given: &Value, of_model: Option<&Value>) -> Option<pb::VisitorConfig> {
-    if !given.is_object() && of_model.is_none() {
-        return None;
-    }
-    Some(pb::VisitorConfig {
+fn visitors(given: &Value, of_model: Option<&Value>) -> pb::VisitorConfig {
+    let under = of_model.map(|visitor| &visitor["configData"]);
+    pb::VisitorConfig {
         protocol_name: text(of_model.unwrap_or(given), "protocolName"),
-        config_data: merged(
-            of_model.map(|visitor| &visitor["configData"]),
-            &given["configData"],
-        ),
-    })
+        config_data: Some(merged(under, &given["configData"])),
+    }
 }
 
 /// Free-form configuration, top-level keys of `over` winning.
-fn merged(under: Option<&Value>, over: &Value) -> Option<pb::CustomizedValue> {
-    let under = under.and_then(Value::as_object);
-    let over = over.as_object();
-    if under.is_none() && over.is_none() {
-        return None;
+fn merged(under: Option<&Value>, over: &Value) -> pb::CustomizedValue {
+    let layers = [under, Some(over)].into_iter().flatten();
+    let data = layers.filter_map(Value::as_object).flat_map(packed);
+    pb::CustomizedValue {
+        data: data.collect(),
     }
-    let mut data = BTreeMap::new();
-    for layer in [under, over].into_iter().flatten() {
-        data.extend(packed(layer));
-    }
-    Some(pb::CustomizedValue { data })
 }
 
 fn packed(map: &Map<String, Value>) -> impl Iterator<Item = (String, Any)> {

@@ -6,6 +6,7 @@
 //! difference. A change that was missed, a mapper or a node that was restarted, and a call that
 //! failed are therefore the same case.
 
+mod authority;
 mod convert;
 mod limiter;
 mod peer;
@@ -51,6 +52,9 @@ const REQUEST_BYTES_MAX: usize = 1 << 20;
 const CALLS_MAX: usize = 16;
 /// One call: the commit it waits for.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
+/// Calls under way when the daemon stops. A mapper that is frozen would hold its connection, and
+/// the stop, for ever.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// Changes that come together are planned together.
 const GATHER: Duration = Duration::from_millis(50);
 /// Desired values that were set on the node itself.
@@ -167,15 +171,23 @@ async fn serve(
         }
     };
     tracing::info!(socket = %socket.display(), "mappers are served");
-    Server::builder()
+    let incoming = peer::incoming(listener, admission);
+    let serving = Server::builder()
         .timeout(CALL_WITHIN)
         .concurrency_limit_per_connection(CALLS_MAX)
         .add_service(
             DeviceManagerServiceServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX),
         )
-        .serve_with_incoming_shutdown(peer::incoming(listener, admission), stop.cancelled_owned())
-        .await
-        .map_err(DmiError::Serve)
+        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::sleep(STOP_WITHIN).await;
+    };
+    // Whatever is cut off has not been answered: the mapper reports again.
+    tokio::select! {
+        served = serving => served.map_err(DmiError::Serve),
+        () = stopped => Ok(()),
+    }
 }
 
 /// Plans, and hands each worker its part.

@@ -14,10 +14,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::transport::server::Connected;
 
 use super::DmiError;
+use super::authority::Filter;
 use crate::files;
 
 /// Connections at once. The stock framework opens one a call; more wait in the socket's backlog.
 const CONNECTIONS_MAX: usize = 64;
+/// Read at once.
+const READ_BYTES: usize = 4096;
 /// After an accept that failed: no descriptors left, most likely.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 
@@ -90,6 +93,10 @@ pub(super) fn bind(socket: &Path, admission: &Admission) -> Result<UnixListener,
 pub(super) struct Admitted {
     stream: UnixStream,
     peer: Peer,
+    filter: Filter,
+    /// What the filter has passed and nobody has read yet, and how far it was read.
+    passed: Vec<u8>,
+    read: usize,
     _place: OwnedSemaphorePermit,
 }
 
@@ -110,6 +117,9 @@ pub(super) fn incoming(
                             let admitted = Admitted {
                                 stream,
                                 peer,
+                                filter: Filter::default(),
+                                passed: Vec::new(),
+                                read: 0,
                                 _place: place,
                             };
                             return Some((Ok(admitted), listener));
@@ -145,7 +155,24 @@ impl AsyncRead for Admitted {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let this = &mut *self;
+        while this.read >= this.passed.len() {
+            let mut room = [0; READ_BYTES];
+            let mut came = ReadBuf::new(&mut room);
+            std::task::ready!(Pin::new(&mut this.stream).poll_read(cx, &mut came))?;
+            if came.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            this.passed.clear();
+            this.read = 0;
+            // Nothing passes while a frame is gathered: read on.
+            this.filter.push(came.filled(), &mut this.passed);
+        }
+        let waiting = this.passed.get(this.read..).unwrap_or_default();
+        let now = waiting.len().min(buf.remaining());
+        buf.put_slice(waiting.get(..now).unwrap_or_default());
+        this.read += now;
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -122,6 +122,22 @@ fn numbers_keep_their_value_and_stock_mappers_can_read_them() {
     assert!(!found.contains_key("none"));
 }
 
+/// A stock mapper ends at the first of these that is missing.
+#[test]
+fn what_stock_mappers_read_without_asking_is_always_there() {
+    let object = json!({"spec": {"properties": [{"name": "a"}, {"name": "b", "visitors": {}}]}});
+    let device = convert::device(&object, None, &BTreeMap::new());
+    let spec = device.spec.unwrap();
+    assert_eq!(spec.protocol.unwrap().protocol_name, "");
+    assert_eq!(spec.properties.len(), 2);
+    for property in spec.properties {
+        assert_eq!(property.desired, Some(pb::TwinProperty::default()));
+        let visitors = property.visitors.unwrap();
+        assert_eq!(visitors.config_data, Some(pb::CustomizedValue::default()));
+        assert_eq!(property.push_method, None);
+    }
+}
+
 #[test]
 fn the_model_is_merged_in_and_the_device_overrides_it() {
     let model = json!({"metadata": {"namespace": "n", "name": "m"}, "spec": {
@@ -163,7 +179,6 @@ fn the_model_is_merged_in_and_the_device_overrides_it() {
     );
     let b = found.properties[1].visitors.as_ref().unwrap();
     assert_eq!(b.protocol_name, "own");
-    assert!(found.properties[2].visitors.is_none());
     let wish = found.properties[2].desired.as_ref().unwrap();
     assert_eq!(wish.value, "7", "what is in force here");
     let sent = convert::model(&model);

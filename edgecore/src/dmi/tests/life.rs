@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ::dmi::v1beta1 as pb;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use wire::message::Operation;
 
 use super::world::{Mapper, Node, device, directory, info, model, reading};
@@ -167,4 +168,57 @@ async fn a_mapper_that_wants_no_data_is_told_by_calls() {
     mapper.script.called("register a=1").await;
     assert_eq!(mapper.script.calls()[0], "create model m");
     node.stop().await;
+}
+
+/// What gRPC in Go sends on a unix socket: the path as the authority.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_names_its_sockets_path_is_understood() {
+    let dir = directory();
+    let node = Node::start(dir.path()).await;
+    let literal = |index: u8, value: &str| {
+        let length = u8::try_from(value.len()).unwrap();
+        [&[0x40 | index, length], value.as_bytes()].concat()
+    };
+    let service = "/v1beta1.DeviceManagerService/MapperRegister";
+    let block = [
+        vec![0x83, 0x86],
+        literal(4, service),
+        literal(1, "%2Fetc%2Fkubeedge%2Fdmi.sock"),
+        literal(31, "application/grpc"),
+    ]
+    .concat();
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let sent = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[]),
+        frame(1, 4, 1, &block),
+        frame(0, 1, 1, &[0; 5]),
+    ]
+    .concat();
+    let mut stream = tokio::net::UnixStream::connect(dir.path().join("dmi.sock"))
+        .await
+        .unwrap();
+    stream.write_all(&sent).await.unwrap();
+    // The answer to stream 1: headers, not a reset.
+    let answer = async {
+        loop {
+            let mut header = [0; 9];
+            stream.read_exact(&mut header).await.unwrap();
+            let length = u32::from_be_bytes([0, header[0], header[1], header[2]]);
+            let mut payload = vec![0; usize::try_from(length).unwrap()];
+            stream.read_exact(&mut payload).await.unwrap();
+            if header[8] == 1 && header[3] != 8 {
+                return header[3];
+            }
+        }
+    };
+    let kind = tokio::time::timeout(Duration::from_secs(10), answer).await;
+    assert_eq!(kind.unwrap(), 1, "3 is a reset");
+    // The connection is open, and nobody answers on it: that holds up no stop.
+    let stopped = tokio::time::timeout(Duration::from_secs(10), node.stop()).await;
+    stopped.expect("a frozen mapper holds up nobody");
+    drop(stream);
 }
