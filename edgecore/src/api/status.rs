@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::dmi::MapperSummary;
-use crate::outbox::Balance;
+use crate::outbox::report::StreamReport;
 
 /// Everything a person asks a node first.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -20,7 +20,7 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     #[serde(default)]
     pub mappers: Vec<MapperStatus>,
-    pub ledger: Vec<StreamStatus>,
+    pub ledger: Vec<StreamReport>,
     pub disk: DiskStatus,
     pub memory: MemoryStatus,
 }
@@ -115,34 +115,6 @@ impl From<MapperSummary> for MapperStatus {
             devices: mapper.devices,
             pending: mapper.pending,
             reason: mapper.reason,
-        }
-    }
-}
-
-/// One stream of the ledger.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct StreamStatus {
-    pub stream: String,
-    pub accepted: u64,
-    pub delivered: u64,
-    pub pending: u64,
-    pub expired: u64,
-    pub evicted: u64,
-    /// accepted = delivered + pending + expired + evicted
-    pub balanced: bool,
-}
-
-impl From<Balance> for StreamStatus {
-    fn from(balance: Balance) -> Self {
-        Self {
-            balanced: balance.is_balanced(),
-            stream: balance.stream,
-            accepted: balance.accepted,
-            delivered: balance.delivered,
-            pending: balance.pending,
-            expired: balance.expired,
-            evicted: balance.evicted,
         }
     }
 }
@@ -328,11 +300,11 @@ mod tests {
         let status = Status {
             node: "n1".into(),
             ledger: vec![
-                Balance {
+                crate::outbox::Balance {
                     stream: "twin/a/b".into(),
                     accepted: 2,
                     delivered: 1,
-                    ..Balance::default()
+                    ..crate::outbox::Balance::default()
                 }
                 .into(),
             ],

@@ -21,7 +21,9 @@ pub struct StreamReport {
     pub expired: u64,
     pub evicted: u64,
     /// Publishes that a full stream refused; not part of the sum.
+    #[serde(default)]
     pub refused: u64,
+    #[serde(default)]
     pub pending_bytes: u64,
     /// accepted = delivered + pending + expired + evicted
     pub balanced: bool,
