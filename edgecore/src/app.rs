@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use wire::rules::Routes;
 
 use crate::api::{self, ListenError, PodsQuery, Sources};
 use crate::bus::{self, BusError, BusHandle};
@@ -21,6 +22,7 @@ use crate::hub::tls::Floor;
 use crate::hub::{HubHandle, Link, LinkParts, Publisher, rotate};
 use crate::meta::{self, MetaHandle, SealError, Sealer};
 use crate::outbox;
+use crate::servicebus::{Calls, ServiceBus};
 use crate::store::{Store, StoreError};
 use crate::supervise::{Exit, Phase, Supervisor};
 use crate::twin;
@@ -163,7 +165,10 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
         None => (None, None, None),
     };
     let bus = match &config.bus {
-        Some(bus) => Some(start_bus(bus, store, &hub, &mut supervisor).await?),
+        Some(bus) => {
+            let routes = meta_handle.routes();
+            Some(start_bus(bus, store, &hub, routes, &mut supervisor).await?)
+        }
         None => None,
     };
     let mappers = config.dmi.clone().map(|dmi| {
@@ -174,12 +179,21 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
             devices: meta_handle.devices(),
             deltas: bus
                 .as_ref()
-                .map_or_else(|| tokio::sync::watch::channel(0).1, BusHandle::deltas),
+                .map_or_else(|| watch::channel(0).1, BusHandle::deltas),
         };
         let (handle, serving) = dmi::start(dmi, deps, supervisor.token(Phase::Intake));
         supervisor.spawn_intake("mappers", serving);
         handle
     });
+    let calls = match config.service_bus.clone() {
+        Some(service_bus) => {
+            let (calls, serving) = ServiceBus::new(service_bus, hub.clone(), meta_handle.routes());
+            let stop = supervisor.token(Phase::Intake);
+            supervisor.spawn_intake("service bus", serving.run(stop));
+            calls
+        }
+        None => Calls::disabled(),
+    };
     if let Some((hub_config, link)) = link {
         let floor = Floor::default();
         if hub_config.rotate_certificates {
@@ -196,6 +210,7 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
             store: store.clone(),
             meta: meta_handle,
             publish: publisher(bus.clone()),
+            calls,
             floor,
         };
         let stop = supervisor.token(Phase::Core);
@@ -228,10 +243,12 @@ async fn start_bus(
     config: &BusConfig,
     store: &Store,
     hub: &HubHandle,
+    routes: watch::Receiver<Arc<Routes>>,
     supervisor: &mut Supervisor,
 ) -> Result<BusHandle, AppError> {
     let stop = supervisor.token(Phase::Intake);
-    let (handle, serving) = bus::start(config, store.clone(), hub.outbox_wake(), stop).await?;
+    let wake = hub.outbox_wake();
+    let (handle, serving) = bus::start(config, store.clone(), wake, routes, stop).await?;
     supervisor.spawn_intake("bus", async move {
         serving.await;
         Ok::<_, std::convert::Infallible>(())

@@ -18,6 +18,7 @@ pub mod hub;
 pub mod images;
 pub mod meta;
 pub mod outbox;
+pub mod servicebus;
 pub mod store;
 pub mod supervise;
 pub mod telemetry;

@@ -26,6 +26,8 @@ pub struct Extensions {
     pub ping: bool,
     /// The hub says when the node holds everything that concerned it at connect.
     pub synced: bool,
+    /// The hub tells all that rules want from the node at once ([`crate::rules::Routes`]).
+    pub routes: bool,
 }
 
 impl Extensions {
@@ -35,6 +37,7 @@ impl Extensions {
         inventory: true,
         ping: true,
         synced: true,
+        routes: true,
     };
     /// A plain KubeEdge peer.
     pub const NONE: Self = Self {
@@ -42,6 +45,7 @@ impl Extensions {
         inventory: false,
         ping: false,
         synced: false,
+        routes: false,
     };
 
     /// Reads a header value; unknown names are skipped, so that a newer peer can be talked to.
@@ -53,6 +57,7 @@ impl Extensions {
                 "inventory" => found.inventory = true,
                 "ping" => found.ping = true,
                 "synced" => found.synced = true,
+                "routes" => found.routes = true,
                 _ => {}
             }
         }
@@ -66,6 +71,7 @@ impl Extensions {
             (self.inventory, "inventory"),
             (self.ping, "ping"),
             (self.synced, "synced"),
+            (self.routes, "routes"),
         ]
         .into_iter()
         .filter_map(|(on, name)| on.then_some(name))
@@ -80,6 +86,7 @@ impl Extensions {
             inventory: self.inventory && other.inventory,
             ping: self.ping && other.ping,
             synced: self.synced && other.synced,
+            routes: self.routes && other.routes,
         }
     }
 }
@@ -100,6 +107,9 @@ pub struct Entry {
 
 /// Stream of the entries that carry [`Gaps`].
 pub const GAPS_STREAM: &str = "gaps";
+
+/// Stream of Kubernetes Events that must not be lost: their messages are those of any event.
+pub const EVENTS_STREAM: &str = "events";
 
 /// Accepted messages of one stream that will never come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,6 +23,7 @@ pub mod limits;
 pub mod message;
 pub mod packed;
 pub mod resource;
+pub mod rules;
 pub mod session;
 pub mod topic;
 pub mod tunnel;

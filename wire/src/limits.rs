@@ -33,6 +33,10 @@ pub const LATEST_KEYS_MAX: usize = 2048;
 /// Best-effort messages (events) waiting for the link; the oldest goes first when full.
 pub const BEST_EFFORT_MAX: usize = 256;
 
+/// Their bytes: answers of HTTP services are among them, and a slow link must not fill the node's
+/// memory with them. Four of the largest messages.
+pub const BEST_EFFORT_BYTES_MAX: usize = 4 * MESSAGE_BYTES_MAX;
+
 /// Requests waiting for a reply at the edge.
 pub const REQUESTS_MAX: usize = 64;
 

@@ -13,8 +13,9 @@ use rumqttc::{
     AsyncClient, Event, EventLoop, MqttOptions, Packet, Publish, QoS, SubscribeFilter,
     TlsConfiguration, Transport,
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use wire::rules::Routes;
 use wire::topic::FILTERS;
 
 use super::{BusError, BusHandle, Counters, dispatch, inbound, storage::after_commit};
@@ -108,6 +109,7 @@ impl External {
         store: Store,
         handle: BusHandle,
         link_wake: Arc<Notify>,
+        routes: watch::Receiver<Arc<Routes>>,
         stop: CancellationToken,
     ) {
         let (client, events) = AsyncClient::new(self.options, REQUESTS_MAX);
@@ -118,14 +120,16 @@ impl External {
             store,
             handle,
             link_wake,
+            routes: routes.clone(),
             shared: Arc::clone(&shared),
             counters: self.counters,
         };
-        // Two halves: the reader must never wait for room in the client's queue, which only the
+        // Parts: the reader must never wait for room in the client's queue, which only the
         // reader's own polling empties.
         tokio::select! {
             () = reader.run(events) => {}
-            () = send(client, self.commands, shared) => {}
+            () = send(client.clone(), self.commands, shared) => {}
+            () = follow(client, routes) => {}
             () = stop.cancelled() => {}
         }
     }
@@ -153,12 +157,35 @@ async fn send(client: AsyncClient, mut commands: mpsc::Receiver<Command>, shared
     }
 }
 
+/// Subscribes to what rules add, and leaves what they drop. Each new connection subscribes to all
+/// of it by itself.
+async fn follow(client: AsyncClient, mut routes: watch::Receiver<Arc<Routes>>) {
+    let mut known = Arc::clone(&routes.borrow_and_update());
+    while routes.changed().await.is_ok() {
+        let wanted = Arc::clone(&routes.borrow_and_update());
+        for topic in known.topics.difference(&wanted.topics) {
+            if let Err(error) = client.unsubscribe(topic.clone()).await {
+                tracing::debug!(%error, "topic of a rule not left at the external MQTT broker");
+            }
+        }
+        for topic in wanted.topics.difference(&known.topics) {
+            if let Err(error) = client.subscribe(topic.clone(), QoS::AtLeastOnce).await {
+                tracing::warn!(%error, "no subscription for a rule at the external MQTT broker");
+            }
+        }
+        known = wanted;
+    }
+    // Who told is gone, and with it everything else.
+    std::future::pending::<()>().await;
+}
+
 struct Reader {
     client: AsyncClient,
     outlet: Outlet,
     store: Store,
     handle: BusHandle,
     link_wake: Arc<Notify>,
+    routes: watch::Receiver<Arc<Routes>>,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
 }
@@ -217,7 +244,11 @@ impl Reader {
         self.shared.connection.fetch_add(1, Ordering::AcqRel);
         self.counters.external_connected.store(1, Ordering::Relaxed);
         tracing::info!("external MQTT broker connected");
-        let filters = FILTERS.map(|f| SubscribeFilter::new(f.to_owned(), QoS::AtLeastOnce));
+        let routes = Arc::clone(&self.routes.borrow());
+        let filters = FILTERS
+            .into_iter()
+            .chain(routes.topics.iter().map(String::as_str))
+            .map(|filter| SubscribeFilter::new(filter.to_owned(), QoS::AtLeastOnce));
         // The queue was drained by the reconnect; should it be full all the same, the next
         // reconnect subscribes, and the session keeps the subscriptions of the last time.
         if let Err(error) = self.client.try_subscribe_many(filters) {
@@ -233,7 +264,8 @@ impl Reader {
 
     async fn received(&self, publish: Publish) {
         self.counters.external_in.fetch_add(1, Ordering::Relaxed);
-        let Some(inbound) = inbound(&publish.topic) else {
+        let wanted = Arc::clone(&self.routes.borrow());
+        let Some(inbound) = inbound(&publish.topic, &wanted) else {
             // Nothing of ours; a broker that sent it wants its acknowledgement all the same.
             self.acknowledge(publish);
             return;

@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderValue, StatusCode, h
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::BusError;
-use crate::config::{MqttConfig, MqttTls};
+use crate::config::MqttConfig;
 use crate::hub::tls::{TlsError, certificates, provider, roots};
 
 /// Bytes a WebSocket reads at once; MQTT packets are small.
@@ -31,7 +31,9 @@ const READ_BYTES: usize = 8 << 10;
 
 /// The listeners besides the plain one, bound.
 pub(super) async fn bind(config: &MqttConfig) -> Result<Vec<Listener>, BusError> {
-    let acceptor = config.tls.as_ref().map(acceptor).transpose();
+    let files = config.tls.as_ref();
+    let acceptor = files.map(|tls| acceptor(&tls.cert, &tls.key, tls.client_ca.as_deref()));
+    let acceptor = acceptor.transpose();
     let acceptor = acceptor.map_err(BusError::ListenerTls)?;
     let mut listeners = Vec::new();
     for (listen, has_tls, is_web_socket) in [
@@ -58,19 +60,24 @@ pub(super) async fn bind(config: &MqttConfig) -> Result<Vec<Listener>, BusError>
     Ok(listeners)
 }
 
-fn acceptor(files: &MqttTls) -> Result<TlsAcceptor, TlsError> {
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| TlsError::Read {
-        path: files.key.clone(),
+/// TLS for a port of this node. With `client_ca`, certificates of clients are looked at.
+pub(crate) fn acceptor(
+    cert: &Path,
+    key: &Path,
+    client_ca: Option<&Path>,
+) -> Result<TlsAcceptor, TlsError> {
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsError::Read {
+        path: key.to_owned(),
         reason: error.to_string(),
     })?;
     let builder =
         ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let builder = match &files.client_ca {
+    let builder = match client_ca {
         None => builder.with_no_client_auth(),
         // Who comes without a certificate has a password, or is refused by the access rules.
         Some(ca) => builder.with_client_cert_verifier(verifier(ca)?),
     };
-    let mut config = builder.with_single_cert(certificates(&files.cert)?, key)?;
+    let mut config = builder.with_single_cert(certificates(cert)?, private)?;
     // Devices stay connected: a session cache would only hold memory.
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     Ok(TlsAcceptor::from(Arc::new(config)))

@@ -9,6 +9,8 @@ mod external;
 mod listen;
 mod passwords;
 mod rows;
+#[cfg(test)]
+mod rule_tests;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -24,6 +26,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use wire::message::{Content, Message, Operation, Route};
+use wire::rules::Routes;
 use wire::topic::{self, Inbound};
 
 use crate::clock::UnixMillis;
@@ -33,6 +36,8 @@ use crate::store::{Store, StoreError};
 use crate::twin::{self, LocalPublish, Outcome};
 
 pub use passwords::change as change_password;
+
+pub(crate) use listen::acceptor;
 
 use access::BusAccess;
 use external::External;
@@ -145,7 +150,7 @@ impl BusHandle {
 pub type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Loads the broker, binds its port and prepares the external client. The returned future has to
-/// be spawned; nothing is served before.
+/// be spawned; nothing is served before. What devices publish on topics of `routes` goes to the hub.
 ///
 /// # Errors
 /// See [`BusError`]; none is worth a retry without a change of configuration, except `Listen`.
@@ -153,6 +158,7 @@ pub async fn start(
     config: &BusConfig,
     store: Store,
     link_wake: Arc<Notify>,
+    routes: watch::Receiver<Arc<Routes>>,
     stop: CancellationToken,
 ) -> Result<(BusHandle, Serving), BusError> {
     let counters = Arc::new(Counters::default());
@@ -177,7 +183,11 @@ pub async fn start(
         let mut listeners = listen::bind(&config.inside).await?;
         let listener = TcpListener::bind(&config.listen).await.map_err(at)?;
         let addr = listener.local_addr().map_err(at)?;
-        let storage = Arc::new(BusStorage::new(store.clone(), Arc::clone(&link_wake)));
+        let storage = Arc::new(BusStorage::new(
+            store.clone(),
+            Arc::clone(&link_wake),
+            routes.clone(),
+        ));
         let broker = Broker::load(
             limits(&config.inside),
             Arc::clone(&storage) as Arc<dyn broker::Storage>,
@@ -202,7 +212,7 @@ pub async fn start(
         let outside = async {
             if let Some(external) = external {
                 external
-                    .run(store, for_external, link_wake, stop.clone())
+                    .run(store, for_external, link_wake, routes, stop.clone())
                     .await;
             }
         };
@@ -222,8 +232,15 @@ fn limits(config: &MqttConfig) -> Limits {
 }
 
 /// Whether a publish of a local client concerns the runtime.
-fn inbound(topic: &str) -> Option<Inbound> {
-    topic::parse(topic).filter(Inbound::is_open_to_clients)
+fn inbound(topic: &str, routes: &Routes) -> Option<Inbound> {
+    if let Some(known) = topic::parse(topic) {
+        return Some(known).filter(Inbound::is_open_to_clients);
+    }
+    let is_wanted = |filter: &String| broker::topic::matches(filter, topic);
+    let is_uploaded = !topic::is_runtime_only(topic) && routes.topics.iter().any(is_wanted);
+    is_uploaded.then(|| Inbound::Upload {
+        topic: topic.to_owned(),
+    })
 }
 
 /// Acts on a local client's message inside the store's transaction.

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use broker::{Batch, Busy, Chain, Done, LoadFuture, Storage, StorageError};
 use rusqlite::Connection;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use wire::rules::Routes;
 
 use super::{BusHandle, dispatch, inbound, rows};
 use crate::clock;
@@ -19,15 +20,21 @@ const STATEMENTS_KEPT: usize = 64;
 pub(super) struct BusStorage {
     store: Store,
     link_wake: Arc<Notify>,
+    routes: watch::Receiver<Arc<Routes>>,
     /// Set once, before the broker serves.
     handle: OnceLock<BusHandle>,
 }
 
 impl BusStorage {
-    pub(super) fn new(store: Store, link_wake: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        store: Store,
+        link_wake: Arc<Notify>,
+        routes: watch::Receiver<Arc<Routes>>,
+    ) -> Self {
         Self {
             store,
             link_wake,
+            routes,
             handle: OnceLock::new(),
         }
     }
@@ -68,7 +75,7 @@ impl Storage for BusStorage {
     }
 
     fn wants(&self, topic: &str) -> bool {
-        inbound(topic).is_some()
+        inbound(topic, &self.routes.borrow()).is_some()
     }
 
     fn commit(&self, batch: Batch, done: Done) -> Result<(), Busy> {
@@ -78,10 +85,11 @@ impl Storage for BusStorage {
         let handle = self.handle.get().cloned();
         let link_wake = Arc::clone(&self.link_wake);
         let counting = self.store.clone();
+        let routes = Arc::clone(&self.routes.borrow());
         let submitted = self.store.submit_fn(
             move |tx| {
                 job.batch()
-                    .map_or(Ok(Outcome::default()), |batch| chained(tx, &batch))
+                    .map_or(Ok(Outcome::default()), |batch| chained(tx, &batch, &routes))
             },
             move |result| {
                 let Some(done) = report.done() else { return };
@@ -129,14 +137,14 @@ fn count_refused(store: &Store, error: &StoreError) {
 
 /// Runs a batch, unless an earlier one of its chain failed. A failure shows to the very next job
 /// of the same transaction.
-fn chained(tx: &Connection, batch: &Batch) -> Result<Outcome, StoreError> {
+fn chained(tx: &Connection, batch: &Batch, routes: &Routes) -> Result<Outcome, StoreError> {
     let chain = batch.chain.as_ref();
     if chain.is_some_and(Chain::is_broken) {
         return Err(StoreError::Refused(
             "an earlier message of this connection was not stored".into(),
         ));
     }
-    work(tx, batch).inspect_err(|_| break_off(chain))
+    work(tx, batch, routes).inspect_err(|_| break_off(chain))
 }
 
 fn break_off(chain: Option<&Chain>) {
@@ -145,12 +153,12 @@ fn break_off(chain: Option<&Chain>) {
     }
 }
 
-fn work(tx: &Connection, batch: &Batch) -> Result<Outcome, StoreError> {
+fn work(tx: &Connection, batch: &Batch, routes: &Routes) -> Result<Outcome, StoreError> {
     rows::apply(tx, &batch.ops)?;
     let Some(publish) = &batch.publish else {
         return Ok(Outcome::default());
     };
-    match inbound(&publish.message.topic) {
+    match inbound(&publish.message.topic, routes) {
         Some(inbound) => dispatch(tx, &inbound, &publish.message.payload, clock::unix_millis()),
         None => Ok(Outcome::default()),
     }

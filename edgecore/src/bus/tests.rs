@@ -7,10 +7,10 @@ use tokio::time::timeout;
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A directory and what was written to it before.
-struct Disk {
+pub(super) struct Disk {
     dir: tempfile::TempDir,
 }
 
@@ -28,19 +28,20 @@ impl Disk {
     }
 }
 
-struct Node {
-    bus: BusHandle,
+pub(super) struct Node {
+    pub(super) bus: BusHandle,
     disk: Disk,
     writer: std::thread::JoinHandle<()>,
     store: Store,
     link_wake: Arc<Notify>,
+    pub(super) routes: watch::Sender<Arc<Routes>>,
     stop: CancellationToken,
     serving: JoinHandle<()>,
     /// The last outbox row before the test began.
     baseline: outbox::Seq,
 }
 
-fn config(mode: BusMode, external: &str) -> BusConfig {
+pub(super) fn config(mode: BusMode, external: &str) -> BusConfig {
     BusConfig {
         mode,
         listen: "127.0.0.1:0".into(),
@@ -54,7 +55,7 @@ fn config(mode: BusMode, external: &str) -> BusConfig {
 }
 
 impl Node {
-    async fn start(config: &BusConfig) -> Self {
+    pub(super) async fn start(config: &BusConfig) -> Self {
         Self::on(Disk::new(), config).await
     }
 
@@ -73,13 +74,16 @@ impl Node {
             .await
             .unwrap();
         let (link_wake, stop) = (Arc::new(Notify::new()), CancellationToken::new());
-        let (bus, serving) = start(config, store.clone(), Arc::clone(&link_wake), stop.clone())
+        let (routes, wanted) = watch::channel(Arc::default());
+        let wake = Arc::clone(&link_wake);
+        let (bus, serving) = start(config, store.clone(), wake, wanted, stop.clone())
             .await
             .unwrap();
         Self {
             bus,
             store,
             link_wake,
+            routes,
             stop,
             serving: tokio::spawn(serving),
             baseline,
@@ -88,11 +92,11 @@ impl Node {
         }
     }
 
-    fn port(&self) -> u16 {
+    pub(super) fn port(&self) -> u16 {
         self.bus.listen_addr().unwrap().port()
     }
 
-    async fn outbox(&self) -> Vec<outbox::Pending> {
+    pub(super) async fn outbox(&self) -> Vec<outbox::Pending> {
         let baseline = self.baseline;
         self.store
             .write(move |tx| outbox::pending(tx, baseline, 100))
@@ -100,7 +104,7 @@ impl Node {
             .unwrap()
     }
 
-    async fn stop(self) -> Disk {
+    pub(super) async fn stop(self) -> Disk {
         self.stop.cancel();
         timeout(PATIENCE, self.serving).await.unwrap().unwrap();
         drop((self.bus, self.store));
@@ -109,13 +113,13 @@ impl Node {
     }
 }
 
-struct Device {
+pub(super) struct Device {
     client: AsyncClient,
     events: EventLoop,
 }
 
 impl Device {
-    async fn connect(port: u16, id: &str) -> Self {
+    pub(super) async fn connect(port: u16, id: &str) -> Self {
         Self::with(port, id, true).await
     }
 
@@ -138,11 +142,15 @@ impl Device {
         self.until(|p| matches!(p, Packet::SubAck(_))).await;
     }
 
-    async fn publish(&self, topic: &str, payload: &str) {
+    pub(super) async fn publish(&self, topic: &str, payload: &str) {
         self.client
             .publish(topic, QoS::AtLeastOnce, false, payload)
             .await
             .unwrap();
+    }
+
+    pub(super) async fn puback(&mut self) {
+        self.until(|p| matches!(p, Packet::PubAck(_))).await;
     }
 
     async fn until(&mut self, is_it: impl Fn(&Packet) -> bool) -> Packet {
@@ -401,7 +409,7 @@ async fn an_external_broker_is_asked_again_for_what_could_not_be_stored() {
     stop_other.cancel();
 }
 
-async fn other_broker() -> (u16, CancellationToken, broker::MemoryStorage) {
+pub(super) async fn other_broker() -> (u16, CancellationToken, broker::MemoryStorage) {
     let storage = broker::MemoryStorage::default();
     let access = Arc::new(broker::AllowAll);
     let broker = Broker::load(Limits::default(), Arc::new(storage.clone()), access)

@@ -11,6 +11,7 @@ mod mqtt;
 mod raw;
 mod resources;
 mod schema;
+mod service_bus;
 mod upkeep;
 mod valid;
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::mqtt::RawMqtt;
+use super::service_bus::RawServiceBus;
 use crate::edged::runtime::containerd::RegistryHost;
 
 #[derive(Debug, Deserialize)]
@@ -32,6 +33,7 @@ pub(super) struct Modules {
     pub edged: Edged,
     pub event_bus: EventBus,
     pub meta_manager: MetaManager,
+    pub service_bus: RawServiceBus,
 }
 
 #[derive(Debug, Deserialize)]

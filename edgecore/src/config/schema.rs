@@ -357,6 +357,28 @@ pub(super) const FIELDS: &[Field] = &[
         "an object asked of the hub is waited for 60 s; another value is listed as ignored",
     ),
     f(
+        "modules.serviceBus.enable",
+        "false",
+        "HTTP between this node and the cloud, by rules (docs/operating.md)",
+    ),
+    f(
+        "modules.serviceBus.port",
+        "9060",
+        "where local applications ask; open while a rule of the cloud has a URL for them",
+    ),
+    f("modules.serviceBus.server", "\"127.0.0.1\"", ""),
+    f(
+        "modules.serviceBus.timeout",
+        "60",
+        "seconds that a local application waits for the cloud",
+    ),
+    f(
+        "modules.serviceBus.tlsCertFile",
+        "\"\"",
+        "with a key: HTTPS",
+    ),
+    f("modules.serviceBus.tlsPrivateKeyFile", "\"\"", ""),
+    f(
         "outpost.cgroupRoot",
         "\"/edgepods\"",
         "root of the pods' cgroups",
@@ -590,7 +612,6 @@ pub(super) const IGNORED: &[&str] = &[
     "modules.metaManager.contextSendModule",
     "modules.metaManager.enable",
     "modules.metaManager.metaServer",
-    "modules.serviceBus",
     "modules.taskManager",
 ];
 

@@ -10,11 +10,13 @@ use super::ConfigError;
 use super::mqtt::{self, MqttConfig};
 use super::raw::{self, Raw, StreamRule};
 use super::resources::NodeResources;
+use super::service_bus::service_bus;
 use super::upkeep;
 use crate::dmi::{Admission, DmiConfig, Pace};
 use crate::edged::image_gc::ImagePolicy;
 use crate::edged::runtime::containerd::Registries;
 use crate::outbox::{Policy, PolicyError, RULES_MAX, Rule};
+use crate::servicebus::ServiceBusConfig;
 use crate::twin::HistoryBounds;
 
 /// Several of the largest messages a device can send.
@@ -38,6 +40,8 @@ pub struct Config {
     pub bus: Option<BusConfig>,
     /// `None`: no mappers.
     pub dmi: Option<DmiConfig>,
+    /// `None`: no HTTP between this node and the cloud.
+    pub service_bus: Option<ServiceBusConfig>,
     pub log: LogConfig,
     /// Bound of the outbox; at least [`OUTBOX_BYTES_MIN`].
     pub outbox_bytes_max: u64,
@@ -198,7 +202,7 @@ pub(super) fn wrong(path: impl Into<Cow<'static, str>>, reason: impl Into<String
     }
 }
 
-fn seconds(path: &'static str, value: u32, least: u32) -> Result<Duration, ConfigError> {
+pub(super) fn seconds(path: &'static str, value: u32, least: u32) -> Result<Duration, ConfigError> {
     if value < least || value > 86_400 {
         return Err(wrong(
             path,
@@ -438,6 +442,7 @@ pub(super) fn check(raw: &Raw, ignored: Vec<String>) -> Result<Config, ConfigErr
         runtime: runtime(raw)?,
         bus: bus(raw, &node_name)?,
         dmi: dmi(raw)?,
+        service_bus: service_bus(&raw.modules.service_bus)?,
         log: log(raw)?,
         outbox_bytes_max: outbox_bytes_max(&raw.outpost.outbox_bytes_max)?,
         streams: streams(&raw.outpost.streams)?,

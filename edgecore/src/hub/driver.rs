@@ -20,6 +20,7 @@ use crate::clock;
 use crate::edged::DesiredState;
 use crate::meta::{self, Applied, MetaHandle};
 use crate::outbox;
+use crate::servicebus::Calls;
 use crate::store::{Store, StoreError};
 
 /// Pushes being stored at once; more make the socket wait, and TCP carries the pressure on.
@@ -79,6 +80,7 @@ pub(super) struct Driver {
     store: Store,
     meta: MetaHandle,
     publish: Publisher,
+    calls: Calls,
     done: mpsc::Sender<Done>,
     pub completions: mpsc::Receiver<Done>,
     pushes: usize,
@@ -133,6 +135,7 @@ impl Driver {
             store,
             meta,
             publish,
+            calls: Calls::disabled(),
             done,
             completions,
             pushes: 0,
@@ -154,6 +157,12 @@ impl Driver {
             in_order: false,
             link_dead: false,
         }
+    }
+
+    /// Who takes calls to services of this node.
+    pub(super) fn with_calls(mut self, calls: Calls) -> Self {
+        self.calls = calls;
+        self
     }
 
     /// Whether the socket may be read: the store keeps up.
@@ -378,6 +387,11 @@ impl Driver {
                 );
                 self.finish_row(seq, outbox::expired_one);
             }
+            Event::Push(message) if wire::rules::is_call(&message) => {
+                if let Err(reply) = self.calls.take(*message) {
+                    self.session.best_effort(*reply);
+                }
+            }
             Event::Push(message) => self.store_push(&message),
             Event::Reply { to, message } => {
                 if self.registration.handle_reply(&to, Some(&message), now) {
@@ -457,6 +471,9 @@ impl Driver {
                         }
                         if applied.devices_changed {
                             self.meta.bump_devices();
+                        }
+                        if let Some(routes) = applied.routes {
+                            self.meta.set_routes(routes);
                         }
                         if !applied.publishes.is_empty() {
                             (self.publish)(applied.publishes);

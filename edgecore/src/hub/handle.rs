@@ -171,6 +171,22 @@ pub(super) fn channel(phase: LinkPhase) -> (HubHandle, Inbox) {
     (handle, inbox)
 }
 
+#[cfg(test)]
+impl HubHandle {
+    /// A link that stands, behind which `answer` is.
+    pub(crate) fn answering(
+        mut answer: impl FnMut(Message) -> Result<Message, RequestError> + Send + 'static,
+    ) -> Self {
+        let (handle, mut inbox) = channel(LinkPhase::Connected);
+        tokio::spawn(async move {
+            while let Some(ask) = inbox.asks.recv().await {
+                drop(ask.reply.send(answer(ask.message)));
+            }
+        });
+        handle
+    }
+}
+
 impl HubHandle {
     /// For a node without a hub: statuses stay in memory, requests fail.
     pub fn disabled() -> Self {
@@ -224,6 +240,22 @@ impl HubHandle {
         news.events.push_back(message);
         drop(news);
         self.shared.wake.notify_one();
+    }
+
+    /// Sends once, now: what a caller waits for at the other end is nothing to him after a
+    /// reconnect. False: there is no link.
+    pub fn send_now(&self, message: Message) -> bool {
+        if !*self.shared.connected.borrow() {
+            return false;
+        }
+        let mut news = self.shared.news();
+        if news.events.len() >= limits::BEST_EFFORT_MAX {
+            news.events.pop_front();
+        }
+        news.events.push_back(message);
+        drop(news);
+        self.shared.wake.notify_one();
+        true
     }
 
     pub(super) fn set_node(&self, node: Value) {

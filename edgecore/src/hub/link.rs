@@ -23,6 +23,7 @@ use crate::clock;
 use crate::config::HubConfig;
 use crate::meta::{self, MetaHandle};
 use crate::outbox;
+use crate::servicebus::Calls;
 use crate::store::{Store, StoreError};
 use crate::twin::LocalPublish;
 
@@ -45,6 +46,8 @@ pub struct LinkParts {
     pub store: Store,
     pub meta: MetaHandle,
     pub publish: Publisher,
+    /// Takes calls to services of this node.
+    pub calls: Calls,
     pub floor: Floor,
 }
 
@@ -72,7 +75,8 @@ impl Link {
                 parts.meta,
                 parts.publish,
                 parts.config.history_rows_per_second,
-            ),
+            )
+            .with_calls(parts.calls),
             config: parts.config,
             node: parts.node,
             store: parts.store,

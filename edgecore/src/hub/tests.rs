@@ -225,6 +225,7 @@ async fn edge_with(extensions: Extensions, is_lost: bool) -> (Edge, Hub) {
         store: store.clone(),
         meta: meta.clone(),
         publish: Box::new(|_| {}),
+        calls: crate::servicebus::Calls::disabled(),
         floor: tls::Floor::default(),
     };
     tokio::spawn(link.run(parts, stop.clone()));

@@ -5,9 +5,10 @@ use rusqlite::Connection;
 use serde_json::Value;
 use wire::message::{Message, Operation};
 use wire::resource::{Kind, NULL_NAMESPACE, ResourcePath};
+use wire::rules::Routes;
 
 use super::objects::{self, Key, Object};
-use super::{Sealer, devices};
+use super::{Sealer, devices, routes};
 use crate::clock::UnixMillis;
 use crate::store::StoreError;
 use crate::twin::LocalPublish;
@@ -24,9 +25,11 @@ pub struct Applied {
     pub publishes: Vec<LocalPublish>,
     /// An outbox row was written.
     pub queued: bool,
+    /// What rules want from this node now, when that was told.
+    pub routes: Option<Routes>,
 }
 
-fn refused(reason: impl Into<String>) -> StoreError {
+pub(super) fn refused(reason: impl Into<String>) -> StoreError {
     StoreError::Refused(reason.into())
 }
 
@@ -70,6 +73,12 @@ fn apply_if(
     now_ms: UnixMillis,
     versions: Versions,
 ) -> Result<Applied, StoreError> {
+    if let Some(routes) = routes::apply(tx, message)? {
+        return Ok(Applied {
+            routes: Some(routes),
+            ..Applied::default()
+        });
+    }
     let operation = message.route.operation();
     match ResourcePath::parse(&message.route.resource) {
         ResourcePath::Object {

@@ -15,6 +15,7 @@ impl From<Outcome> for Applied {
         Self {
             changed: false,
             devices_changed: false,
+            routes: None,
             publishes: outcome.publishes,
             queued: outcome.queued,
         }

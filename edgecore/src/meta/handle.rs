@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use wire::body::Reply;
 use wire::message::{Content, Message, Operation, Route};
 use wire::resource::{Kind, NULL_NAMESPACE};
+use wire::rules::Routes;
 
 use super::objects::{self, Key};
-use super::{Sealer, apply};
+use super::{Sealer, apply, routes};
 use crate::clock;
 use crate::edged::{DesiredError, DesiredState, Token, TokenWish};
 use crate::hub::HubHandle;
@@ -28,6 +29,8 @@ pub struct MetaHandle {
     generation: watch::Sender<u64>,
     /// Rises when a device or a model was committed.
     devices: watch::Sender<u64>,
+    /// What rules want from this node.
+    routes: watch::Sender<Arc<Routes>>,
     /// False after the database was lost, until the hub has told everything again.
     complete: Arc<AtomicBool>,
     pub(super) hub: HubHandle,
@@ -45,10 +48,11 @@ impl MetaHandle {
         hub: HubHandle,
     ) -> Result<Self, StoreError> {
         let key = Arc::clone(&sealer);
-        let (unreadable, complete) = store
+        let (unreadable, complete, routes) = store
             .write(move |tx| {
                 let complete = objects::is_complete(tx)?;
-                Ok((objects::forget_unreadable(tx, &key)?, complete))
+                let unreadable = objects::forget_unreadable(tx, &key)?;
+                Ok((unreadable, complete, routes::load(tx)?))
             })
             .await?;
         if !complete {
@@ -68,6 +72,7 @@ impl MetaHandle {
             node: node.into(),
             generation: watch::Sender::new(1),
             devices: watch::Sender::new(1),
+            routes: watch::Sender::new(Arc::new(routes)),
             complete: Arc::new(AtomicBool::new(complete)),
             hub,
             asking: Arc::default(),
@@ -100,6 +105,16 @@ impl MetaHandle {
     /// Rises when devices or models may have changed.
     pub fn devices(&self) -> watch::Receiver<u64> {
         self.devices.subscribe()
+    }
+
+    /// What rules want from this node was committed.
+    pub fn set_routes(&self, routes: Routes) {
+        self.routes.send_replace(Arc::new(routes));
+    }
+
+    /// What rules want from this node, as last told; known before the hub is there.
+    pub fn routes(&self) -> watch::Receiver<Arc<Routes>> {
+        self.routes.subscribe()
     }
 
     async fn local(&self, key: Key) -> Result<Option<Vec<u8>>, DesiredError> {

@@ -9,6 +9,7 @@ mod apply;
 mod devices;
 mod handle;
 mod objects;
+mod routes;
 mod seal;
 mod tokens;
 

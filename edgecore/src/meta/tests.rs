@@ -214,3 +214,40 @@ fn fault_11_a_device_sent_again_after_an_outage_reaches_the_device_whoever_sent_
     let delta: Value = serde_json::from_slice(&delta.unwrap().payload).unwrap();
     assert_eq!(delta["delta"]["level"], "30");
 }
+
+#[test]
+fn what_rules_want_from_the_node_is_kept_and_bounded() {
+    use wire::rules::{EVENT_BUS, Routes, TO_SERVICE_BUS};
+    let node = Node::new();
+    let told = |message: &Message| node.apply(message).unwrap().routes.unwrap();
+    let step = |source: &str, operation: &str, resource: &str| {
+        let operation = Operation::Other(operation.into());
+        let route = Route::new(source, "user", &operation, resource);
+        told(&Message::new("1", 1, route, Content::null()))
+    };
+    // KubeEdge's, one at a time; a URL looks like a path of an object and is none.
+    step(EVENT_BUS, "subscribe", "default/a/#");
+    step(TO_SERVICE_BUS, "start", "http://h/pod/x");
+    let both = step(EVENT_BUS, "subscribe", "default/b");
+    assert_eq!((both.topics.len(), both.urls.len()), (2, 1));
+    assert_eq!(routes::load(node.db.reader()).unwrap(), both);
+    let fewer = step(TO_SERVICE_BUS, "stop", "http://h/pod/x");
+    assert!(fewer.urls.is_empty());
+    // Ours, all at once: what is not in it is gone. What is no topic is left out, not refused.
+    let mut wanted = Routes::default();
+    wanted
+        .topics
+        .extend((0..300).map(|n| format!("default/{n:03}")));
+    wanted
+        .topics
+        .extend(["$SYS/#".into(), "a#".into(), "x".repeat(3000)]);
+    let whole = told(&wanted.into_message("1".into(), 1));
+    assert_eq!(whole.topics.len(), 256);
+    assert!(
+        whole
+            .topics
+            .iter()
+            .all(|topic| topic.starts_with("default/"))
+    );
+    assert_eq!(routes::load(node.db.reader()).unwrap(), whole);
+}

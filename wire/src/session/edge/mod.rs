@@ -94,6 +94,7 @@ pub struct EdgeSession {
     latest: BTreeMap<String, Latest>,
     latest_order: VecDeque<String>,
     best_effort: VecDeque<Message>,
+    best_effort_bytes: usize,
     requests: BTreeMap<String, (Option<Message>, Instant)>,
     /// Ids of the last pushes acknowledged on this connection (protocol §10.2).
     seen: VecDeque<String>,
@@ -116,6 +117,7 @@ impl EdgeSession {
             latest: BTreeMap::new(),
             latest_order: VecDeque::new(),
             best_effort: VecDeque::new(),
+            best_effort_bytes: 0,
             requests: BTreeMap::new(),
             seen: VecDeque::new(),
             priority: VecDeque::new(),
@@ -281,12 +283,25 @@ impl EdgeSession {
 
     /// Sends once if the link is up. When too many wait, the oldest is dropped; `true` says so.
     pub fn best_effort(&mut self, message: Message) -> bool {
-        let full = self.best_effort.len() >= limits::BEST_EFFORT_MAX;
-        if full {
-            self.best_effort.pop_front();
+        let bytes = message.content.raw().len();
+        let mut full = false;
+        while self.best_effort.len() >= limits::BEST_EFFORT_MAX
+            || self.best_effort_bytes + bytes > limits::BEST_EFFORT_BYTES_MAX
+        {
+            if self.next_best_effort().is_none() {
+                break;
+            }
+            full = true;
         }
+        self.best_effort_bytes += bytes;
         self.best_effort.push_back(message);
         full
+    }
+
+    fn next_best_effort(&mut self) -> Option<Message> {
+        let message = self.best_effort.pop_front()?;
+        self.best_effort_bytes -= message.content.raw().len();
+        Some(message)
     }
 
     /// Sends a request; `Reply` or `RequestFailed` follows with its id.

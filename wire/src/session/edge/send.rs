@@ -6,7 +6,7 @@ use super::{EdgeSession, Event};
 use crate::extension::{Batch, Entry};
 use crate::limits;
 use crate::message::{Content, Message, Operation, Route};
-use crate::resource::ResourcePath;
+use crate::resource::{Kind, ResourcePath};
 use crate::session::Transmit;
 
 impl EdgeSession {
@@ -38,8 +38,7 @@ impl EdgeSession {
         if let Some(message) = durable {
             return Some(Transmit::Message(Box::new(message)));
         }
-        self.best_effort
-            .pop_front()
+        self.next_best_effort()
             .map(|message| Transmit::Message(Box::new(message)))
     }
 
@@ -162,6 +161,10 @@ impl EdgeSession {
 /// uploads are not (§5.1.5, §5.1.7).
 fn is_confirmed_by_plain_hub(message: &Message) -> bool {
     match ResourcePath::parse(&message.route.resource) {
+        // Never answered (§5.1.4).
+        ResourcePath::Object {
+            kind: Kind::Event, ..
+        } => false,
         ResourcePath::DeviceTwin { .. }
         | ResourcePath::DeviceState { .. }
         | ResourcePath::Object { .. } => message.route.operation() != Operation::Upload,
