@@ -39,12 +39,14 @@ use crate::{
     readings::{self, Bounds, Forwarder, Health, Intake, Readings, Target},
     rules::{
         self,
-        rest::{Rest, Waiting},
+        ask::Asks,
+        rest::{self, Rest, Waiting},
+        tally::Tallies,
     },
     scheduler::Scheduler,
     session::{Registry, Services},
     supervise::{Exit, Supervisor},
-    upstream::Upstream,
+    upstream::{self, Upstream},
     volumes,
 };
 
@@ -58,6 +60,9 @@ pub struct Ports {
     pub websocket: u16,
     /// Joining.
     pub bootstrap: u16,
+    /// Rules whose source is HTTP, where they have a port of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<u16>,
 }
 
 /// A hub that has been put together and runs.
@@ -72,6 +77,7 @@ struct Listeners {
     api: TcpListener,
     websocket: TcpListener,
     bootstrap: TcpListener,
+    router: Option<TcpListener>,
 }
 
 /// What several tasks share.
@@ -89,6 +95,7 @@ struct Parts {
     health: Health,
     intake: Intake,
     waiting: Waiting,
+    tallies: Tallies,
 }
 
 impl Hub {
@@ -101,16 +108,24 @@ impl Hub {
             api: bind(config.listen.api, "listen.api").await?,
             websocket: bind(config.listen.websocket, "listen.websocket").await?,
             bootstrap: bind(config.listen.bootstrap, "listen.bootstrap").await?,
+            router: match config.router.listen {
+                Some(address) => Some(bind(address, "router.listen").await?),
+                None => None,
+            },
         };
         let ports = Ports {
             api: listeners.api.local_addr()?.port(),
             websocket: listeners.websocket.local_addr()?.port(),
             bootstrap: listeners.bootstrap.local_addr()?.port(),
+            router: match &listeners.router {
+                Some(listener) => Some(listener.local_addr()?.port()),
+                None => None,
+            },
         };
         let parts = open(config).await?;
         let mut tasks = Supervisor::new(stop);
         start_controllers(&mut tasks, &parts);
-        start_readings(&mut tasks, &parts)?;
+        start_readings(&mut tasks, &parts);
         start_listeners(&mut tasks, &parts, listeners)?;
         announce(&parts, &ports)?;
         Ok(Self { ports, tasks })
@@ -158,6 +173,7 @@ async fn open(config: Config) -> Result<Parts, anyhow::Error> {
         readings,
         health: Health::default(),
         waiting: Waiting::default(),
+        tallies: Tallies::default(),
         registry: Arc::new(Registry::new(Instant::now())),
         ledger: Arc::new(Ledger::new(
             Arc::clone(&store),
@@ -222,9 +238,11 @@ fn start_controllers(tasks: &mut Supervisor, parts: &Parts) {
     let controller = rules::Controller {
         kube: parts.kube.clone(),
         readings: parts.readings.clone(),
-        recorder,
+        recorder: Arc::clone(&recorder),
     };
     tasks.spawn("rules", controller.run(tasks.stop()));
+    let (tallies, kube) = (parts.tallies.clone(), parts.kube.clone());
+    tasks.spawn("rule counts", tallies.run(kube, recorder, tasks.stop()));
     let ttl_secs = parts.config.history.event_ttl_secs;
     let (store, kube) = (Arc::clone(&parts.store), parts.kube.clone());
     tasks.spawn(
@@ -254,9 +272,9 @@ fn open_readings(config: &Config) -> Result<Option<Readings>, anyhow::Error> {
     Ok(Some(opened))
 }
 
-fn start_readings(tasks: &mut Supervisor, parts: &Parts) -> Result<(), anyhow::Error> {
+fn start_readings(tasks: &mut Supervisor, parts: &Parts) {
     let Some(readings) = &parts.readings else {
-        return Ok(());
+        return;
     };
     tasks.spawn(
         "readings housekeeping",
@@ -265,23 +283,30 @@ fn start_readings(tasks: &mut Supervisor, parts: &Parts) -> Result<(), anyhow::E
     let telemetry = &parts.config.telemetry;
     let mut names = std::collections::BTreeSet::new();
     for forward in &telemetry.forward {
-        anyhow::ensure!(
-            !forward.name.is_empty() && names.insert(&forward.name),
-            "telemetry.forward: every entry needs a name of its own"
-        );
-        let forwarder = forwarder(forward, telemetry.age_secs_max)
-            .with_context(|| format!("telemetry.forward: `{}`", forward.name))?;
+        if forward.name.is_empty() || !names.insert(&forward.name) {
+            // Its place in the readings is kept under its name.
+            tracing::error!(
+                name = forward.name,
+                "telemetry.forward: an entry without a name of its own is left out"
+            );
+            continue;
+        }
+        let (settings, age_secs_max) = (forward.clone(), telemetry.age_secs_max);
+        let make = move || {
+            forwarder(&settings, age_secs_max)
+                .map_err(|error| format!("telemetry.forward: `{}`: {error:#}", settings.name))
+        };
         tasks.spawn(
             "forwarder",
             readings::forward(
                 readings.clone(),
-                forwarder,
+                forward.name.clone(),
+                make,
                 parts.health.clone(),
                 tasks.stop(),
             ),
         );
     }
-    Ok(())
 }
 
 fn forwarder(forward: &Forward, age_secs_max: u64) -> Result<Forwarder, anyhow::Error> {
@@ -341,8 +366,11 @@ fn start_listeners(
         Arc::clone(&parts.ledger),
         parts.intake.clone(),
         Arc::clone(&parts.leases),
-        Arc::clone(&parts.accounts),
-        authority.pem().to_owned(),
+        (Arc::clone(&parts.accounts), authority.pem().to_owned()),
+        upstream::Rules {
+            waiting: parts.waiting.clone(),
+            asks: Asks::new(parts.kube.clone(), parts.tallies.clone()),
+        },
     );
     let services = Arc::new(Services {
         registry: Arc::clone(&parts.registry),
@@ -385,11 +413,24 @@ fn start_listeners(
                 kube: parts.kube.clone(),
                 registry: Arc::clone(&parts.registry),
                 waiting: parts.waiting.clone(),
+                tallies: parts.tallies.clone(),
+                answer_within: Duration::from_secs(parts.config.router.answer_secs_max.max(1)),
+                room: rest::Room::default(),
             },
             service: Service::new(parts.kube.api().clone(), Arc::new(AllowMasters))
                 .with_tokens(Arc::<Accounts>::clone(&parts.accounts)),
             accounts: Arc::clone(&parts.accounts),
         });
+    if let Some(listener) = listeners.router {
+        let (state, stop) = (Arc::clone(&state), tasks.stop());
+        let is_anonymous = parts.config.router.anonymous;
+        tasks.spawn("router listener", async move {
+            https::serve(listener, None, stop, move |peer, request| {
+                api::router(Arc::clone(&state), is_anonymous, peer, request)
+            })
+            .await
+        });
+    }
     let stop = tasks.stop();
     tasks.spawn("api listener", async move {
         https::serve(listeners.api, tls, stop, move |peer, request| {

@@ -27,6 +27,22 @@ pub struct Config {
     pub history: History,
     /// Readings of devices and uploads.
     pub telemetry: Telemetry,
+    /// Rules whose source is HTTP.
+    pub router: Router,
+}
+
+/// Rules whose source is HTTP. They are always served on the API's listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Router {
+    /// A port of its own, plain HTTP, where KubeEdge has it (`0.0.0.0:9443`):
+    /// `http://<hub>:9443/<node>/<namespace>/<path>`. Without, there is none.
+    pub listen: Option<SocketAddr>,
+    /// On that port nobody has to say who they are, as with KubeEdge. False: a bearer token, as
+    /// the API takes it.
+    pub anonymous: bool,
+    /// How long a service of a node is waited for.
+    pub answer_secs_max: u64,
 }
 
 /// Listening addresses; port 0 takes a free one, written to `<data_dir>/ports.json`.
@@ -125,6 +141,17 @@ impl Default for Config {
             session: Session::default(),
             history: History::default(),
             telemetry: Telemetry::default(),
+            router: Router::default(),
+        }
+    }
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            anonymous: false,
+            answer_secs_max: 60,
         }
     }
 }

@@ -8,6 +8,7 @@
 pub mod desired;
 pub mod index;
 pub mod messages;
+mod routes;
 
 use std::{
     collections::HashMap,
@@ -28,6 +29,7 @@ use crate::{
     clock,
     keys::{self, DEVICES_GROUP, ObjectKey, REGISTRY},
     pki::enroll::node_key,
+    rules,
     session::{Close, Registry, SessionHandle},
 };
 
@@ -52,6 +54,7 @@ pub struct Controller {
     registry: Arc<Registry>,
     requests: mpsc::Receiver<SyncRequest>,
     index: Arc<RwLock<Index>>,
+    told: routes::ToldBy,
 }
 
 /// Makes both sides.
@@ -69,6 +72,7 @@ pub fn new(store: Arc<dyn Store>, registry: Arc<Registry>) -> (Downstream, Contr
             registry,
             requests,
             index,
+            told: routes::ToldBy::default(),
         },
     )
 }
@@ -152,7 +156,7 @@ impl Controller {
 
     /// Reads the placement of everything and watches from there; with `again`, everybody who is
     /// connected is brought up to date as well.
-    async fn rebuild(&self, again: Option<()>) -> Result<Box<dyn Watcher>, StoreError> {
+    async fn rebuild(&mut self, again: Option<()>) -> Result<Box<dyn Watcher>, StoreError> {
         let at = self.store.revision().await?;
         let mut fresh = Index::default();
         for (kind, prefix) in [
@@ -206,7 +210,7 @@ impl Controller {
     }
 
     /// One change of the store.
-    async fn take(&self, event: &Event) -> Result<(), StoreError> {
+    async fn take(&mut self, event: &Event) -> Result<(), StoreError> {
         let Some(key) = ObjectKey::parse(&event.key) else {
             return Ok(());
         };
@@ -233,8 +237,13 @@ impl Controller {
             ("core", "persistentvolumeclaims") => self.claim(&key, event).await,
             ("core", "nodes") => {
                 self.node(&key, event);
+                if event.value.is_none() {
+                    self.forget_routes(key.name);
+                }
                 Ok(())
             }
+            // A status that is written changes no route, and every request writes one.
+            (rules::GROUP, _) if changes_spec(event) => self.reroute().await,
             _ => Ok(()),
         }
     }
@@ -416,7 +425,7 @@ impl Controller {
 
     /// Offers a node what it should have as of `at`, or the differences to what it holds.
     async fn bring_up(
-        &self,
+        &mut self,
         session: &SessionHandle,
         held: Option<Inventory>,
         at: Revision,
@@ -487,6 +496,7 @@ impl Controller {
         if plain {
             session.notice(messages::membership_detail(&devices));
         }
+        self.route(session, has_joined).await?;
         // A store that was lost does not know what is everything.
         if has_joined {
             session.synced();
@@ -548,6 +558,11 @@ impl Controller {
         };
         Ok(entry.as_ref().and_then(decode))
     }
+}
+
+fn changes_spec(event: &Event) -> bool {
+    let spec = |object: Option<Arc<Value>>| object.map(|object| object["spec"].clone());
+    spec(event.object()) != spec(event.previous())
 }
 
 /// Kinds that this controller places on nodes.

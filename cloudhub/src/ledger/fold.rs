@@ -40,15 +40,18 @@ struct Device {
 /// The changes of one transaction.
 pub(super) struct Fold<'a> {
     node: &'a str,
+    /// Of the node's numbers; `None` for a plain node, which has none.
+    epoch: Option<&'a str>,
     store: &'a dyn Store,
     /// `None`: not a device of this node.
     devices: BTreeMap<(String, String), Option<Device>>,
 }
 
 impl<'a> Fold<'a> {
-    pub(super) fn new(node: &'a str, store: &'a dyn Store) -> Self {
+    pub(super) fn new(node: &'a str, epoch: Option<&'a str>, store: &'a dyn Store) -> Self {
         Self {
             node,
+            epoch,
             store,
             devices: BTreeMap::new(),
         }
@@ -67,7 +70,7 @@ impl<'a> Fold<'a> {
         told: &Entry,
         count: u64,
     ) -> Result<LogEntry, StoreError> {
-        let message = &told.message;
+        let (message, epoch) = (&told.message, self.epoch);
         let mut entry = LogEntry {
             seq,
             stream: told.stream.clone(),
@@ -87,8 +90,10 @@ impl<'a> Fold<'a> {
                     if !told.history
                         && let Some(device) = self.device(&namespace, &name).await?
                     {
+                        begin_epoch(&mut device.status, epoch);
                         merge_twins(&mut device.status, &report);
                         extend(&mut device.status, seq, count, &report.event_id);
+                        note_epoch(&mut device.status, epoch);
                     }
                 }
             }
@@ -265,6 +270,32 @@ fn part(value: &TwinValue, kind: Option<&str>) -> Value {
         metadata.insert("type".into(), kind.into());
     }
     json!({ "value": value.value.clone().unwrap_or_default(), "metadata": metadata })
+}
+
+/// A node that was set up anew counts its versions from the start, maybe with a clock that is years
+/// behind: neither says that a report is old. Within an epoch the node's own order does, and an
+/// older epoch does not come after a newer one.
+fn begin_epoch(object: &mut Value, epoch: Option<&str>) {
+    let known = object.pointer("/status/extensions/outpost/epoch");
+    let known = known.and_then(Value::as_str);
+    if epoch.is_none() || known == epoch {
+        return;
+    }
+    let at = format!("/status/extensions/{PROPERTIES}");
+    let properties = object.pointer_mut(&at).and_then(Value::as_object_mut);
+    for facts in properties.into_iter().flat_map(Map::values_mut) {
+        if let Some(facts) = facts.as_object_mut() {
+            facts.remove("reported");
+            facts.remove("desired");
+        }
+    }
+}
+
+fn note_epoch(object: &mut Value, epoch: Option<&str>) {
+    let outpost = object.pointer_mut("/status/extensions/outpost");
+    if let (Some(epoch), Some(Value::Object(outpost))) = (epoch, outpost) {
+        outpost.insert("epoch".to_owned(), epoch.into());
+    }
 }
 
 fn merge_twins(object: &mut Value, report: &TwinMessage) {

@@ -74,6 +74,35 @@ async fn fault_07_a_late_repeat_of_an_old_value_does_not_come_back() {
 }
 
 #[tokio::test]
+async fn a_node_set_up_anew_with_a_clock_of_the_past_is_believed() {
+    let hub = Hub::new().await;
+    let commit = async |epoch: &str, first: u64, readings: &[i64]| {
+        let entries = readings.iter().zip(first..).map(|(n, seq)| Entry {
+            seq,
+            stream: "twin/plant/t1".to_owned(),
+            message: nth(*n),
+            history: false,
+        });
+        let batch = Batch {
+            epoch: epoch.to_owned(),
+            after: first - 1,
+            entries: entries.collect(),
+        };
+        hub.1.commit("e1", &batch).await.unwrap();
+        let entry = hub.0.get(&keys::device_status("plant", "t1")).await;
+        let object: Value = serde_json::from_slice(&entry.unwrap().unwrap().value).unwrap();
+        object["status"]["twins"][0]["reported"]["value"].clone()
+    };
+    assert_eq!(commit("first", 1, &[1000]).await, "1000");
+    // The same node's versions rise; an older one is late.
+    assert_eq!(commit("first", 2, &[999]).await, "1000");
+    // Its disk was replaced: version and time are lower than all that was seen.
+    assert_eq!(commit("second", 1, &[3]).await, "3");
+    assert_eq!(commit("second", 2, &[2]).await, "3");
+    assert_eq!(commit("second", 3, &[4]).await, "4");
+}
+
+#[tokio::test]
 async fn fault_14_the_first_report_of_a_property_has_its_value() {
     let hub = Hub::new().await;
     let status = hub.take(&nth(1)).await;

@@ -228,7 +228,7 @@ impl Ledger {
             epoch.clone_into(&mut record.epoch);
             record.sequence = 0;
         }
-        let mut fold = Fold::new(node, &*self.store);
+        let mut fold = Fold::new(node, (!plain).then_some(epoch), &*self.store);
         let mut log = Vec::new();
         let mut taken = 0;
         for entry in entries {

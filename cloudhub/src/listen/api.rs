@@ -82,18 +82,9 @@ pub async fn handle(
     peer: Peer,
     mut request: Request<Incoming>,
 ) -> Response<AnyBody> {
-    let caller = match authenticate(&state.pki, &peer, request.headers()) {
-        Ok(caller) => caller,
-        Err(Unauthorized) => match account(&state.accounts, request.headers()).await {
-            Some(caller) => caller,
-            None => {
-                return any(status(
-                    StatusCode::UNAUTHORIZED,
-                    "Unauthorized",
-                    "Unauthorized",
-                ));
-            }
-        },
+    let Some(caller) = caller(&state, &peer, request.headers()).await else {
+        let refused = status(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized");
+        return any(refused);
     };
     let is_known = !caller.groups.iter().any(|g| g == UNAUTHENTICATED);
     let issuer = match (
@@ -110,11 +101,7 @@ pub async fn handle(
     if request.uri().path().starts_with("/outpost/") {
         return any(outpost(&state, &caller, request).await);
     }
-    let user = User {
-        name: caller.user,
-        groups: caller.groups,
-        uid: caller.uid,
-    };
+    let user = user(caller);
     if request.uri().path().starts_with(readings::GROUP_PREFIX) {
         let uri = request.uri();
         let asked = (
@@ -127,7 +114,7 @@ pub async fn handle(
         return any(answer.map_or_else(|error| api_error(&error), |v| json(StatusCode::OK, &v)));
     }
     if request.uri().path().starts_with(rest::PREFIX) {
-        return any(rule(&state.rest, &user, request).await);
+        return any(rule(&state.rest, Some(&user), rest::PREFIX, request).await);
     }
     request.extensions_mut().insert(user);
     any(state.service.handle(request).await)
@@ -204,16 +191,73 @@ pub fn status(code: StatusCode, reason: &str, message: &str) -> Response<Full<By
 }
 
 /// Hands a request on by a rule.
-async fn rule(rest: &Rest, user: &User, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn rule(
+    rest: &Rest,
+    user: Option<&User>,
+    below: &str,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
-    let body = match Limited::new(body, rest::BODY_BYTES_MAX).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => return status(StatusCode::BAD_REQUEST, "BadRequest", &error.to_string()),
+    let asked = rest::Asked {
+        method: &parts.method,
+        path: parts.uri.path().strip_prefix(below).unwrap_or_default(),
+        query: parts.uri.query().unwrap_or_default(),
+        headers: &parts.headers,
+        body: Bytes::new(),
+        is_authenticated: user.is_some(),
     };
-    let asked = (&parts.method, parts.uri.path());
-    match rest.handle(&AllowMasters, user, asked, &body).await {
-        Ok((code, answer)) => json(code, &answer),
+    // Before the body: a stranger's is not read.
+    if let Some(user) = user
+        && let Err(error) = Rest::authorize(&AllowMasters, user, &asked)
+    {
+        return api_error(&error);
+    }
+    let Some(room) = rest.room.take() else {
+        let words = "too many requests for rules at once";
+        return rest::refusal(StatusCode::TOO_MANY_REQUESTS, words);
+    };
+    let body = Limited::new(body, rest::BODY_BYTES_MAX).collect();
+    let body = match tokio::time::timeout(rest::BODY_WITHIN, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) => return rest::refusal(StatusCode::BAD_REQUEST, &error.to_string()),
+        Err(_) => return rest::refusal(StatusCode::REQUEST_TIMEOUT, "the body did not come"),
+    };
+    drop(room);
+    match rest.handle(rest::Asked { body, ..asked }).await {
+        Ok(answer) => answer,
         Err(error) => api_error(&error),
+    }
+}
+
+/// Answers on the port that rules have for themselves.
+pub async fn router(
+    state: Arc<ApiState>,
+    is_anonymous: bool,
+    peer: Peer,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    if is_anonymous {
+        return rule(&state.rest, None, "/", request).await;
+    }
+    let Some(caller) = caller(&state, &peer, request.headers()).await else {
+        return status(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized");
+    };
+    rule(&state.rest, Some(&user(caller)), "/", request).await
+}
+
+fn user(caller: Caller) -> User {
+    User {
+        name: caller.user,
+        groups: caller.groups,
+        uid: caller.uid,
+    }
+}
+
+/// Who asks; `None`: by credentials that are nobody's.
+async fn caller(state: &ApiState, peer: &Peer, headers: &http::HeaderMap) -> Option<Caller> {
+    match authenticate(&state.pki, peer, headers) {
+        Ok(caller) => Some(caller),
+        Err(Unauthorized) => account(&state.accounts, headers).await,
     }
 }
 

@@ -27,10 +27,10 @@ pub struct Peer {
     pub identity: Option<Arc<Identity>>,
 }
 
-/// Accepts until `stop`; every request goes to `handler`.
+/// Accepts until `stop`; every request goes to `handler`. Without `tls` it is plain HTTP.
 pub async fn serve<H, F, B>(
     listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
+    tls: impl Into<Option<Arc<rustls::ServerConfig>>>,
     stop: CancellationToken,
     handler: H,
 ) -> Result<(), anyhow::Error>
@@ -40,7 +40,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let acceptor = TlsAcceptor::from(tls);
+    let acceptor = tls.into().map(TlsAcceptor::from);
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let tasks = TaskTracker::new();
     loop {
@@ -64,6 +64,12 @@ where
         tasks.spawn(async move {
             let _permit = permit;
             let _ = stream.set_nodelay(true);
+            let Some(acceptor) = acceptor else {
+                let identity = None;
+                let peer = Peer { address, identity };
+                connection(TokioIo::new(stream), peer, stop, handler).await;
+                return;
+            };
             let accepted = tokio::time::timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await;
             let tls = match accepted {
                 Ok(Ok(tls)) => tls,

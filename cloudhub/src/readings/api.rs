@@ -5,6 +5,7 @@
 //! * `GET /apis/telemetry.outpost.dev/v1/uploads?topic=T&node=N&…` as above
 //! * `GET /apis/telemetry.outpost.dev/v1/forwards`: what each forwarder has handed on
 //!
+//! `history` of a reading says that it waited at the node while newer ones were told before it.
 //! Times are RFC 3339 or Unix milliseconds. `last=N` gives the newest N, oldest of them first.
 //! Who may ask is asked of the API's authorizer: `get` of `devices/readings`, `uploads` and
 //! `forwards` in the group.
@@ -150,7 +151,7 @@ async fn forwards(readings: &Readings, health: &Health) -> Result<Value, ApiErro
 pub(super) fn shown(kept: &Kept) -> Value {
     let mut item = json!({
         "id": kept.id, "node": kept.node, "time": rfc3339(kept.at),
-        "received": rfc3339(kept.received), "value": kept.value,
+        "received": rfc3339(kept.received), "value": kept.value, "history": kept.history,
     });
     if kept.property.is_empty() {
         item["topic"] = kept.source.as_str().into();

@@ -42,7 +42,8 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS reading (
         id INTEGER PRIMARY KEY,
         series INTEGER NOT NULL, at INTEGER NOT NULL, received INTEGER NOT NULL,
-        value TEXT NOT NULL
+        value TEXT NOT NULL,
+        history INTEGER NOT NULL DEFAULT 0 -- part of a node's backlog
     );
     CREATE INDEX IF NOT EXISTS reading_by_time ON reading (series, at);
     CREATE TABLE IF NOT EXISTS position (
@@ -54,7 +55,7 @@ const SCHEMA: &str = "
         base INTEGER NOT NULL, cursor INTEGER NOT NULL,
         delivered INTEGER NOT NULL, expired INTEGER NOT NULL, evicted INTEGER NOT NULL
     ) WITHOUT ROWID;
-    PRAGMA user_version = 1;
+    PRAGMA user_version = 2;
 ";
 
 /// How far a forwarder is: `accepted = delivered + pending + expired + evicted`.
@@ -101,6 +102,8 @@ pub struct Kept {
     pub received: i64,
     /// The value.
     pub value: String,
+    /// It waited at the node while newer ones were told before it.
+    pub history: bool,
 }
 
 /// Which series a query is about.
@@ -162,6 +165,7 @@ impl Db {
         conn.pragma_update(None, "journal_mode", "WAL")?;
         conn.pragma_update(None, "synchronous", "FULL")?;
         conn.pragma_update(None, "journal_size_limit", 16 << 20)?;
+        migrate(&conn)?;
         conn.execute_batch(SCHEMA)?;
         let state = conn.query_row(
             "SELECT newest, gone, bytes, series, refused FROM state",
@@ -274,8 +278,15 @@ impl Db {
         self.state.newest += 1;
         self.state.bytes += cost(row.value.len());
         self.conn
-            .prepare_cached("INSERT INTO reading VALUES (?, ?, ?, ?, ?)")?
-            .execute(params![self.state.newest, series, row.at, now, row.value])?;
+            .prepare_cached("INSERT INTO reading VALUES (?, ?, ?, ?, ?, ?)")?
+            .execute(params![
+                self.state.newest,
+                series,
+                row.at,
+                now,
+                row.value,
+                row.history
+            ])?;
         Ok(())
     }
 
@@ -403,6 +414,20 @@ impl Db {
     }
 }
 
+/// From the first version, which did not know what was history.
+fn migrate(conn: &Connection) -> rusqlite::Result<()> {
+    let version: i64 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+    if version == 1 {
+        conn.execute_batch(
+            "BEGIN;
+             ALTER TABLE reading ADD COLUMN history INTEGER NOT NULL DEFAULT 0;
+             PRAGMA user_version = 2;
+             COMMIT;",
+        )?;
+    }
+    Ok(())
+}
+
 fn cost(len: usize) -> i64 {
     i64::try_from(len).unwrap_or(i64::MAX / 2) + ROW_BYTES
 }
@@ -435,7 +460,7 @@ pub(super) fn all_progress(conn: &Connection) -> rusqlite::Result<Vec<(String, P
     names.into_iter().map(with).collect()
 }
 
-const KEPT: &str = "SELECT r.id, s.node, s.source, s.property, r.at, r.received, r.value
+const KEPT: &str = "SELECT r.id, s.node, s.source, s.property, r.at, r.received, r.value, r.history
                     FROM reading r JOIN series s ON s.id = r.series";
 
 fn kept(row: &rusqlite::Row<'_>) -> rusqlite::Result<Kept> {
@@ -447,6 +472,7 @@ fn kept(row: &rusqlite::Row<'_>) -> rusqlite::Result<Kept> {
         at: row.get(4)?,
         received: row.get(5)?,
         value: row.get(6)?,
+        history: row.get(7)?,
     })
 }
 

@@ -23,6 +23,8 @@ const BATCH_MAX: usize = 256;
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// The longest pause.
 const RETRY_MAX: Duration = Duration::from_secs(60);
+/// Settings that could not be used are read again after this.
+const SETTINGS_AGAIN: Duration = Duration::from_secs(5);
 /// A receiver that has not taken a batch within this has failed.
 const TAKE_WITHIN: Duration = Duration::from_secs(30);
 
@@ -104,22 +106,52 @@ impl Health {
     }
 }
 
-/// Runs until `stop`.
+/// Runs until `stop`. Settings that cannot be used end nobody: what comes waits, the error is in the
+/// forwarder's `lastError`, and they are read again, since a file of theirs may be mended.
 pub async fn run(
     readings: Readings,
+    name: String,
+    make: impl Fn() -> Result<Forwarder, String> + Send,
+    health: Health,
+    stop: CancellationToken,
+) -> Result<(), anyhow::Error> {
+    readings.register(&name).await?;
+    let mut told = String::new();
+    let (forwarder, sink) = loop {
+        let made = make().map_err(ForwardError::Settings);
+        match made.and_then(|forwarder| Ok((Sink::new(&forwarder)?, forwarder))) {
+            Ok((sink, forwarder)) => break (forwarder, sink),
+            Err(error) => {
+                health.note(&name, Some(&error));
+                let error = error.to_string();
+                if error != told {
+                    tracing::error!(
+                        forwarder = name,
+                        error,
+                        "settings of a forwarder cannot be used; readings wait for it"
+                    );
+                    told = error;
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(SETTINGS_AGAIN) => {}
+        }
+    };
+    health.note(&name, None);
+    serve(readings, forwarder, sink, health, stop).await
+}
+
+async fn serve(
+    readings: Readings,
     forwarder: Forwarder,
+    sink: Sink,
     health: Health,
     stop: CancellationToken,
 ) -> Result<(), anyhow::Error> {
     let mut pause = RETRY_FIRST;
     let mut newest = readings.newest();
-    let sink = match Sink::new(&forwarder) {
-        Ok(sink) => sink,
-        Err(error) => {
-            anyhow::bail!("telemetry.forward: `{}`: {error}", forwarder.name);
-        }
-    };
-    readings.register(&forwarder.name).await?;
     let mut failing = false;
     loop {
         newest.borrow_and_update();

@@ -62,6 +62,9 @@ impl Intake {
             {
                 rows.clear();
             }
+            for row in &mut rows {
+                row.history = entry.history;
+            }
             kept.push((entry.seq, rows));
         }
         readings.append(node, epoch, kept).await

@@ -24,6 +24,8 @@ pub(super) struct Row {
     /// The device's own time, Unix milliseconds.
     pub(super) at: i64,
     pub(super) value: String,
+    /// It waited at the node while newer ones were told before it.
+    pub(super) history: bool,
 }
 
 impl Row {
@@ -47,6 +49,7 @@ pub(super) fn rows(message: &Message) -> Vec<Row> {
             property: String::new(),
             at: stamp(message.header.timestamp),
             value: text.into_owned(),
+            history: false,
         }];
     }
     match ResourcePath::parse(&message.route.resource) {
@@ -66,6 +69,7 @@ pub(super) fn rows(message: &Message) -> Vec<Row> {
                     property,
                     at: stamp(at),
                     value: actual.value?,
+                    history: false,
                 })
             });
             values.filter(|row| !row.property.is_empty()).collect()
@@ -79,6 +83,7 @@ pub(super) fn rows(message: &Message) -> Vec<Row> {
                 property: STATE.to_owned(),
                 at: stamp(report.timestamp),
                 value: report.device.state,
+                history: false,
             }]
         }
         ResourcePath::Object { .. }

@@ -10,6 +10,7 @@ fn row(source: &str, property: &str, at: i64, value: &str) -> Row {
         property: property.into(),
         at,
         value: value.into(),
+        history: false,
     }
 }
 
@@ -152,4 +153,53 @@ proptest! {
             }
         });
     }
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_version_opens_and_history_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("readings.db");
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(
+        "CREATE TABLE state (only INTEGER PRIMARY KEY CHECK (only = 1), newest INTEGER NOT NULL,
+             gone INTEGER NOT NULL, bytes INTEGER NOT NULL, series INTEGER NOT NULL,
+             refused INTEGER NOT NULL);
+         INSERT INTO state VALUES (1, 1, 0, 65, 1, 0);
+         CREATE TABLE series (id INTEGER PRIMARY KEY, node TEXT NOT NULL, source TEXT NOT NULL,
+             property TEXT NOT NULL, UNIQUE (source, property, node));
+         INSERT INTO series VALUES (1, 'e1', 'd/t', 'c');
+         CREATE TABLE reading (id INTEGER PRIMARY KEY, series INTEGER NOT NULL,
+             at INTEGER NOT NULL, received INTEGER NOT NULL, value TEXT NOT NULL);
+         INSERT INTO reading VALUES (1, 1, 10, 9000000000000, 'old');
+         PRAGMA user_version = 1;",
+    )
+    .unwrap();
+    drop(old);
+    let readings = open(&dir, 1 << 20);
+    let late = Row {
+        history: true,
+        ..row("d/t", "c", 5, "late")
+    };
+    readings
+        .append("e1", "x", vec![(1, vec![late])])
+        .await
+        .unwrap();
+    let found = readings
+        .read(|conn| {
+            db::query(
+                conn,
+                &of("d/t"),
+                &Range {
+                    limit: 9,
+                    ..Range::default()
+                },
+            )
+        })
+        .await
+        .unwrap();
+    let found: Vec<_> = found
+        .iter()
+        .map(|k| (k.value.as_str(), k.history))
+        .collect();
+    assert_eq!(found, [("late", true), ("old", false)]);
 }

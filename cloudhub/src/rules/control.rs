@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::{GROUP, Way, rules, upload, way};
+use super::{GROUP, Way, book, rules, upload};
 use crate::{
     events::Recorder,
     follow::is_over,
@@ -18,6 +18,8 @@ use crate::{
 
 /// Most rules that take uploads; each reads them all.
 const UPLOAD_RULES_MAX: usize = 64;
+/// How a rule's error begins when the rule itself has to be changed.
+const NOT_USABLE: &str = "not usable: ";
 /// Least time between two writes of one status.
 pub(super) const STATUS_EVERY: Duration = Duration::from_secs(1);
 
@@ -78,41 +80,30 @@ impl Controller {
         running: &mut BTreeMap<String, Running>,
         tasks: &mut JoinSet<()>,
     ) -> Result<u64, StoreError> {
-        let of = |plural: &str| format!("{REGISTRY}{GROUP}/{plural}/");
-        let (endpoints, revision) = self.kube.list_raw(&of("ruleendpoints")).await?;
-        let (all, _) = self.kube.list_raw(&of("rules")).await?;
-        let kinds: BTreeMap<(String, String), String> = endpoints
-            .iter()
-            .map(|(_, e)| {
-                let at = |pointer: &str| text(e, pointer).to_owned();
-                let id = (at("/metadata/namespace"), at("/metadata/name"));
-                (id, at("/spec/ruleEndpointType"))
-            })
-            .collect();
+        let (book, revision) = book(&**self.kube.api().store(), None).await?;
         let mut wanted = BTreeMap::new();
-        for (_, rule) in &all {
-            let at = |pointer: &str| text(rule, pointer).to_owned();
+        for (rule, way) in &book {
+            let at = |pointer: &str| text(rule, pointer);
             let id = format!("{}/{}", at("/metadata/namespace"), at("/metadata/name"));
-            let kind_of = |name: &str| {
-                let id = (at("/metadata/namespace"), name.to_owned());
-                kinds.get(&id).cloned()
-            };
-            match way(rule, kind_of) {
-                Ok(way) => drop(wanted.insert(id, (way, at("/metadata/uid"), rule))),
-                Err(error) => self.complain(rule, &error).await,
+            match way {
+                Ok(way) => {
+                    self.withdraw(rule).await;
+                    wanted.insert(id, (way, at("/metadata/uid"), rule));
+                }
+                Err(error) => self.complain(rule, error).await,
             }
         }
         running.retain(|id, is| {
             let stays = wanted
                 .get(id)
-                .is_some_and(|(way, uid, _)| *way == is.way && *uid == is.uid);
+                .is_some_and(|(way, uid, _)| **way == is.way && *uid == is.uid);
             if !stays {
                 is.task.abort();
             }
             stays
         });
         for (id, (way, uid, rule)) in wanted {
-            let Way::Upload { node, topic, url } = &way else {
+            let Way::Upload { node, topic, url } = way else {
                 continue;
             };
             if running.contains_key(&id) {
@@ -138,15 +129,25 @@ impl Controller {
                 url: url.clone(),
             };
             let task = tasks.spawn(work.run());
+            let way = way.clone();
+            let uid = uid.to_owned();
             running.insert(id, Running { way, uid, task });
         }
         Ok(revision)
     }
 
+    /// A rule that was not usable and is now.
+    async fn withdraw(&self, rule: &Value) {
+        if text(rule, "/status/errors/0").starts_with(NOT_USABLE) {
+            write(&self.kube, rule, &json!({ "errors": [] })).await;
+        }
+    }
+
     /// Says in a rule's status why it does nothing; once.
     async fn complain(&self, rule: &Value, error: &str) {
+        let error = &format!("{NOT_USABLE}{error}");
         let told = rule.pointer("/status/errors/0").and_then(Value::as_str);
-        if told != Some(error) {
+        if told != Some(error.as_str()) {
             write(&self.kube, rule, &json!({ "errors": [error] })).await;
             self.recorder
                 .record(rule, "Warning", "RuleNotUsable", error)

@@ -14,7 +14,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::Message as WsMessage;
 use tokio_util::sync::CancellationToken;
 use wire::{
-    extension::GAPS_STREAM,
+    extension::{EVENTS_STREAM, Entry, GAPS_STREAM},
     message::Message,
     session::{
         Ids, Transmit,
@@ -251,7 +251,9 @@ async fn act(event: Event, hub: &mut HubSession, session: &Session<'_>) -> Resul
             {
                 Ok(Some(acked)) => {
                     hub.ack_batch(&batch.epoch, acked);
-                    for entry in batch.entries.iter().filter(|e| e.stream == GAPS_STREAM) {
+                    let is_news =
+                        |e: &&Entry| [GAPS_STREAM, EVENTS_STREAM].contains(&e.stream.as_str());
+                    for entry in batch.entries.iter().filter(is_news) {
                         // The ledger has them; the events are for whoever looks with kubectl.
                         drop(session.events.try_send(Box::new(entry.message.clone())));
                     }

@@ -22,6 +22,7 @@ use wire::{
     extension::GROUP,
     message::{Content, Message, Operation},
     resource::{Kind, ResourcePath},
+    rules::{self, HttpReply, SERVICE_BUS},
 };
 
 use crate::{
@@ -32,6 +33,7 @@ use crate::{
     ledger::Ledger,
     node::lease::Leases,
     readings::Intake,
+    rules::{ask::Asks, rest::Waiting},
     session::SessionHandle,
 };
 
@@ -56,11 +58,20 @@ pub struct Upstream {
     leases: Arc<Leases>,
     accounts: Arc<Accounts>,
     ca_pem: String,
+    rules: Rules,
+}
+
+/// Who takes what the ServiceBus of a node sends.
+pub struct Rules {
+    /// Callers that wait for a service of a node.
+    pub waiting: Waiting,
+    /// Takes what applications of nodes ask.
+    pub asks: Asks,
 }
 
 /// One message and who sent it.
 struct Request<'r> {
-    session: &'r SessionHandle,
+    session: &'r Arc<SessionHandle>,
     message: &'r Message,
 }
 
@@ -90,8 +101,8 @@ impl Upstream {
         ledger: Arc<Ledger>,
         intake: Intake,
         leases: Arc<Leases>,
-        accounts: Arc<Accounts>,
-        ca_pem: String,
+        (accounts, ca_pem): (Arc<Accounts>, String),
+        rules: Rules,
     ) -> Self {
         Self {
             kube,
@@ -101,6 +112,7 @@ impl Upstream {
             leases,
             accounts,
             ca_pem,
+            rules,
         }
     }
 
@@ -128,6 +140,9 @@ impl Upstream {
         let operation = route.operation();
         if route.group == GROUP {
             return self.gaps(request).await;
+        }
+        if route.source == SERVICE_BUS && route.group == rules::GROUP {
+            return self.service_bus(request);
         }
         if operation == Operation::Upload {
             return self.upload(request).await;
@@ -157,6 +172,22 @@ impl Upstream {
             }
             ResourcePath::Other(_) => unsupported(request),
         }
+    }
+
+    /// A service's answer, also without the operation that KubeEdge leaves out when there is none
+    /// (device plane §7.2), or a request of an application.
+    fn service_bus(&self, request: &Request<'_>) -> Answer {
+        let message = request.message;
+        let parent = &message.header.parent_id;
+        if parent.is_empty() {
+            self.rules.asks.take(request.session, message);
+        } else {
+            let reply = message.content.decode().unwrap_or_else(|error| {
+                HttpReply::of_node(502, &format!("the node's answer is not readable: {error}"))
+            });
+            self.rules.waiting.reply(parent, reply);
+        }
+        Answer::None
     }
 
     async fn object(

@@ -2,12 +2,14 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
+mod absent;
 mod faults;
 mod harness;
 mod load;
 mod node;
 mod rights;
 mod rules;
+mod service_bus;
 mod storage;
 mod telemetry;
 

@@ -13,14 +13,14 @@ use crate::{
 };
 
 const ALL: &str = "batch, inventory, ping";
-const RULES: &str = "/apis/rules.kubeedge.io/v1/namespaces/default";
+pub(crate) const RULES: &str = "/apis/rules.kubeedge.io/v1/namespaces/default";
 
-fn endpoint(name: &str) -> Value {
+pub(crate) fn endpoint(name: &str) -> Value {
     json!({"apiVersion": "rules.kubeedge.io/v1", "kind": "RuleEndpoint",
            "metadata": {"name": name}, "spec": {"ruleEndpointType": name, "properties": {}}})
 }
 
-fn rule(name: &str, from: (&str, Value), to: (&str, Value)) -> Value {
+pub(crate) fn rule(name: &str, from: (&str, Value), to: (&str, Value)) -> Value {
     json!({"apiVersion": "rules.kubeedge.io/v1", "kind": "Rule", "metadata": {"name": name},
            "spec": {"source": from.0, "sourceResource": from.1,
                     "target": to.0, "targetResource": to.1}})
@@ -72,7 +72,7 @@ async fn fault_28_uploads_reach_an_endpoint_that_fails_once_each_and_the_rule_te
     let shows = |text: &'static str| move |rule: &Value| rule["status"]["errors"][0] == text;
     hub.wait(
         &format!("{RULES}/rules/lost"),
-        shows("rest to rest is not supported"),
+        shows("not usable: rest to rest is not supported"),
     )
     .await;
 

@@ -332,9 +332,124 @@ async fn fault_29_pushes_survive_errors_and_outages_and_their_ledger_balances() 
     broker.stop();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forwarder_with_bad_settings_says_so_and_goes_on_when_they_are_mended() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    let endpoint = Endpoint::start(&[]).await;
+    let forward = |name: &str, change: &dyn Fn(&mut Forward)| {
+        let mut made = Forward {
+            name: name.into(),
+            ..Forward::default()
+        };
+        change(&mut made);
+        made
+    };
+    let url = format!("http://{}/in", endpoint.address);
+    let all = vec![
+        forward("broker", &|f| f.broker = "no port".into()),
+        forward("file", &|f| {
+            f.url.clone_from(&url);
+            f.token_file.clone_from(&token);
+        }),
+        forward("nowhere", &|_| {}),
+        // Not one of its own: left out.
+        forward("file", &|f| f.url.clone_from(&url)),
+    ];
+    let hub = TestHub::start_with(dir, |config| config.telemetry.forward = all).await;
+    let forwards = "/apis/telemetry.outpost.dev/v1/forwards";
+    let error =
+        |list: &Value, at: usize| list["items"][at]["lastError"].as_str().unwrap().to_owned();
+    let list = hub
+        .wait(forwards, |list| {
+            let items = list["items"].as_array();
+            items.is_some_and(|i| i.len() == 3 && i.iter().all(|f| f["lastError"] != ""))
+        })
+        .await;
+    assert!(
+        error(&list, 0).contains("`no port` is not host:port"),
+        "{list:#}"
+    );
+    assert!(
+        error(&list, 1).contains("token` could not be read"),
+        "{list:#}"
+    );
+    assert!(error(&list, 2).contains("`url` or `broker`"), "{list:#}");
+    // The hub works, and what comes waits.
+    hub.post(DEVICES, &device("t1")).await;
+    let mut node = hub.joined("e1", Some(ALL)).await;
+    let mut entries: Vec<Entry> = (1..=3).map(|n| report(n, "t1", n)).collect();
+    entries[2].history = true;
+    send(&mut node, 0, entries).await;
+    let kept = hub.get(READINGS).await.unwrap();
+    let history: Vec<&Value> = kept["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|i| &i["history"])
+        .collect();
+    assert_eq!(history, [false, false, true]);
+    hub.wait(forwards, |list| list["items"][1]["pending"] == 3)
+        .await;
+    std::fs::write(&token, "secret").unwrap();
+    hub.wait(forwards, |list| {
+        let file = &list["items"][1];
+        file["delivered"] == 3 && file["lastError"] == ""
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readings_are_forwarded_to_a_mosquitto_with_tls_that_is_trusted() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = port.local_addr().unwrap().port();
+    let mut broker = Mosquitto::start_tls(port, dir.path());
+    let forward = |name: &str, ca: &str| Forward {
+        name: name.into(),
+        broker: format!("localhost:{port}"),
+        tls: true,
+        topic_prefix: name.into(),
+        ca_file: if ca.is_empty() {
+            std::path::PathBuf::new()
+        } else {
+            dir.path().join(ca)
+        },
+        ..Forward::default()
+    };
+    let all = vec![forward("blind", ""), forward("known", "site-ca.crt")];
+    let data = tempfile::tempdir().unwrap();
+    let hub = TestHub::start_with(data, |config| config.telemetry.forward = all).await;
+    hub.post(DEVICES, &device("t1")).await;
+    let heard = broker
+        .listen_tls("known/e1/default/t1/celsius", dir.path())
+        .await;
+    let mut node = hub.joined("e1", Some(ALL)).await;
+    send(&mut node, 0, (1..=20).map(|n| report(n, "t1", n)).collect()).await;
+    let forwards = "/apis/telemetry.outpost.dev/v1/forwards";
+    let list = hub
+        .wait(forwards, |list| {
+            let items = &list["items"];
+            items[1]["delivered"] == 20 && items[0]["lastError"] != ""
+        })
+        .await;
+    // A certificate that nobody vouches for is not talked to.
+    assert_eq!(list["items"][0]["delivered"], 0, "{list:#}");
+    let error = list["items"][0]["lastError"].as_str().unwrap();
+    assert!(error.to_lowercase().contains("certificate"), "{error}");
+    wait::until("all readings at mosquitto", PATIENCE, async || {
+        let text = std::fs::read_to_string(&heard)?;
+        Ok((text.lines().filter(|l| l.contains("celsius")).count() == 20).then_some(()))
+    })
+    .await
+    .unwrap();
+    broker.stop();
+}
+
 /// A real mosquitto with nothing but a port.
 pub(crate) struct Mosquitto {
     child: std::process::Child,
+    listener: Option<std::process::Child>,
     port: u16,
 }
 
@@ -357,12 +472,102 @@ impl Mosquitto {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        Self { child, port }
+        Self {
+            child,
+            listener: None,
+            port,
+        }
+    }
+
+    /// With TLS, by an authority of its own: `site-ca.crt` in `dir`.
+    fn start_tls(port: u16, dir: &std::path::Path) -> Self {
+        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+        let key = KeyPair::generate().unwrap();
+        let mut ca = CertificateParams::default();
+        ca.distinguished_name
+            .push(rcgen::DnType::CommonName, "site authority");
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = ca.self_signed(&key).unwrap();
+        let issuer = Issuer::new(ca, key);
+        let own = KeyPair::generate().unwrap();
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let leaf = CertificateParams::new(names).unwrap();
+        let leaf = leaf.signed_by(&own, &issuer).unwrap();
+        let at = |name: &str| dir.join(name).display().to_string();
+        for (name, text) in [
+            ("site-ca.crt", authority.pem()),
+            ("site.crt", leaf.pem()),
+            ("site.key", own.serialize_pem()),
+        ] {
+            std::fs::write(at(name), text).unwrap();
+        }
+        let config = format!(
+            "listener {port} 127.0.0.1\nallow_anonymous true\nuser root\ncertfile {}\nkeyfile {}\n",
+            at("site.crt"),
+            at("site.key")
+        );
+        std::fs::write(at("mosquitto.conf"), config).unwrap();
+        let child = std::process::Command::new("mosquitto")
+            .args(["-c", &at("mosquitto.conf")])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        Self {
+            child,
+            listener: None,
+            port,
+        }
+    }
+
+    /// Has `mosquitto_sub` listen over TLS; the file with what it hears, once it does.
+    async fn listen_tls(&mut self, topic: &str, dir: &std::path::Path) -> std::path::PathBuf {
+        let heard = dir.join("heard");
+        let port = self.port.to_string();
+        let ca = dir.join("site-ca.crt").display().to_string();
+        let args = [
+            "-h",
+            "localhost",
+            "-p",
+            &port,
+            "--cafile",
+            &ca,
+            "-d",
+            "-t",
+            topic,
+        ];
+        wait::until("mosquitto_sub", PATIENCE, async || {
+            let is_there = std::fs::read_to_string(&heard).unwrap_or_default();
+            if is_there.contains("Subscribed") {
+                return Ok(Some(()));
+            }
+            let ended = match &mut self.listener {
+                Some(child) => child.try_wait()?.is_some(),
+                None => true,
+            };
+            if ended {
+                let file = std::fs::File::create(&heard)?;
+                let child = std::process::Command::new("stdbuf")
+                    .args(["-oL", "mosquitto_sub"])
+                    .args(args)
+                    .stdout(file)
+                    .spawn()?;
+                self.listener = Some(child);
+            }
+            Ok(None)
+        })
+        .await
+        .unwrap();
+        heard
     }
 
     pub(crate) fn stop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        for child in [Some(&mut self.child), self.listener.as_mut()]
+            .into_iter()
+            .flatten()
+        {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 
     pub(crate) async fn subscribe(&self, topic: &str) -> Subscriber {
