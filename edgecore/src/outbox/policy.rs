@@ -207,7 +207,10 @@ impl Rule {
             }
         }
         let kind = levels.first().copied().unwrap_or_default();
-        if !matches!(kind, "twin" | "state" | "upload" | "gaps" | "+" | "#") {
+        if !matches!(
+            kind,
+            "twin" | "state" | "upload" | "gaps" | "events" | "+" | "#"
+        ) {
             return Err(PolicyError::Kind(pattern.to_owned()));
         }
         Ok(Self {

@@ -242,7 +242,7 @@ pub(super) fn state(
 }
 
 /// RFC 3339 in whole seconds, UTC, as KubeEdge writes it; empty for never.
-fn rfc3339(at_ms: Option<i64>) -> String {
+pub(super) fn rfc3339(at_ms: Option<i64>) -> String {
     at_ms
         .and_then(|ms| Timestamp::from_second(ms.div_euclid(1000)).ok())
         .map(|time| time.to_string())

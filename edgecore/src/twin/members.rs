@@ -12,7 +12,7 @@ use wire::twin::{
     self, BaseMessage, MembershipDetail, MembershipDetailRequest, MembershipUpdate, decode, encode,
 };
 
-use super::{Outcome, change, convert, fresh_id, history, rows};
+use super::{Outcome, change, complaint, convert, fresh_id, history, rows};
 use crate::clock::UnixMillis;
 use crate::outbox;
 use crate::store::StoreError;
@@ -57,16 +57,22 @@ pub fn device_upserted(
         .pointer("/metadata/annotations")
         .and_then(|all| all.get(outbox::ANNOTATION))
         .and_then(Value::as_str);
+    let mut wrong = Vec::new();
     if let Err(error) = outbox::set_device_policy(tx, namespace, &id.name, annotation)? {
-        tracing::warn!(device = %id.name, namespace, %error, "a device's stream policy cannot be read; the one before stays");
+        let name = outbox::ANNOTATION;
+        wrong.push(format!(
+            "annotation {name}: {error}; the policy before stays"
+        ));
     }
+    let rules = Rules::of(tx, object, &mut wrong)?;
+    complaint::tell(tx, object, &wrong, now, &mut outcome)?;
     let Some(device) = ensure(tx, &id, description, BTreeMap::new(), now, &mut outcome)? else {
         return Ok(outcome);
     };
     let event = Event::Desired {
         object_uid: text("/metadata/uid").unwrap_or_default().to_owned(),
         version: version_of(object),
-        values: desired_values(object, &Rules::of(tx, object)?),
+        values: desired_values(object, &rules),
     };
     apply_cloud(tx, &device, event, now, &mut outcome)?;
     Ok(outcome)
@@ -81,6 +87,7 @@ pub fn device_removed(
 ) -> Result<Outcome, StoreError> {
     let mut outcome = Outcome::default();
     if let Some(id) = DeviceId::new(namespace, name) {
+        complaint::forget(tx, namespace, name)?;
         remove(tx, &id, now, &mut outcome)?;
     }
     Ok(outcome)
@@ -292,7 +299,8 @@ struct Rules {
 }
 
 impl Rules {
-    fn of(tx: &Connection, object: &Value) -> Result<Self, StoreError> {
+    /// What cannot be read is left out, and said in `wrong`.
+    fn of(tx: &Connection, object: &Value, wrong: &mut Vec<String>) -> Result<Self, StoreError> {
         let configured: Option<String> = tx
             .prepare_cached("SELECT value FROM facts WHERE name = 'twin_conflict'")?
             .query_row([], |row| row.get(0))
@@ -307,7 +315,8 @@ impl Rules {
                 .and_then(|json| serde_json::from_str(json).ok())
                 .unwrap_or_default(),
         };
-        for part in text(CONFLICT).into_iter().flat_map(|t| t.split(',')) {
+        let annotation = text(CONFLICT).filter(|text| !text.is_empty());
+        for part in annotation.into_iter().flat_map(|t| t.split(',')) {
             let (name, rule) = match part.split_once('=') {
                 Some((name, rule)) => (Some(name.trim()), rule.trim()),
                 None => (None, part.trim()),
@@ -318,10 +327,9 @@ impl Rules {
                 }
                 (Some(rule), None) => rules.rest = rule,
                 (None, _) => {
-                    tracing::warn!(
-                        rule,
-                        "annotation outpost.dev/conflict knows cloud, edge, newest"
-                    );
+                    wrong.push(format!(
+                        "annotation outpost.dev/conflict knows cloud, edge, newest, not \"{rule}\""
+                    ));
                 }
             }
         }

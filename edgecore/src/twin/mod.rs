@@ -7,6 +7,7 @@
 //! What is refused is answered on the device's own topics; KubeEdge answers malformed bodies on
 //! `$hw/events/device//twin/update/result`, where nobody listens.
 
+mod complaint;
 mod convert;
 mod detail;
 mod history;

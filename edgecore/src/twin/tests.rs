@@ -589,6 +589,43 @@ fn the_conflict_rule_is_the_devices_or_the_nodes() {
 }
 
 #[test]
+fn an_annotation_that_cannot_be_used_is_told_the_cloud_once() {
+    let db = db_with(&[("default", "t1")]);
+    let tx = db.reader();
+    let events = || -> Vec<String> {
+        let rows = pending(tx, 0, 1000).unwrap();
+        let rows = rows.into_iter().filter(|row| row.stream == "events");
+        let bodies = rows.map(|row| {
+            let message = Message::decode(&row.message).unwrap();
+            assert!(message.route.resource.starts_with("default/event/t1."));
+            let event: Value = message.content.decode().unwrap();
+            assert_eq!(event["involvedObject"]["kind"], "Device");
+            event["message"].as_str().unwrap().to_owned()
+        });
+        bodies.collect()
+    };
+    let apply = |version: &str, annotations: &Value| {
+        let object = json!({"metadata": {"namespace": "default", "name": "t1", "uid": "u1",
+            "resourceVersion": version, "annotations": annotations}, "spec": {}});
+        device_upserted(tx, &object, T).unwrap().queued
+    };
+    let wrong = json!({"outpost.dev/stream-policy": "bytes=lots", "outpost.dev/conflict": "moon"});
+    assert!(apply("2", &wrong));
+    apply("3", &wrong);
+    let told = events();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].contains("annotation outpost.dev/stream-policy: "),
+        "{told:?}"
+    );
+    assert!(told[0].contains("outpost.dev/conflict knows cloud, edge, newest, not \"moon\""));
+    apply("4", &json!({"outpost.dev/conflict": ""}));
+    assert_eq!(events().len(), 1);
+    apply("5", &wrong);
+    assert_eq!(events().len(), 2, "wrong again");
+}
+
+#[test]
 fn fault_16_and_21_a_mapper_may_leave_things_out_and_names_types() {
     let db = db_with(&[("default", "t1")]);
     let tx = db.reader();
