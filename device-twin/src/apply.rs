@@ -154,19 +154,20 @@ fn write_property(
     };
     property.kind = kind;
     let (has_desired, has_reported) = (change.desired.is_some(), change.reported.is_some());
-    let stamp = |value| Stamped {
+    let stamp = |value, device_at_ms| Stamped {
         value,
         at_ms: now_ms,
+        device_at_ms,
     };
     if let Some(value) = change.desired {
-        property.desired = Some(stamp(value));
+        property.desired = Some(stamp(value, None));
         property.desired_version = Some(edge_written(property.desired_version));
         property.set_here_at = set_at;
         property.observed = None;
         property.refused = None;
     }
     if let Some(value) = change.reported {
-        property.reported = Some(stamp(value));
+        property.reported = Some(stamp(value, change.reported_at_ms));
         property.reported_version = Some(edge_written(property.reported_version));
     }
     let is_answered = answered(property, change.observed, change.refused, now_ms);

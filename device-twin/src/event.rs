@@ -12,6 +12,8 @@ pub struct Change {
     pub desired: Option<String>,
     /// New reported value.
     pub reported: Option<String>,
+    /// When the device had `reported`, by its mapper's clock, Unix milliseconds.
+    pub reported_at_ms: Option<i64>,
     /// Whether the property may be removed; only `false` has an effect on a known one.
     pub optional: Option<bool>,
     /// Type, as written.

@@ -172,6 +172,7 @@ fn take(
         *slot = Some(Stamped {
             value: value.to_owned(),
             at_ms: now_ms,
+            device_at_ms: None,
         });
         *slot_version = Some(version);
     }

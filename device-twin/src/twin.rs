@@ -12,6 +12,9 @@ pub struct Stamped {
     pub value: String,
     /// The node's clock, Unix milliseconds.
     pub at_ms: i64,
+    /// When the device had the value by its mapper's clock, Unix milliseconds; nothing goes by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_at_ms: Option<i64>,
 }
 
 /// What the cloud's Device object last said about a property. A redelivered object, or one that

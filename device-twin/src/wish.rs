@@ -108,6 +108,7 @@ fn want(
     property.desired = Some(Stamped {
         value: wanted.value.clone(),
         at_ms: now_ms,
+        device_at_ms: None,
     });
     let before = property.desired_version.unwrap_or_default();
     property.desired_version = Some(before.after_cloud_write(version));

@@ -51,6 +51,10 @@ pub struct ValueMetadata {
     /// Unix milliseconds.
     #[serde(skip_serializing_if = "is_zero")]
     pub timestamp: i64,
+    /// When the device had the value by its mapper's clock, Unix milliseconds. Ours; KubeEdge
+    /// ignores the key.
+    #[serde(rename = "deviceTimestamp", skip_serializing_if = "is_zero")]
+    pub device_timestamp: i64,
 }
 
 /// Metadata of a property.
@@ -460,7 +464,9 @@ macro_rules! go_decode {
 }
 
 go_decode!(TwinValue { "value" => value, "metadata" => metadata });
-go_decode!(ValueMetadata { "timestamp" => timestamp });
+go_decode!(ValueMetadata {
+    "timestamp" => timestamp, "deviceTimestamp" => device_timestamp,
+});
 go_decode!(TypeMetadata { "type" => kind });
 go_decode!(TwinVersion { "cloud" => cloud, "edge" => edge });
 go_decode!(MsgTwin {

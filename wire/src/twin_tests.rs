@@ -93,7 +93,10 @@ fn output_is_gos() {
     let twin = MsgTwin {
         expected: Some(TwinValue {
             value: Some("<a&b>\u{2028}".into()),
-            metadata: Some(ValueMetadata { timestamp: 9 }),
+            metadata: Some(ValueMetadata {
+                timestamp: 9,
+                device_timestamp: 0,
+            }),
         }),
         optional: Some(true),
         metadata: Some(TypeMetadata { kind: "int".into() }),

@@ -263,8 +263,13 @@ fn child<'v>(parent: &'v mut Value, name: &str) -> Option<&'v mut Map<String, Va
 
 fn part(value: &TwinValue, kind: Option<&str>) -> Value {
     let mut metadata = Map::new();
-    if let Some(at) = value.metadata.as_ref().map(|m| m.timestamp) {
+    if let Some(of_value) = &value.metadata {
+        let at = of_value.timestamp;
         metadata.insert("timestamp".into(), at.to_string().into());
+        let device_at = of_value.device_timestamp;
+        if device_at != 0 {
+            metadata.insert("deviceTimestamp".into(), device_at.to_string().into());
+        }
     }
     if let Some(kind) = kind.filter(|k| !k.is_empty()) {
         metadata.insert("type".into(), kind.into());

@@ -114,6 +114,17 @@ async fn fault_14_the_first_report_of_a_property_has_its_value() {
 }
 
 #[tokio::test]
+async fn fault_21_the_time_of_a_devices_own_clock_is_in_the_status() {
+    let hub = Hub::new().await;
+    let told = json!({"actual": {"value": "8", "metadata": {"timestamp": 900, "deviceTimestamp": 7}},
+                      "actual_version": {"cloud": 0, "edge": 1}});
+    let status = hub.take(&report(&told)).await;
+    let metadata = &status["twins"][0]["reported"]["metadata"];
+    assert_eq!(metadata["timestamp"], "900");
+    assert_eq!(metadata["deviceTimestamp"], "7");
+}
+
+#[tokio::test]
 async fn the_state_of_a_desired_value_is_in_the_status() {
     let hub = Hub::new().await;
     let desired = |sync: &Value| {

@@ -43,7 +43,7 @@ use access::BusAccess;
 use external::External;
 use storage::BusStorage;
 
-pub(crate) use storage::after_commit;
+pub(crate) use storage::{after_commit, count_refused};
 
 /// Why the bus did not start.
 #[derive(Debug, thiserror::Error)]

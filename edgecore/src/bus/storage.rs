@@ -128,7 +128,7 @@ impl Storage for BusStorage {
 
 /// A publish that a full stream refused shows in the ledger. Its own transaction was undone, so
 /// this is another one; with a store that is busy the count is not worth waiting for.
-fn count_refused(store: &Store, error: &StoreError) {
+pub(crate) fn count_refused(store: &Store, error: &StoreError) {
     if let StoreError::Quota { stream } = error {
         let stream = stream.clone();
         drop(store.submit_fn(move |tx| outbox::count_refused(tx, &stream), drop));

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ::dmi::v1beta1 as pb;
 use ::dmi::v1beta1::device_manager_service_server::DeviceManagerService;
+use device_twin::Code;
 use rusqlite::Connection;
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
@@ -14,13 +15,12 @@ use wire::topic::DeviceRef;
 use super::limiter::Limiter;
 use super::peer::Peer;
 use super::plan::{self, Item, Parcel};
-use super::report::{self, Refusal};
+use super::report::{self, Taken};
 use super::rows::{self, Mapper};
 use super::state::Board;
 use crate::bus::{self, BusHandle};
 use crate::clock;
 use crate::store::{Store, StoreError};
-use crate::twin::Outcome;
 
 /// Longest name of a mapper or protocol: as names of Kubernetes objects.
 const NAME_BYTES_MAX: usize = 253;
@@ -109,15 +109,12 @@ impl DeviceManagerService for Service {
         }
         let device = device(&request.device_namespace, &request.device_name)?;
         self.take(peer, device, move |tx, device, now| {
-            report::state(tx, device, request.state, now)
+            report::state(tx, device, &request.state, now)
         })
         .await?;
         Ok(Response::new(pb::ReportDeviceStatesResponse {}))
     }
 }
-
-/// What a report did, and why a part of it was refused.
-type Taken = (Outcome, Option<Refusal>);
 
 impl Service {
     /// One call of the mapper's budget. The words are KubeEdge's
@@ -144,13 +141,16 @@ impl Service {
                 work(tx, &device, clock::unix_millis()).map(Ok)
             })
             .await
+            .inspect_err(|error| bus::count_refused(&self.store, error))
             .map_err(|error| of_store(&error))?;
         let (outcome, refusal) = done.map_err(Status::permission_denied)?;
         bus::after_commit(outcome, self.bus.as_ref(), &self.link_wake);
         match refusal {
             None => Ok(()),
-            Some(refusal) if refusal.code == 404 => Err(Status::not_found(refusal.reason)),
-            Some(refusal) => Err(Status::invalid_argument(refusal.reason)),
+            Some(refused) => Err(match refused.code {
+                Code::NotFound => Status::not_found(refused.reason),
+                Code::BadRequest => Status::invalid_argument(refused.reason),
+            }),
         }
     }
 }
@@ -288,8 +288,10 @@ fn device(namespace: &str, name: &str) -> Result<DeviceRef, Status> {
 
 fn of_store(error: &StoreError) -> Status {
     match error {
-        StoreError::Full | StoreError::Quota { .. } => {
-            Status::resource_exhausted("the node's disk or its budget is full")
+        StoreError::Full => Status::resource_exhausted("the node's disk is full"),
+        StoreError::Quota { stream } => {
+            let reason = format!("the ledger has no room left for {stream}; report it again");
+            Status::resource_exhausted(reason)
         }
         StoreError::Refused(reason) => Status::failed_precondition(reason.clone()),
         StoreError::Open { .. }

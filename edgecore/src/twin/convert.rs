@@ -63,6 +63,7 @@ fn change(twin: MsgTwin) -> Change {
     Change {
         desired: twin.expected.and_then(|part| part.value),
         reported: twin.actual.and_then(|part| part.value),
+        reported_at_ms: None,
         optional: twin.optional,
         kind: twin.metadata.map(|metadata| metadata.kind),
         observed: None,
@@ -92,6 +93,7 @@ fn wire_value(stamped: &Stamped) -> TwinValue {
         value: Some(stamped.value.clone()),
         metadata: Some(ValueMetadata {
             timestamp: stamped.at_ms,
+            device_timestamp: stamped.device_at_ms.unwrap_or_default(),
         }),
     }
 }

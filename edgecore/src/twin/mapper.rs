@@ -2,7 +2,8 @@
 //! interface. Every function runs in the caller's transaction, like the MQTT side.
 //!
 //! Differences to KubeEdge (device plane 3.4): missing parts are accepted; what a mapper echoes as
-//! the desired value it has seen is an acknowledgement, and never replaces a newer wish.
+//! the desired value it has seen is an acknowledgement, and is never a wish itself; its times are
+//! kept beside the node's.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +22,9 @@ pub struct MapperTwin {
     pub observed: Option<String>,
     /// `reported.value`
     pub reported: Option<String>,
+    /// `reported.metadata.timestamp`: when the device had the value by the mapper's clock, Unix
+    /// milliseconds.
+    pub reported_at_ms: Option<i64>,
     /// `reported.metadata.type`; one that is not known here counts as missing.
     pub kind: Option<String>,
 }
@@ -40,6 +44,7 @@ pub fn mapper_reported(
         let given = |value: Option<String>| value.filter(|text| !text.is_empty());
         let change = Change {
             reported: twin.reported,
+            reported_at_ms: twin.reported_at_ms,
             observed: given(twin.observed),
             kind: given(twin.kind)
                 .map(|kind| kind.to_ascii_lowercase())

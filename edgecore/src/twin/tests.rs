@@ -637,6 +637,7 @@ fn fault_16_and_21_a_mapper_may_leave_things_out_and_names_types() {
         observed: Some(observed.into()),
         reported: reported.map(Into::into),
         kind: Some(kind.into()),
+        reported_at_ms: None,
     };
     tell(twin("", None, "")).unwrap();
     tell(twin("12", Some("12"), "INT")).unwrap();
