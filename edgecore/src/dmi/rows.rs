@@ -106,6 +106,20 @@ pub(super) fn set_told(
     note(tx, name, &news)
 }
 
+/// Notes what a mapper may have been told out of order: it counts as known in another form, or as
+/// not known.
+pub(super) fn doubt(
+    tx: &Connection,
+    name: &str,
+    news: &[(Item, Option<Print>)],
+) -> Result<(), StoreError> {
+    let other: Vec<_> = news
+        .iter()
+        .map(|(item, print)| (item.clone(), print.map(|print| !print)))
+        .collect();
+    note(tx, name, &other)
+}
+
 /// Notes what a mapper was told since; `None` for what it was told to forget.
 pub(super) fn note(
     tx: &Connection,

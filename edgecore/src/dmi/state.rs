@@ -1,7 +1,8 @@
 //! What the workers say of their mappers, for `edgecore status`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
 
 /// A mapper in a few words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,29 +22,34 @@ pub struct MapperSummary {
 
 /// Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Board(Arc<Mutex<BTreeMap<String, MapperSummary>>>);
+pub(super) struct Board(watch::Sender<BTreeMap<String, MapperSummary>>);
 
 impl Board {
     pub(super) fn set(&self, summary: MapperSummary) {
-        self.lock().insert(summary.name.clone(), summary);
+        self.0.send_modify(|board| {
+            board.insert(summary.name.clone(), summary);
+        });
     }
 
     pub(super) fn forget(&self, name: &str) {
-        self.lock().remove(name);
+        self.0.send_modify(|board| {
+            board.remove(name);
+        });
     }
 
     pub(super) fn is_reachable(&self, name: &str) -> bool {
-        let board = self.lock();
+        let board = self.0.borrow();
         board
             .get(name)
             .is_some_and(|one| one.reachable == Some(true))
     }
 
     pub(super) fn all(&self) -> Vec<MapperSummary> {
-        self.lock().values().cloned().collect()
+        self.0.borrow().values().cloned().collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, MapperSummary>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    #[cfg(test)]
+    pub(super) fn watch(&self) -> watch::Receiver<BTreeMap<String, MapperSummary>> {
+        self.0.subscribe()
     }
 }

@@ -278,12 +278,13 @@ impl Worker {
         let (name, number) = (mapper.name.clone(), mapper.number);
         self.store
             .write(move |tx| {
-                // A registration in between has said anew what the mapper knows.
-                let is_current = rows::all(tx)?.iter().any(|one| one.number == number);
-                if is_current {
-                    rows::note(tx, &name, &notes)?;
+                match rows::all(tx)?.iter().find(|one| one.name == name) {
+                    Some(current) if current.number == number => rows::note(tx, &name, &notes),
+                    // The mapper registered while it was being told: which came first there,
+                    // the answer or the call, nobody knows. It is told again.
+                    Some(_) => rows::doubt(tx, &name, &notes),
+                    None => Ok(()),
                 }
-                Ok(())
             })
             .await
     }

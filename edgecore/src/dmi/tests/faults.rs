@@ -10,7 +10,7 @@ use ::dmi::v1beta1 as pb;
 use serde_json::json;
 use tonic::Code;
 
-use super::world::{Mapper, Node, device, directory, info, model, reading, report};
+use super::world::{Mapper, Node, Served, device, directory, info, model, reading, report};
 use crate::dmi::Admission;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -137,13 +137,7 @@ async fn fault_19_a_mapper_may_call_a_hundred_times_a_second() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_20_calls_are_repeated_until_the_mapper_knows() {
-    let dir = directory();
-    let node = Node::start(dir.path()).await;
-    node.put_model(model("")).await;
-    node.put_device(device("a", "1")).await;
-    node.put_device(device("b", "1")).await;
-    let mapper = Mapper::start(&dir.path().join("m.sock"));
-    node.register("one", &mapper.socket).await.unwrap();
+    let Served { dir, node, mapper } = Served::start(&["a", "b"]).await;
     // A refusal is repeated, and others do not wait for it.
     mapper.script.refuse("update a");
     node.put_device(device("a", "2")).await;
@@ -161,7 +155,7 @@ async fn fault_20_calls_are_repeated_until_the_mapper_knows() {
     mapper.script.refuse("");
     mapper.script.called("remove b").await;
     // A mapper that is away is called when it is back, on whatever socket it names.
-    mapper.kill();
+    mapper.kill().await;
     node.put_device(device("a", "3")).await;
     node.mapper("one", |one| one.reachable == Some(false)).await;
     let elsewhere = Mapper::start(&dir.path().join("elsewhere.sock"));
@@ -191,7 +185,7 @@ async fn fault_20_calls_are_repeated_until_the_mapper_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fault_21_types_of_mappers_are_kept() {
+async fn fault_21_types_and_times_of_mappers_are_kept() {
     let dir = directory();
     let node = Node::start(dir.path()).await;
     node.put_device(device("d", "5")).await;
@@ -203,6 +197,19 @@ async fn fault_21_types_of_mappers_are_kept() {
     let last = node.reports().await.pop().unwrap();
     let told = &last["twin"]["celsius"];
     assert_eq!(told["metadata"]["type"], "int", "{last}");
+    let of_value = &told["actual"]["metadata"];
+    assert_eq!(of_value["deviceTimestamp"], 1_700_000_000_123_i64, "{last}");
+    assert_eq!(of_value["timestamp"], last["timestamp"], "the node's clock");
+    // One that is no time is none, and the next value has none of the last.
+    for (time, expected) in [("soon", json!(null)), ("-5", json!(null)), ("7", json!(7))] {
+        let mut timed = reading("celsius", "21");
+        let metadata = &mut timed.reported.as_mut().unwrap().metadata;
+        metadata.insert("timestamp".to_owned(), time.to_owned());
+        node.report("d", vec![timed]).await.unwrap();
+        let last = node.reports().await.pop().unwrap();
+        let of_value = &last["twin"]["celsius"]["actual"]["metadata"];
+        assert_eq!(of_value["deviceTimestamp"], expected, "{last}");
+    }
     // The type counts: the next value has to fit it, and the mapper is told when it does not.
     let refused = node.report("d", vec![reading("celsius", "warm")]).await;
     let refused = refused.unwrap_err();

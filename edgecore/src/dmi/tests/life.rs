@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use ::dmi::v1beta1 as pb;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::Code;
 use wire::message::Operation;
 
-use super::world::{Mapper, Node, device, directory, info, model, reading};
+use super::world::{Mapper, Node, Served, device, directory, info, model, reading, said};
+use crate::outbox;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mapper_gets_its_devices_hears_of_changes_and_reports() {
@@ -99,13 +101,7 @@ async fn a_report_is_on_disk_and_on_its_way_when_it_is_answered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn either_side_restarts_and_nothing_is_missed() {
-    let dir = directory();
-    let node = Node::start(dir.path()).await;
-    node.put_model(model("")).await;
-    node.put_device(device("a", "1")).await;
-    node.put_device(device("b", "1")).await;
-    let mapper = Mapper::start(&dir.path().join("m.sock"));
-    node.register("one", &mapper.socket).await.unwrap();
+    let Served { dir, node, mapper } = Served::start(&["a", "b"]).await;
     node.stop().await;
     // The node comes back with a change that a resync brought, from another source, and tells it
     // although the mapper has not registered again; what did not change is not told.
@@ -115,28 +111,122 @@ async fn either_side_restarts_and_nothing_is_missed() {
         .await;
     mapper.script.called("update a=2").await;
     assert_eq!(mapper.script.calls(), ["update a=2"]);
-    // Changes while the mapper is away are in the answer when it registers.
+    // Changes while the mapper is away are in the answer when it registers, and only there. A
+    // mapper that listens before it registers may be told the same by calls first: this one
+    // listens after, as those of KubeEdge's framework do.
     let socket = mapper.socket.clone();
-    mapper.kill();
+    mapper.kill().await;
     node.put_device(device("a", "3")).await;
     node.delete_device("b").await;
-    let mapper = Mapper::start(&socket);
-    let answer = node.register("one", &mapper.socket).await.unwrap();
+    node.mapper("one", |one| {
+        one.reachable == Some(false) && one.pending == 2
+    })
+    .await;
+    let answer = node.register("one", &socket).await.unwrap();
     assert_eq!(answer.device_list.len(), 1);
+    node.mapper("one", |one| one.pending == 0).await;
+    let mapper = Mapper::start(&socket);
     node.put_device(device("a", "4")).await;
     mapper.script.called("update a=4").await;
-    assert!(!mapper.script.calls().contains(&"remove b".to_owned()));
+    assert_eq!(mapper.script.calls(), ["update a=4"]);
     node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_a_registration_overtakes_is_made_good() {
+    let Served { dir, node, mapper } = Served::start(&["a"]).await;
+    mapper.script.busy(true);
+    node.put_device(device("a", "2")).await;
+    mapper.script.called("update a=2").await;
+    // The answer holds 3, and then the mapper is done with 2.
+    node.put_device(device("a", "3")).await;
+    let answer = node.register("one", &mapper.socket).await.unwrap();
+    assert_eq!(said(answer.device_list.into_iter().next()), "a=3");
+    mapper.script.busy(false);
+    mapper.script.called("update a=3").await;
+    node.mapper("one", |one| one.pending == 0).await;
+    node.stop().await;
+    drop(dir);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_mapper_saw_as_desired_is_no_wish() {
+    let Served { dir, node, .. } = Served::start(&["a"]).await;
+    let mut seen = reading("free", "8");
+    seen.observed_desired = Some(pb::TwinProperty {
+        value: "9".into(),
+        ..pb::TwinProperty::default()
+    });
+    node.report("a", vec![seen]).await.unwrap();
+    let read = node.store.read(|tx| crate::twin::document(tx, "dev", "a"));
+    let free = read.await.unwrap().unwrap().properties["free"].clone();
+    assert_eq!(free.reported.unwrap().value, "8");
+    assert_eq!(
+        (free.desired, free.set_here_at),
+        (None, None),
+        "nobody wished it"
+    );
+    let told = node.reports().await.pop().unwrap();
+    assert_eq!(told["twin"]["free"]["expected"], json!(null), "{told}");
+    node.stop().await;
+    drop(dir);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_ledger_is_told_and_nothing_is_lost() {
+    let Served { dir, node, .. } = Served::start(&["a"]).await;
+    let policy = outbox::Policy::parse("bytes=4Ki,whenFull=refuse").unwrap();
+    let rule = outbox::Rule::new("twin/#", policy).unwrap();
+    let ruled = node.store.write(move |tx| outbox::set_rules(tx, &[rule]));
+    ruled.await.unwrap();
+    let mut taken = 0;
+    let refused = loop {
+        let value = (taken + 1).to_string();
+        match node.report("a", vec![reading("level", &value)]).await {
+            Ok(()) => taken += 1,
+            Err(status) => break status,
+        }
+        assert!(taken < 100, "there is a bound");
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(
+        refused.message(),
+        "the ledger has no room left for twin/dev/a; report it again"
+    );
+    // What was taken waits for the hub; of what was refused there is no trace but the count.
+    let last = taken.to_string();
+    assert_eq!(node.reported("a", "level").await, Some(last));
+    let told: Vec<Value> = node.reports().await;
+    let values = told
+        .iter()
+        .map(|one| &one["twin"]["level"]["actual"]["value"]);
+    let values: Vec<_> = values.filter_map(Value::as_str).collect();
+    let expected: Vec<String> = (1..=taken).map(|n| n.to_string()).collect();
+    assert_eq!(values, expected);
+    // With room again the same report is taken.
+    let made = node.store.write(|tx| {
+        let last = outbox::pending(tx, 0, 1000)?.pop().map_or(0, |row| row.seq);
+        outbox::delivered_up_to(tx, last)?;
+        outbox::ledger(tx)
+    });
+    let ledger = made.await.unwrap();
+    assert!(
+        ledger.iter().all(outbox::Balance::is_balanced),
+        "{ledger:?}"
+    );
+    assert_eq!(ledger.iter().map(|one| one.refused).sum::<u64>(), 1);
+    let again = (taken + 1).to_string();
+    node.report("a", vec![reading("level", &again)])
+        .await
+        .unwrap();
+    assert_eq!(node.reported("a", "level").await, Some(again));
+    node.stop().await;
+    drop(dir);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wish_of_the_node_itself_reaches_the_mapper() {
-    let dir = directory();
-    let node = Node::start(dir.path()).await;
-    node.put_model(model("")).await;
-    node.put_device(device("a", "1")).await;
-    let mapper = Mapper::start(&dir.path().join("m.sock"));
-    node.register("one", &mapper.socket).await.unwrap();
+    let Served { dir, node, mapper } = Served::start(&["a"]).await;
     // As local staff do it, over MQTT.
     let topic = wire::topic::parse("$hw/events/device/dev/a/twin/update").unwrap();
     let body = br#"{"event_id":"e","twin":{"level":{"expected":{"value":"8"}}}}"#;
@@ -150,6 +240,7 @@ async fn a_wish_of_the_node_itself_reaches_the_mapper() {
     node.deltas.send_modify(|deltas| *deltas += 1);
     mapper.script.called("update a=8").await;
     node.stop().await;
+    drop(dir);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

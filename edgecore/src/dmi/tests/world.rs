@@ -79,10 +79,12 @@ impl Node {
         drop(std::fs::remove_file(dir.join("dmi.sock")));
         let (handle, serving) = start(config, deps, stop.clone());
         let serving = tokio::spawn(serving);
-        until("the socket", async || {
-            dir.join("dmi.sock").exists().then_some(())
-        })
-        .await;
+        let bound = async {
+            while !dir.join("dmi.sock").exists() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(SOON, bound).await.unwrap();
         Self {
             dir: dir.to_owned(),
             store,
@@ -192,13 +194,8 @@ impl Node {
 
     /// Waits until `accept` likes the summary of a mapper.
     pub(super) async fn mapper(&self, name: &str, accept: impl Fn(&MapperSummary) -> bool) {
-        until(&format!("mapper {name}: {:?}", self.handle), async || {
-            let all = self.handle.mappers();
-            all.iter()
-                .find(|one| one.name == name && accept(one))
-                .map(|_| ())
-        })
-        .await;
+        let mut board = self.handle.board.watch();
+        reached(&mut board, name, |all| all.get(name).is_some_and(&accept)).await;
     }
 }
 
@@ -255,11 +252,36 @@ pub(super) fn model(unit: &str) -> Value {
     })
 }
 
-/// A mapper that writes down its calls and refuses what it is told to refuse.
+/// A node with a model and devices, and its mapper `one`.
+pub(super) struct Served {
+    pub dir: tempfile::TempDir,
+    pub node: Node,
+    pub mapper: Mapper,
+}
+
+impl Served {
+    /// The devices' desired value is 1.
+    pub(super) async fn start(devices: &[&str]) -> Self {
+        let dir = directory();
+        let node = Node::start(dir.path()).await;
+        node.put_model(model("")).await;
+        for name in devices {
+            node.put_device(device(name, "1")).await;
+        }
+        let mapper = Mapper::start(&dir.path().join("m.sock"));
+        let answer = node.register("one", &mapper.socket).await.unwrap();
+        assert_eq!(answer.device_list.len(), devices.len());
+        Self { dir, node, mapper }
+    }
+}
+
+/// A mapper that writes down its calls, refuses what it is told to refuse, and takes its time over
+/// updates.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Script {
     calls: watch::Sender<Vec<String>>,
     refuse: watch::Sender<String>,
+    is_busy: watch::Sender<bool>,
 }
 
 /// A mapper's process.
@@ -287,8 +309,9 @@ impl Mapper {
     }
 
     /// As a process that was killed: the socket's file stays.
-    pub(super) fn kill(self) {
+    pub(super) async fn kill(mut self) {
         self.task.abort();
+        drop((&mut self.task).await);
     }
 }
 
@@ -309,11 +332,13 @@ impl Script {
     }
 
     pub(super) async fn called(&self, call: &str) {
-        until(
-            &format!("call {call}; seen {:?}", self.calls()),
-            async || self.calls().iter().any(|one| one == call).then_some(()),
-        )
-        .await;
+        let mut calls = self.calls.subscribe();
+        reached(&mut calls, call, |all| all.iter().any(|one| one == call)).await;
+    }
+
+    /// Whether updates wait.
+    pub(super) fn busy(&self, is_busy: bool) {
+        self.is_busy.send_replace(is_busy);
     }
 
     fn note(&self, call: String) -> Result<(), Status> {
@@ -332,7 +357,7 @@ impl Script {
     }
 }
 
-fn said(device: Option<pb::Device>) -> String {
+pub(super) fn said(device: Option<pb::Device>) -> String {
     let device = device.unwrap_or_default();
     let desired = device
         .spec
@@ -366,6 +391,8 @@ impl DeviceMapperService for Script {
         request: Request<pb::UpdateDeviceRequest>,
     ) -> Result<Response<pb::UpdateDeviceResponse>, Status> {
         self.note(format!("update {}", said(request.into_inner().device)))?;
+        let mut is_busy = self.is_busy.subscribe();
+        reached(&mut is_busy, "an idle mapper", |is_busy| !is_busy).await;
         Ok(Response::new(pb::UpdateDeviceResponse::default()))
     }
 
@@ -403,16 +430,17 @@ impl DeviceMapperService for Script {
     }
 }
 
-/// Asks until there is an answer.
-pub(super) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let asking = async {
-        loop {
-            if let Some(answer) = ask().await {
-                return answer;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let answer = tokio::time::timeout(SOON, asking).await;
-    answer.unwrap_or_else(|_| panic!("not within {SOON:?}: {what}"))
+/// Waits until a watched value is as `accept` wants it.
+async fn reached<T: std::fmt::Debug>(
+    watched: &mut watch::Receiver<T>,
+    what: &str,
+    accept: impl Fn(&T) -> bool,
+) {
+    let waited = tokio::time::timeout(SOON, watched.wait_for(&accept)).await;
+    let is_reached = waited.is_ok_and(|reached| reached.is_ok());
+    assert!(
+        is_reached,
+        "not within {SOON:?}: {what}; at last {:?}",
+        *watched.borrow()
+    );
 }
