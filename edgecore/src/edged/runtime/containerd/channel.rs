@@ -244,6 +244,13 @@ impl CallError {
         self.is(Code::FailedPrecondition)
     }
 
+    /// The sandbox store has no such entry; 1.7 has no code for it (bbolt `ErrBucketNotFound`).
+    pub(super) fn is_no_entry(&self) -> bool {
+        self.is_not_found()
+            || matches!(&self.kind, CallErrorKind::Status(status)
+                if status.code() == Code::Unknown && status.message().contains("bucket not found"))
+    }
+
     /// Somebody else writes this blob (containerd `content/local/locks.go`: "ref … locked").
     pub(super) fn is_locked(&self) -> bool {
         matches!(&self.kind, CallErrorKind::Status(status)

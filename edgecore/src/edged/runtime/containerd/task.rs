@@ -403,18 +403,9 @@ pub(super) async fn forget_exit_code(daemon: &Daemon, id: &str) -> Result<(), Ca
         )
         .await;
     match forgotten {
-        // 1.7 says "bucket not found" with an unknown code. A record that stays is a few bytes, and
-        // nothing runs or waits for it: only a daemon that is away is a reason to stop here.
-        Err(error) if !error.is_transport() => {
-            if !error.is_unimplemented() && !error.is_not_found() {
-                tracing::debug!(%error, id, "exit record not deleted");
-            }
-        }
-        other => {
-            other?;
-        }
+        Err(error) if error.is_unimplemented() || error.is_no_entry() => Ok(()),
+        other => other.map(|_| ()),
     }
-    Ok(())
 }
 
 /// Deletes the task. While the daemon is still finding out that a shim has died the call fails
