@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::times::Times;
 use super::verdict::Verdict;
 use crate::edged::runtime::ContainerState;
 
@@ -22,6 +23,8 @@ pub(super) struct PodRecord {
     pub(super) verdict: Option<Verdict>,
     /// The addresses that the pod had, from when it gave them back.
     pub(super) ips: Option<Vec<String>>,
+    /// Its conditions' times, from when it was over.
+    pub(super) times: Option<Times>,
 }
 
 /// Writes down the pod's record; durable on return.
@@ -129,6 +132,7 @@ mod tests {
                 disruption: Some("the disk".to_owned()),
             }),
             ips: Some(vec!["10.88.0.7".to_owned()]),
+            times: Some(Times::default()),
         };
         record_pod(&dir, &record).unwrap();
         assert_eq!(recall_pod(&dir), record);

@@ -16,6 +16,7 @@ mod sources;
 pub mod state;
 pub mod status;
 pub mod sysctl;
+pub mod times;
 pub mod verdict;
 pub(crate) mod worker;
 

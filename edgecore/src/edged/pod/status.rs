@@ -1,5 +1,5 @@
 //! The PodStatus that the API shows, in kubelet's words. Pure: made anew from what was observed,
-//! with only transition times taken over from the one before.
+//! with only times taken over from the one before.
 
 mod conditions;
 mod container;
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::convert;
 use super::state::{Desired, Health, Memory};
+use super::times::Times;
 use super::verdict::Verdict;
 use crate::clock::UnixMillis;
 use crate::edged::runtime::{Container as Seen, ContainerState};
@@ -46,7 +47,8 @@ pub struct View<'a> {
     /// The sandbox's addresses; `None` while none stands.
     pub pod_ips: Option<&'a [String]>,
     pub host_ip: &'a str,
-    pub previous: Option<&'a PodStatus>,
+    /// As told before, also by an earlier process.
+    pub times: &'a Times,
     /// Why the node ended the pod.
     pub verdict: Option<&'a Verdict>,
     /// `startTime`, where it was written down.
@@ -91,8 +93,9 @@ pub fn build(view: &View<'_>) -> PodStatus {
         None => Vec::new(),
     };
     let ips: Vec<String> = ips.into_iter().filter(|ip| !ip.is_empty()).collect();
-    let known = view.previous.or(view.pod.status.as_ref());
-    let start_time = view.started_ms.map(time);
+    let started_ms = view.started_ms.or(view.times.started_at_ms);
+    let known = view.pod.status.as_ref();
+    let start_time = started_ms.map(time);
     let start_time = start_time.or_else(|| known.and_then(|s| s.start_time.clone()));
     PodStatus {
         phase: Some(phase.to_owned()),

@@ -10,7 +10,7 @@ struct Scene {
     memory: Memory,
     troubles: BTreeMap<String, Trouble>,
     ips: Option<Vec<String>>,
-    previous: Option<PodStatus>,
+    times: Times,
     verdict: Option<Verdict>,
     health: BTreeMap<String, Health>,
     last_words: BTreeMap<String, String>,
@@ -31,7 +31,7 @@ impl Scene {
             memory: Memory::default(),
             troubles: BTreeMap::new(),
             ips: Some(vec!["10.0.0.2".to_owned()]),
-            previous: None,
+            times: Times::default(),
             verdict: None,
             health: BTreeMap::new(),
             last_words: BTreeMap::new(),
@@ -72,7 +72,7 @@ impl Scene {
             troubles: &self.troubles,
             pod_ips: self.ips.as_deref(),
             host_ip: "192.0.2.9",
-            previous: self.previous.as_ref(),
+            times: &self.times,
             verdict: self.verdict.as_ref(),
             started_ms: None,
             now: self.now,
@@ -271,10 +271,10 @@ fn times_stay_while_nothing_changes() {
     let mut scene = Scene::new("Always").saw("c", 0, running());
     let first = scene.build();
     scene.now_ms += 60_000;
-    scene.previous = Some(first.clone());
+    scene.times = Times::of(&first);
     assert_eq!(scene.build(), first);
-    // A restart of the daemon takes them from the API.
-    scene.previous = None;
+    // Who never told them takes them from the API.
+    scene.times = Times::default();
     scene.pod.status = Some(first.clone());
     assert_eq!(scene.build(), first);
     scene.seen.clear();

@@ -27,6 +27,7 @@ use super::exits::PodRecord;
 use super::probe::Probes;
 use super::state::{self, Action, Desired, Key, Memory, Observed, Phase, SeenContainer, SeenState};
 use super::status::Trouble;
+use super::times::Times;
 use super::verdict::Verdict;
 use crate::clock::{self, UnixMillis};
 use crate::edged::events::{Recorder, Severity};
@@ -115,6 +116,8 @@ pub(crate) struct Worker {
     born: (Instant, Duration),
     recorder: Recorder,
     told: Option<PodStatus>,
+    /// Since when what was told is so, also by an earlier process.
+    times: Times,
     volumes_stale: bool,
     /// When tokens in volumes are looked at again, and when one is to be replaced.
     tokens_due: Option<Instant>,
@@ -174,6 +177,7 @@ impl Worker {
             born: (Instant::now(), Duration::ZERO),
             recorder,
             told: None,
+            times: Times::default(),
             tokens_due: None,
             tokens_at_ms: 0,
             tokens_late: None,
@@ -204,7 +208,7 @@ impl Worker {
                 self.pulls.abort_all();
             }
             self.phase = step.phase;
-            self.publish(now);
+            self.publish(now).await;
             if step.actions.is_empty() {
                 if !self
                     .wait(

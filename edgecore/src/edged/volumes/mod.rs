@@ -7,6 +7,7 @@
 //! <run>/<uid>/volumes/…            secret, projected, downwardAPI, Memory emptyDir: never on flash
 //! <run>/<uid>/volume-subpaths/…    binds of sub-paths
 //! <run>/<uid>/etc/…                hosts, resolv.conf, hostname
+//! <run>/<uid>/told/…               since when its status is as told, see `pod::times`
 //! ```
 //!
 //! Content volumes are a directory of links through `..data`, which one rename swaps; a running
@@ -133,6 +134,11 @@ impl Dirs {
         is_plain_name(uid).then(|| self.pod(uid, false).join("exits"))
     }
 
+    /// Where the times of a pod's status are kept; nothing for a uid that is no file name.
+    pub(super) fn told(&self, uid: &str) -> Option<PathBuf> {
+        is_plain_name(uid).then(|| self.pod(uid, true).join("told"))
+    }
+
     /// Uids of pods that left something here. Directories that are not ours are not counted,
     /// whatever else somebody configured to lie beside them.
     pub fn pod_uids(&self) -> Vec<String> {
@@ -213,7 +219,7 @@ impl Dirs {
 }
 
 /// The directories of a pod that are made and removed here.
-const OURS: [&str; 4] = ["volume-subpaths", "volumes", "etc", "exits"];
+const OURS: [&str; 5] = ["volume-subpaths", "volumes", "etc", "exits", "told"];
 
 /// Those of them that are volumes.
 const VOLUMES: [&str; 2] = ["volume-subpaths", "volumes"];

@@ -114,12 +114,15 @@ fn condition(
     why: Option<(&str, Option<String>)>,
 ) -> PodCondition {
     let status = if holds { "True" } else { "False" };
-    let before = [view.previous, view.pod.status.as_ref()]
-        .into_iter()
-        .flatten()
-        .flat_map(|s| s.conditions.iter().flatten())
-        .find(|c| c.type_ == kind)
-        .filter(|c| c.status == status);
+    // What this node told is newer than what came back from the API.
+    let known = view.pod.status.as_ref();
+    let mut known = known.iter().flat_map(|s| s.conditions.iter().flatten());
+    let since = if view.times.conditions.contains_key(kind) {
+        view.times.since(kind, holds).map(time)
+    } else {
+        let before = known.find(|c| c.type_ == kind && c.status == status);
+        before.and_then(|c| c.last_transition_time.clone())
+    };
     let (reason, message) = match why {
         Some((reason, message)) => (Some(reason.to_owned()), message),
         None => (None, None),
@@ -129,9 +132,7 @@ fn condition(
         status: status.to_owned(),
         reason,
         message,
-        last_transition_time: before
-            .and_then(|c| c.last_transition_time.clone())
-            .or_else(|| Some(time(view.now_ms))),
+        last_transition_time: Some(since.unwrap_or_else(|| time(view.now_ms))),
         ..PodCondition::default()
     }
 }

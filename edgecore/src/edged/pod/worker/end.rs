@@ -10,6 +10,7 @@ use tracing::{info, warn};
 use super::super::convert::{self, PodId};
 use super::super::exits::{self, PodRecord};
 use super::super::state::{self, Cause, Key, Observed, Phase, RestartPolicy, Why};
+use super::super::times;
 use super::super::verdict::Verdict;
 use super::{RETRY_FIRST, RETRY_MAX, Worker};
 use crate::edged::events::Severity;
@@ -24,12 +25,21 @@ impl Worker {
     pub(super) async fn recall(&mut self) {
         let now_ms = (self.context.now_ms)();
         if let Some(dir) = self.context.dirs.exits(&self.id.uid) {
-            let read = tokio::task::spawn_blocking(move || exits::recall_pod(&dir)).await;
-            self.record = read.unwrap_or_default();
+            let told = self.context.dirs.told(&self.id.uid);
+            let work = move || {
+                (
+                    exits::recall_pod(&dir),
+                    told.and_then(|dir| times::recall(&dir)),
+                )
+            };
+            let (record, told) = tokio::task::spawn_blocking(work).await.unwrap_or_default();
+            self.times = told.or_else(|| record.times.clone()).unwrap_or_default();
+            self.record = record;
         }
         let told = self.pod.status.as_ref().and_then(|s| s.start_time.clone());
         let told = told.map(|at| at.0.as_millisecond());
-        let started = self.record.started_at_ms.or(told).unwrap_or(now_ms);
+        let started = self.record.started_at_ms.or(self.times.started_at_ms);
+        let started = started.or(told).unwrap_or(now_ms);
         // A clock that was set back makes a pod younger, never older.
         let age = u64::try_from(now_ms.saturating_sub(started)).unwrap_or(0);
         self.born = (Instant::now(), Duration::from_millis(age));
@@ -164,14 +174,20 @@ impl Worker {
     /// by the next.
     pub(super) async fn release(&mut self) {
         let is_host = convert::sandbox_spec(&self.pod, &self.context.placement).host_network;
+        let mut is_new = false;
         if let Some(sandbox) = &self.sandbox
             && self.record.ips.is_none()
             && (is_host || !sandbox.ips.is_empty())
         {
             self.record.ips = Some(sandbox.ips.clone());
-            let told = self.told.as_ref().and_then(|s| s.start_time.as_ref());
-            let told = told.map(|at| at.0.as_millisecond());
-            self.record.started_at_ms = self.record.started_at_ms.or(told);
+            self.record.started_at_ms = self.record.started_at_ms.or(self.times.started_at_ms);
+            is_new = true;
+        }
+        if self.record.times.is_none() && self.told.is_some() {
+            self.record.times = Some(self.times.clone());
+            is_new = true;
+        }
+        if is_new {
             self.keep_record().await;
         }
         let runtime = self.context.runtime.clone();

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
+use k8s_openapi::api::core::v1::PodStatus;
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::super::state::Phase;
 use super::super::status::{self, View};
+use super::super::times::{self, Times};
 use super::Worker;
 use crate::edged::PodSummary;
 use crate::edged::events::Severity;
@@ -54,9 +56,26 @@ impl Worker {
         self.record.ips.as_ref().or(own).map(Vec::as_slice)
     }
 
+    /// Before it is told: who is killed in between tells the same again.
+    async fn keep_times(&mut self, status: &PodStatus) {
+        let times = Times::of(status);
+        if self.times == times {
+            return;
+        }
+        self.times = times.clone();
+        let Some(dir) = self.context.dirs.told(&self.id.uid) else {
+            return;
+        };
+        let kept = tokio::task::spawn_blocking(move || times::keep(&dir, &times)).await;
+        if let Ok(Err(error)) = kept {
+            debug!(pod = %self.id.name, namespace = %self.id.namespace, error = %error,
+                "times of the pod's conditions not written down; a restart would renew them");
+        }
+    }
+
     /// Tells the status if it is another one. A pod the API already knows as finished, or no
     /// longer knows, has nothing to tell.
-    pub(super) fn publish(&mut self, now: Instant) {
+    pub(super) async fn publish(&mut self, now: Instant) {
         if self.removed {
             return;
         }
@@ -67,28 +86,11 @@ impl Worker {
             }
             return;
         }
-        let health = |id: &str| self.probes.health(id);
-        let view = View {
-            pod: &self.pod,
-            want: &self.want,
-            seen: &self.seen,
-            memory: &self.memory,
-            troubles: &self.troubles,
-            health: &health,
-            last_words: &self.last_words,
-            unstarted: &self.unstarted,
-            pod_ips: self.pod_ips(),
-            host_ip: &self.host_ip,
-            previous: self.told.as_ref(),
-            verdict: self.record.verdict.as_ref(),
-            started_ms: self.record.started_at_ms,
-            now,
-            now_ms: (self.context.now_ms)(),
-        };
-        let status = status::build(&view);
+        let status = self.status(now);
         if self.told.as_ref() == Some(&status) {
             return;
         }
+        self.keep_times(&status).await;
         let terminating = matches!(self.phase, Phase::Terminating { .. } | Phase::Terminated);
         let summary = PodSummary::of(&self.id, &status, terminating);
         self.board().insert(self.id.uid.clone(), summary);
@@ -104,5 +106,26 @@ impl Worker {
                 warn!(pod = %self.id.name, error = %error, "status cannot be written as JSON");
             }
         }
+    }
+
+    fn status(&self, now: Instant) -> PodStatus {
+        let health = |id: &str| self.probes.health(id);
+        status::build(&View {
+            pod: &self.pod,
+            want: &self.want,
+            seen: &self.seen,
+            memory: &self.memory,
+            troubles: &self.troubles,
+            health: &health,
+            last_words: &self.last_words,
+            unstarted: &self.unstarted,
+            pod_ips: self.pod_ips(),
+            host_ip: &self.host_ip,
+            times: &self.times,
+            verdict: self.record.verdict.as_ref(),
+            started_ms: self.record.started_at_ms,
+            now,
+            now_ms: (self.context.now_ms)(),
+        })
     }
 }
