@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -52,6 +52,8 @@ pub(super) struct MainLoop {
     stamp: u64,
     /// What earlier processes left has been looked at.
     adopted: bool,
+    /// Told then which pods with a network of their own were found.
+    tell_adopted: Option<oneshot::Sender<Vec<String>>>,
     runtime_lost: bool,
     absence: Absence,
     /// Pods that ask to be stopped while the hub is away, and when.
@@ -118,6 +120,7 @@ impl MainLoop {
         resend: watch::Receiver<u64>,
         active: watch::Sender<Active>,
         pressure: watch::Receiver<Pressure>,
+        tell_adopted: oneshot::Sender<Vec<String>>,
     ) -> Self {
         let away_file = settings.disk_dir.with_file_name("hub-away.json");
         Self {
@@ -138,6 +141,7 @@ impl MainLoop {
             sandboxes: BTreeMap::new(),
             stamp: 0,
             adopted: false,
+            tell_adopted: Some(tell_adopted),
             runtime_lost: false,
         }
     }
@@ -299,6 +303,10 @@ impl MainLoop {
         verdicts
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|uid, _| desired.contains_key(uid));
+        let networks = self.context.networks.lock();
+        networks
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|uid, _| desired.contains_key(uid));
         let waiting = self.admit(&desired);
         for (uid, pod) in &desired {
             if !waiting.contains(uid) {
@@ -330,6 +338,14 @@ impl MainLoop {
         if !self.adopted {
             self.adopted = true;
             self.clear_remains(&desired);
+            let networked = self.sandboxes.values().filter(|sandbox| {
+                !sandbox.ips.is_empty() && desired.contains_key(&sandbox.pod_uid)
+            });
+            let uids = networked.map(|sandbox| sandbox.pod_uid.clone()).collect();
+            if let Some(tell) = self.tell_adopted.take() {
+                // Nobody listens any more: this process ends.
+                let _ = tell.send(uids);
+            }
         }
         self.sandboxes.clear();
     }
@@ -370,6 +386,11 @@ impl MainLoop {
             .unwrap_or_else(PoisonError::into_inner)
             .get(uid)
             .cloned();
+        let networks = self.context.networks.lock();
+        let network = networks
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(uid)
+            .cloned();
         if let Some(tracked) = self.workers.get_mut(uid) {
             if tracked.over {
                 if std::mem::replace(&mut tracked.told_over, resend) != resend {
@@ -388,6 +409,7 @@ impl MainLoop {
                     || input.resend != resend
                     || input.host_ip != host_ip
                     || input.verdict != verdict
+                    || input.network != network
                     || input.suspended != suspended
                     || input.seen != seen;
                 *input = Input {
@@ -399,6 +421,7 @@ impl MainLoop {
                     resend,
                     host_ip,
                     verdict,
+                    network,
                     suspended,
                 };
                 changed
@@ -414,6 +437,7 @@ impl MainLoop {
             resend,
             host_ip,
             verdict,
+            network,
             suspended,
         });
         let acted = Arc::new(AtomicBool::new(false));

@@ -21,6 +21,7 @@ pub mod eviction;
 pub mod image_gc;
 pub mod logs;
 mod main_loop;
+mod networks;
 pub mod node;
 mod oom;
 pub mod pod;
@@ -39,7 +40,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::PodStatus;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -251,6 +252,7 @@ impl Edged {
             poke: Notify::new(),
             board: Mutex::new(BTreeMap::new()),
             verdicts: Mutex::new(BTreeMap::new()),
+            networks: Mutex::new(BTreeMap::new()),
             now_ms,
         });
         let stop = CancellationToken::new();
@@ -269,14 +271,28 @@ impl Edged {
             pressure,
         };
         let told = resend.subscribe();
-        let main =
-            main_loop::MainLoop::new(context.clone(), settings, machine, told, active, short);
+        let (adopted, found) = oneshot::channel();
+        let main = main_loop::MainLoop::new(
+            context.clone(),
+            settings,
+            machine,
+            told,
+            active,
+            short,
+            adopted,
+        );
         let stopped = stop.clone();
         let reclaim = reclaim::run(context.clone(), stop.clone());
         let watcher = context.clone();
         let oom = async move {
             oom::run(&watcher).await;
             // A node without a kernel's log goes on without.
+            std::future::pending::<()>().await;
+        };
+        let watcher = context.clone();
+        let networks = async move {
+            networks::run(watcher, found).await;
+            // Everything has been looked at.
             std::future::pending::<()>().await;
         };
         let task = tokio::spawn(async move {
@@ -286,6 +302,7 @@ impl Edged {
                 () = evictor.run(stopped.clone()) => {}
                 () = reclaim => {}
                 () = oom => {}
+                () = networks => {}
             }
         });
         EdgedHandle {

@@ -23,6 +23,7 @@ mod wait;
 
 mod adoption;
 mod life;
+mod network;
 mod over;
 mod resources;
 

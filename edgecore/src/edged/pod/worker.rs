@@ -4,6 +4,7 @@
 mod context;
 mod end;
 mod ends;
+mod network;
 mod pulling;
 mod start;
 mod tell;
@@ -31,7 +32,9 @@ use super::times::Times;
 use super::verdict::Verdict;
 use crate::clock::{self, UnixMillis};
 use crate::edged::events::{Recorder, Severity};
-use crate::edged::runtime::{Container as Seen, ContainerState, Image, RuntimeError, Sandbox};
+use crate::edged::runtime::{
+    Container as Seen, ContainerState, Image, NetworkHealth, RuntimeError, Sandbox,
+};
 use crate::edged::volumes;
 pub(crate) use context::Context;
 use watching::{HookOver, Probed};
@@ -55,6 +58,8 @@ pub(crate) struct Input {
     pub(crate) host_ip: String,
     /// This node ends the pod although it is wanted.
     pub(crate) verdict: Option<Verdict>,
+    /// What was found of its network when the daemon started.
+    pub(crate) network: Option<NetworkHealth>,
     /// Nothing of it is to run until the hub is back.
     pub(crate) suspended: bool,
 }
@@ -112,6 +117,11 @@ pub(crate) struct Worker {
     suspended: bool,
     /// A verdict somebody else on this node gave.
     sentence: Option<Verdict>,
+    /// What was found of the network, until it is heeded, and whether it was.
+    network_found: Option<NetworkHealth>,
+    network_heeded: bool,
+    /// The containers end to be started again in a new sandbox.
+    rebuilding: bool,
     /// When this process first knew the pod, and how long it had been here then.
     born: (Instant, Duration),
     recorder: Recorder,
@@ -174,6 +184,9 @@ impl Worker {
             hooks: JoinSet::new(),
             suspended: false,
             sentence: None,
+            network_found: None,
+            network_heeded: false,
+            rebuilding: false,
             born: (Instant::now(), Duration::ZERO),
             recorder,
             told: None,
@@ -197,6 +210,7 @@ impl Worker {
             self.hear_last_words().await;
             let now = Instant::now();
             self.watch_adopted(now);
+            self.mend_network().await;
             let saw = self.observed();
             self.memory.observe(&saw, now);
             let deadline = self.judge(&saw, now).await;
@@ -242,7 +256,7 @@ impl Worker {
             self.want = convert::desired(&input.pod, input.removed);
             self.want.verdict = self.record.verdict.as_ref().map(|v| v.grace);
             self.has_live_volumes = volumes::has_live_content(&input.pod);
-            self.want.suspended = self.suspended;
+            self.want.suspended = self.suspended || self.rebuilding;
             self.pod = input.pod;
             self.removed = input.removed;
         }
@@ -257,6 +271,9 @@ impl Worker {
         }
         self.host_ip = input.host_ip;
         self.sentence = input.verdict;
+        if input.network.is_some() && !std::mem::replace(&mut self.network_heeded, true) {
+            self.network_found = input.network;
+        }
         self.suspend(input.suspended);
         if input.generation != self.generation {
             self.generation = input.generation;
@@ -280,7 +297,7 @@ impl Worker {
 
     /// The pod asked to be stopped while the hub is away, and to go on when it is back.
     fn suspend(&mut self, suspended: bool) {
-        self.want.suspended = suspended;
+        self.want.suspended = suspended || self.rebuilding;
         if std::mem::replace(&mut self.suspended, suspended) == suspended {
             return;
         }

@@ -2,6 +2,7 @@
 //! what was added is cached on disk together with the configuration that added it, so that DEL
 //! undoes exactly that, even after the configuration changed or we restarted.
 
+mod check;
 mod config;
 pub(super) mod follow;
 mod reservations;
@@ -78,6 +79,7 @@ pub(super) struct Cni {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Command {
     Add,
+    Check,
     Del,
 }
 
@@ -85,6 +87,7 @@ impl Command {
     fn name(self) -> &'static str {
         match self {
             Self::Add => "ADD",
+            Self::Check => "CHECK",
             Self::Del => "DEL",
         }
     }
@@ -372,7 +375,8 @@ impl Cni {
         if !answered.status.success() {
             return Err(failed(complaint(&answered.stdout, &answered.stderr)));
         }
-        if command == Command::Del {
+        // Only ADD answers with anything.
+        if command != Command::Add {
             return Ok(Value::Null);
         }
         serde_json::from_slice(&answered.stdout).map_err(|error| failed(error.to_string()))

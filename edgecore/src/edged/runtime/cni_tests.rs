@@ -1,6 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::edged::runtime::NetworkHealth;
 
 /// A plugin that records how it was called and answers with one address.
 fn script(directory: &Path, name: &str, body: &str) {
@@ -103,6 +104,46 @@ async fn add_walks_forward_and_del_back() {
     );
     fixture.cni.del("u1").await.unwrap();
     assert_eq!(fixture.calls().len(), 4, "nothing cached, nothing done");
+}
+
+#[tokio::test]
+async fn check_asks_every_plugin_with_the_whole_result_where_it_may() {
+    let fixture = Fixture::new("");
+    assert_eq!(fixture.cni.check("u1").await, NetworkHealth::Good);
+    fixture.cni.add(&fixture.attachment()).await.unwrap();
+    assert_eq!(fixture.cni.check("u1").await, NetworkHealth::Good);
+    assert_eq!(fixture.calls()[2..], ["CHECK first", "CHECK second"]);
+    let input = std::fs::read_to_string(fixture.directory.path().join("calls.CHECK")).unwrap();
+    for input in serde_json::Deserializer::from_str(&input).into_iter::<Value>() {
+        let input = input.unwrap();
+        assert_eq!(input["prevResult"]["ips"][0]["address"], "10.1.2.3/24");
+    }
+    fixture.cni.del("u1").await.unwrap();
+    for (version, more) in [("0.3.1", ""), ("1.0.0", r#""disableCheck":true,"#)] {
+        let text = format!(
+            r#"{{"cniVersion":"{version}",{more}"name":"net","plugins":[{{"type":"first"}}]}}"#
+        );
+        let conf = fixture.directory.path().join("conf/10-test.conflist");
+        std::fs::write(conf, &text).unwrap();
+        fixture.cni.add(&fixture.attachment()).await.unwrap();
+        let before = fixture.calls().len();
+        assert_eq!(fixture.cni.check("u1").await, NetworkHealth::Good);
+        assert_eq!(fixture.calls().len(), before, "nobody is asked: {text}");
+        fixture.cni.del("u1").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_network_is_gone_when_plugin_and_kernel_say_so() {
+    let refuse = r#"[ "$CNI_COMMAND" != CHECK ] || { echo '{"code":9,"msg":"no veth"}'; exit 1; }"#;
+    let fixture = Fixture::new(refuse);
+    // Its namespace is none.
+    fixture.cni.add(&fixture.attachment()).await.unwrap();
+    let said = "plugin `second`: no veth (code 9)";
+    let gone = NetworkHealth::Gone {
+        reason: format!("its network namespace is gone; {said}"),
+    };
+    assert_eq!(fixture.cni.check("u1").await, gone);
 }
 
 #[tokio::test]

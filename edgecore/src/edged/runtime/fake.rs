@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{
-    Container, ContainerSpec, ContainerState, ExecOutput, FsUsage, Image, PullOptions, Reclaim,
-    Runtime, RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
+    Container, ContainerSpec, ContainerState, ExecOutput, FsUsage, Image, NetworkHealth,
+    PullOptions, Reclaim, Runtime, RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
 };
 
 /// Wall time of the fake's beginning, in milliseconds.
@@ -41,6 +41,7 @@ struct State {
     calls: Vec<String>,
     down: bool,
     disk: FsUsage,
+    networks: BTreeMap<String, NetworkHealth>,
 }
 
 impl Default for FakeRuntime {
@@ -152,6 +153,11 @@ impl FakeRuntime {
     pub fn on_exec(&self, command: &str, exit_code: i32, output: &str, takes: Duration) {
         let script = (exit_code, output.to_owned(), takes);
         self.state().execs.insert(command.to_owned(), script);
+    }
+
+    /// What is found of a pod's network.
+    pub fn set_network(&self, uid: &str, health: NetworkHealth) {
+        self.state().networks.insert(uid.to_owned(), health);
     }
 
     /// The daemon goes away or comes back.
@@ -328,6 +334,20 @@ impl Runtime for FakeRuntime {
             .entry(spec.pod_uid.clone())
             .or_insert(made)
             .clone())
+    }
+
+    async fn check_network(&self, pod_uid: &str) -> NetworkHealth {
+        let mut state = self.state();
+        state.calls.push(format!("check-network {pod_uid}"));
+        let found = state.networks.get(pod_uid).cloned();
+        found.unwrap_or(NetworkHealth::Good)
+    }
+
+    async fn abandon_sandbox(&self, pod_uid: &str) -> Result<(), RuntimeError> {
+        let mut state = self.up()?;
+        state.calls.push(format!("abandon-sandbox {pod_uid}"));
+        state.networks.remove(pod_uid);
+        Ok(())
     }
 
     async fn remove_sandbox(&self, pod_uid: &str) -> Result<(), RuntimeError> {

@@ -24,7 +24,7 @@ pub use self::image::{
     FsUsage, Image, OnProgress, PullOptions, PullProgress, Reclaim, RegistryAuth,
 };
 pub use self::keyring::Keyring;
-pub use self::network::NetworkWish;
+pub use self::network::{NetworkHealth, NetworkWish};
 pub use self::security::{AppArmorChoice, GroupsPolicy, SeccompChoice};
 
 /// One pod's shared namespaces and network, before any container exists.
@@ -333,6 +333,14 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes network, namespaces and pod cgroup. No tasks may be left; records of containers that
     /// are over may ([`Runtime::retire`]).
     async fn remove_sandbox(&self, pod_uid: &str) -> Result<(), RuntimeError>;
+    /// How the network of a pod with a sandbox stands; executes plugins.
+    async fn check_network(&self, _pod_uid: &str) -> NetworkHealth {
+        NetworkHealth::Good
+    }
+    /// The next [`Runtime::ensure_sandbox`] makes the sandbox anew; until then it stands.
+    async fn abandon_sandbox(&self, _pod_uid: &str) -> Result<(), RuntimeError> {
+        Err(RuntimeError::unsupported("sandbox made anew"))
+    }
     /// Pod uids whose sandbox stands on this node.
     async fn sandboxes(&self) -> Result<Vec<Sandbox>, RuntimeError>;
 

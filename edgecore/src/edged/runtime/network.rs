@@ -2,6 +2,17 @@
 
 use serde_json::{Map, Value, json};
 
+/// How the network of a pod that was connected before stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkHealth {
+    /// As it was, or it cannot be known.
+    Good,
+    /// Plugins say that something is not as they made it; what they made is there.
+    Doubtful { reason: String },
+    /// Plugins and kernel say that it is not there any more.
+    Gone { reason: String },
+}
+
 /// Handed to the plugins that declare the capability.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkWish {

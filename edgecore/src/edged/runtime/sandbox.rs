@@ -15,10 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use super::cni::{Attachment, Cni, is_namespace};
 use super::containerd::PodPaths;
-use super::{ContainerSpec, RuntimeError, Sandbox, SandboxSpec};
+use super::{ContainerSpec, NetworkHealth, RuntimeError, Sandbox, SandboxSpec};
 
 /// Kubernetes' runtimes give each pod this much `/dev/shm`.
 const SHM_OPTIONS: &std::ffi::CStr = c"mode=1777,size=67108864";
+
+/// Beside a sandbox's record: it stands, and is to be made anew when somebody asks for it.
+const ABANDONED: &str = "abandoned";
 
 /// What is remembered of a standing sandbox.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -99,7 +102,9 @@ impl Sandboxes {
     pub(super) async fn ensure(&self, spec: &SandboxSpec) -> Result<Sandbox, RuntimeError> {
         check_uid(&spec.pod_uid)?;
         let directory = self.directory(&spec.pod_uid);
-        if let Some(record) = read_record(&directory) {
+        if let Some(record) = read_record(&directory)
+            && !directory.join(ABANDONED).exists()
+        {
             let pins = pins_of(record.host_network, record.host_ipc);
             if pins.iter().all(|pin| is_pinned(&directory, pin)) {
                 return Ok(record.sandbox());
@@ -151,6 +156,21 @@ impl Sandboxes {
         let at = directory.to_owned();
         blocking("sandbox record", move || write_record(&written, &at)).await?;
         Ok(record)
+    }
+
+    /// How the pod's network stands.
+    pub(super) async fn check_network(&self, uid: &str) -> NetworkHealth {
+        match check_uid(uid) {
+            Ok(()) => self.cni.check(uid).await,
+            Err(_) => NetworkHealth::Good,
+        }
+    }
+
+    /// The next [`Sandboxes::ensure`] makes the sandbox anew, also that of a later process.
+    pub(super) async fn abandon(&self, uid: &str) -> Result<(), RuntimeError> {
+        check_uid(uid)?;
+        let mark = self.directory(uid).join(ABANDONED);
+        blocking("sandbox mark", move || std::fs::write(mark, b"")).await
     }
 
     /// Takes the sandbox down: network first (the plugins need the namespace), then the pins.

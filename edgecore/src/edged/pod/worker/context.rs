@@ -13,7 +13,7 @@ use crate::edged::PodSummary;
 use crate::edged::capacity::Amounts;
 use crate::edged::deps::{DesiredState, StatusSink};
 use crate::edged::image_gc::Board;
-use crate::edged::runtime::Runtime;
+use crate::edged::runtime::{NetworkHealth, Runtime};
 use crate::edged::volumes::Dirs;
 
 /// What all workers share.
@@ -38,6 +38,8 @@ pub(crate) struct Context {
     pub(crate) board: Mutex<BTreeMap<String, PodSummary>>,
     /// Pods that this node ends although they are wanted, by uid.
     pub(crate) verdicts: Mutex<BTreeMap<String, Verdict>>,
+    /// What was found of pods' networks at the start, by uid.
+    pub(crate) networks: Mutex<BTreeMap<String, NetworkHealth>>,
     pub(crate) now_ms: Box<dyn Fn() -> UnixMillis + Send + Sync>,
 }
 

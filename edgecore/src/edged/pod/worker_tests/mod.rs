@@ -3,6 +3,7 @@
 mod hooks;
 mod life;
 mod needs;
+mod networks;
 mod over;
 mod probes;
 mod resources;

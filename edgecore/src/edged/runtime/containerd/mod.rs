@@ -65,8 +65,8 @@ use super::cni::follow::Follower;
 use super::sandbox::Sandboxes;
 use super::session::{AttachRequest, ExecRequest, Session};
 use super::{
-    CgroupUsage, Container, ContainerSpec, ExecOutput, FsUsage, Image, NodeLimits, PodStats,
-    PullOptions, Reclaim, Runtime, RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
+    CgroupUsage, Container, ContainerSpec, ExecOutput, FsUsage, Image, NetworkHealth, NodeLimits,
+    PodStats, PullOptions, Reclaim, Runtime, RuntimeError, RuntimeInfo, Sandbox, SandboxSpec,
 };
 
 /// How the runtime is reached and where it keeps its things.
@@ -401,6 +401,14 @@ impl Runtime for ContainerdRuntime {
             }
         }
         self.sandboxes.ensure(spec).await
+    }
+
+    async fn check_network(&self, pod_uid: &str) -> NetworkHealth {
+        self.sandboxes.check_network(pod_uid).await
+    }
+
+    async fn abandon_sandbox(&self, pod_uid: &str) -> Result<(), RuntimeError> {
+        self.sandboxes.abandon(pod_uid).await
     }
 
     async fn remove_sandbox(&self, pod_uid: &str) -> Result<(), RuntimeError> {
