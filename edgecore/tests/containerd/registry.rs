@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -177,6 +177,7 @@ trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 fn connection(stream: TcpStream, shared: &Shared) {
+    let mut socket = stream.try_clone().unwrap();
     let stream: Box<dyn Stream> = match &shared.behaviour.tls {
         None => Box::new(stream),
         Some(config) => {
@@ -186,6 +187,11 @@ fn connection(stream: TcpStream, shared: &Shared) {
     };
     // A client that hangs up ends it.
     let _ = answer(stream, shared);
+    // What was not read when a socket is closed resets it, and the client may lose the answer, or the
+    // alert of TLS, over its own next write.
+    let _ = socket.shutdown(Shutdown::Write);
+    let _ = socket.set_read_timeout(Some(crate::world::PATIENCE));
+    let _ = std::io::copy(&mut socket, &mut std::io::sink());
 }
 
 struct Request {
