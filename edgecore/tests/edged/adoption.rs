@@ -107,11 +107,12 @@ impl Stage {
     }
 
     async fn looks(&self, name: &str, wanted: bool, runs: impl Fn() -> bool) {
-        let begun = Instant::now();
-        while runs() != wanted {
-            assert!(begun.elapsed() < PATIENCE, "{name} runs: {}", !wanted);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let what = format!("{name} to run: {wanted}");
+        wait::until(&what, PATIENCE, async || {
+            Ok((runs() == wanted).then_some(()))
+        })
+        .await
+        .unwrap();
     }
 
     async fn gone(mut self) {

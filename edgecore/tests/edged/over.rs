@@ -81,15 +81,13 @@ impl World {
 
     /// Waits until the node holds nothing for its pods; nobody tells, so this looks again.
     async fn until_nothing_held(&self, uid: &str) {
-        let begun = Instant::now();
-        loop {
+        wait::until("nothing to be held", PATIENCE, async || {
             let held = self.held(uid);
-            if held.is_empty() {
-                return;
-            }
-            assert!(begun.elapsed() < PATIENCE, "still held: {held:#?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+            ensure!(held.is_empty(), "still held: {held:#?}");
+            Ok(Some(()))
+        })
+        .await
+        .unwrap();
     }
 
     async fn until_over(&self, phase: &str) {
