@@ -8,9 +8,14 @@
 //! The same program stands before runc (`binary_name` of the shim's options) where a container has
 //! input without a terminal: the shim gives such a container none.
 //!
+//! While the container's first process lives, and until what it said is written, the log is locked
+//! (`flock`): whoever follows it knows by that when there is no more to come.
+//!
 //! If this process died, the container would get SIGPIPE on its next write. So: fixed buffers, no
 //! panics, and a line that cannot be written is dropped.
 
+#[path = "edged-logger/init.rs"]
+mod init;
 #[path = "edged-logger/log.rs"]
 mod log;
 #[path = "edged-logger/quota.rs"]
@@ -20,9 +25,12 @@ mod runc;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
 
+use init::Init;
 use log::Log;
+use rustix::event::{PollFd, PollFlags, poll};
 
 /// CRI splits longer lines into partial ones (kubelet reads up to this much per entry).
 const LINE_BYTES_MAX: usize = 16 << 10;
@@ -30,6 +38,11 @@ const LINE_BYTES_MAX: usize = 16 << 10;
 const PROMPT_AFTER: rustix::event::Timespec = rustix::event::Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
+};
+/// Time after which the container's first process is looked for again.
+const LOOK_AFTER: rustix::event::Timespec = rustix::event::Timespec {
+    tv_sec: 0,
+    tv_nsec: 20_000_000,
 };
 const NO_WAIT: rustix::event::Timespec = rustix::event::Timespec {
     tv_sec: 0,
@@ -108,7 +121,8 @@ fn run() -> io::Result<()> {
     let (stdout, stderr, ready) = inherited::take()?;
     let stop = inherited::stop_signal()?;
     drop(ready);
-    pump(&mut log, stdout, stderr, &stop, is_terminal, held)
+    let pipes = [stdout, stderr];
+    pump(&mut log, pipes, &stop, is_terminal, held, Init::awaited())
 }
 
 /// The shim passes `?--config=<file>` as two arguments; by hand one is handier.
@@ -127,56 +141,69 @@ fn config_path(mut arguments: impl Iterator<Item = String>) -> Option<String> {
 /// Copies until both streams end, or until told to stop and both are empty.
 fn pump(
     log: &mut Log,
-    stdout: File,
-    stderr: File,
+    [stdout, stderr]: [File; 2],
     stop: &File,
     is_terminal: bool,
     mut held: Option<Held>,
+    mut init: Init,
 ) -> io::Result<()> {
-    use rustix::event::{PollFd, PollFlags, poll};
     let mut streams = [
         Some(Stream::new("stdout", stdout)?),
         Some(Stream::new("stderr", stderr)?),
     ];
     let mut stopping = false;
     while streams.iter().any(Option::is_some) {
-        let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(4);
+        init.look(Path::new("."));
+        let mut polled: Vec<PollFd<'_>> = Vec::with_capacity(5);
         for stream in streams.iter().flatten() {
             polled.push(PollFd::new(&stream.source, PollFlags::IN));
         }
-        let open = polled.len();
-        if let Some(held) = &held {
-            polled.push(PollFd::new(&held.end, PollFlags::IN));
-        }
-        if !stopping {
-            polled.push(PollFd::new(stop, PollFlags::IN));
-        }
+        let session = also(&mut polled, held.as_ref().map(|held| held.end.as_fd()));
+        let process = also(&mut polled, init.process());
+        let told = also(&mut polled, (!stopping).then(|| stop.as_fd()));
         let has_prompt = is_terminal && streams.iter().flatten().any(Stream::is_unfinished);
-        let wait = match (stopping, has_prompt) {
-            (true, _) => Some(&NO_WAIT),
-            (false, true) => Some(&PROMPT_AFTER),
-            (false, false) => None,
+        let wait = match &init {
+            _ if stopping => Some(&NO_WAIT),
+            Init::Ended => Some(&NO_WAIT),
+            Init::Awaited { .. } => Some(&LOOK_AFTER),
+            Init::Alive(_) | Init::Over => has_prompt.then_some(&PROMPT_AFTER),
         };
         let ready = match poll(&mut polled, wait) {
             Ok(ready) => ready,
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         };
-        if !stopping && polled.last().is_some_and(|fd| !fd.revents().is_empty()) {
+        let fired = |at: Option<usize>| {
+            let source = at.and_then(|at| polled.get(at));
+            source.is_some_and(|fd| !fd.revents().is_empty())
+        };
+        let (is_told, is_over, has_ended) = (fired(told), fired(session), fired(process));
+        drop(polled);
+        if is_told {
             stopping = true;
             continue;
         }
-        let is_over = held.is_some() && polled.get(open).is_some_and(|fd| !fd.revents().is_empty());
-        drop(polled);
         if is_over {
             held = None;
+            continue;
+        }
+        if has_ended {
+            init = Init::Ended;
             continue;
         }
         if ready == 0 && stopping {
             break;
         }
-        if ready == 0 {
+        if ready == 0 && matches!(init, Init::Ended) {
             for stream in streams.iter_mut().flatten() {
+                stream.finish(log);
+            }
+            log.complete();
+            init = Init::Over;
+            continue;
+        }
+        if ready == 0 {
+            for stream in streams.iter_mut().flatten().filter(|_| is_terminal) {
                 stream.prompt(log);
             }
             continue;
@@ -194,6 +221,12 @@ fn pump(
         stream.finish(log);
     }
     Ok(())
+}
+
+/// Waits for this, too; where it stands in the list.
+fn also<'a>(polled: &mut Vec<PollFd<'a>>, source: Option<BorrowedFd<'a>>) -> Option<usize> {
+    polled.push(PollFd::from_borrowed_fd(source?, PollFlags::IN));
+    Some(polled.len() - 1)
 }
 
 /// One of the container's two streams, cut into lines.
@@ -358,7 +391,8 @@ mod tests {
         let file = |pipe| File::from(std::os::fd::OwnedFd::from(pipe));
         let owned = bytes.to_vec();
         let feeder = std::thread::spawn(move || writer.write_all(&owned).unwrap());
-        pump(log, file(reader), file(quiet), &file(stop), false, None).unwrap();
+        let pipes = [file(reader), file(quiet)];
+        pump(log, pipes, &file(stop), false, None, Init::Over).unwrap();
         feeder.join().unwrap();
     }
 
@@ -404,11 +438,11 @@ mod tests {
         term.write_all(b"t").unwrap();
         pump(
             &mut log,
-            file(reader),
-            file(quiet),
+            [file(reader), file(quiet)],
             &File::from(std::os::fd::OwnedFd::from(stop)),
             false,
             None,
+            Init::Over,
         )
         .unwrap();
         let text = std::fs::read_to_string(dir.path().join("0.log")).unwrap();
@@ -417,6 +451,82 @@ mod tests {
             .map(|line| line.splitn(4, ' ').nth(3).unwrap())
             .collect();
         assert_eq!(said, ["last words", "unfinished"]);
+    }
+
+    #[test]
+    fn a_log_is_locked_until_the_process_has_ended_and_its_words_are_written() {
+        use rustix::fs::{FlockOperation, flock};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        // Rotated on the way: the lock goes along.
+        let mut log = log(dir.path(), 200, 3);
+        let is_locked = || {
+            let current = File::open(&path).unwrap();
+            flock(&current, FlockOperation::NonBlockingLockShared).is_err()
+        };
+        assert!(is_locked());
+        let file = |pipe| File::from(std::os::fd::OwnedFd::from(pipe));
+        // The shim keeps these open long after.
+        let (reader, mut still_open) = io::pipe().unwrap();
+        let (quiet, also_open) = io::pipe().unwrap();
+        let (stop, _keep) = io::pipe().unwrap();
+        let mut process = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = rustix::process::Pid::from_child(&process);
+        let alive = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+        let (pipes, stop, init) = (
+            [file(reader), file(quiet)],
+            file(stop),
+            Init::Alive(alive.unwrap()),
+        );
+        let pumping = std::thread::spawn(move || pump(&mut log, pipes, &stop, false, None, init));
+        for _ in 0..20 {
+            still_open.write_all(b"a line of some length\n").unwrap();
+        }
+        still_open.write_all(b"last words").unwrap();
+        let until = |what: &str, is_so: &dyn Fn() -> bool| {
+            let began = std::time::Instant::now();
+            while !is_so() {
+                assert!(began.elapsed().as_secs() < 10, "never {what}");
+                std::thread::yield_now();
+            }
+        };
+        until("rotated", &|| dir.path().join("0.log.2").exists());
+        assert!(is_locked(), "it still runs");
+        drop(process.stdin.take());
+        process.wait().unwrap();
+        until("complete", &|| !is_locked());
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.ends_with(" stdout F last words\n"), "{text}");
+        assert!(!pumping.is_finished(), "what comes now is written too");
+        drop((still_open, also_open));
+        pumping.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_found_by_the_number_that_the_runtime_leaves() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut init = Init::awaited();
+        init.look(dir.path());
+        assert!(matches!(init, Init::Awaited { .. }), "not yet");
+        std::fs::write(dir.path().join("init.pid"), std::process::id().to_string()).unwrap();
+        init.look(dir.path());
+        assert!(matches!(init, Init::Alive(_)));
+        for (text, is_over) in [("4194305000", true), ("no number", true)] {
+            std::fs::write(dir.path().join("init.pid"), text).unwrap();
+            let mut init = Init::awaited();
+            init.look(dir.path());
+            assert_eq!(matches!(init, Init::Over), is_over, "{text}");
+        }
+        let mut gone = std::process::Command::new("true").spawn().unwrap();
+        let pid = gone.id();
+        gone.wait().unwrap();
+        std::fs::write(dir.path().join("init.pid"), pid.to_string()).unwrap();
+        let mut init = Init::awaited();
+        init.look(dir.path());
+        assert!(matches!(init, Init::Ended));
     }
 
     #[test]
@@ -448,8 +558,9 @@ mod tests {
         let (reader, mut terminal) = io::pipe().unwrap();
         let (quiet, _) = io::pipe().unwrap();
         let (stop, _keep) = io::pipe().unwrap();
-        let (reader, quiet, stop) = (file(reader), file(quiet), file(stop));
-        let pumping = std::thread::spawn(move || pump(&mut log, reader, quiet, &stop, true, None));
+        let (pipes, stop) = ([file(reader), file(quiet)], file(stop));
+        let pumping =
+            std::thread::spawn(move || pump(&mut log, pipes, &stop, true, None, Init::Over));
         terminal.write_all(b"login: ").unwrap();
         let began = std::time::Instant::now();
         let read = || std::fs::read_to_string(&path).unwrap();

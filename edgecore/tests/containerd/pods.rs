@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::world::{IMAGE, PATIENCE, World, note};
+use edgecore::edged::logs;
 use edgecore::edged::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
 use edgecore::edged::runtime::{
     ContainerSpec, ContainerState, Mount, PullOptions, Runtime, RuntimeError, SandboxSpec,
@@ -245,6 +246,46 @@ async fn refusals_name_the_reason() {
     );
     world.clean(&pod).await;
     assert_eq!(world.leftovers(), Vec::<String>::new());
+}
+
+/// The shim keeps the pipes of a container that has ended open until its task is deleted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_words_are_told_and_following_ends_while_the_task_is_still_there() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    let pod = world.pod();
+    world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let script = "seq 20000; printf 'last words'; exit 4";
+    let spec = world.container(&pod, "main", script);
+    let id = world.runtime.start(&spec).await.unwrap();
+    let (out, mut chunks) = tokio::sync::mpsc::channel::<logs::Chunk>(logs::CHUNKS_MAX);
+    let query = logs::Query {
+        follow: true,
+        ..logs::Query::default()
+    };
+    let ended = Instant::now();
+    let ends = async { drop(world.exited(&id).await) };
+    let reading = async {
+        let mut text = String::new();
+        while let Some(chunk) = chunks.recv().await {
+            text.push_str(&String::from_utf8_lossy(&chunk.bytes));
+        }
+        text
+    };
+    let pumping = logs::pump(&spec.log_path, &query, ends, out);
+    let (pumped, text) = tokio::join!(pumping, reading);
+    pumped.unwrap();
+    note(&format!("followed to the end: {:?}", ended.elapsed()));
+    assert!(text.ends_with("20000\nlast words\n"), "{}", text.len());
+    assert!(
+        ended.elapsed() < logs::COMPLETE_WITHIN,
+        "it was not waited for"
+    );
+    let tasks = world.ctr(&["tasks", "ls"]);
+    assert!(tasks.contains("STOPPED"), "{tasks}");
+    world.runtime.remove(&id).await.unwrap();
+    world.clean(&pod).await;
 }
 
 /// containerd takes a logger that dies before it is ready for a ready one.

@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::FlockOperation;
+
 use super::{Config, LINE_BYTES_MAX, quota};
 
 /// Rotation defaults, as kubelet's `containerLogMaxSize` and `containerLogMaxFiles`.
@@ -15,6 +17,8 @@ const FILES_MAX_DEFAULT: u32 = 5;
 pub(super) struct Log {
     config: Config,
     file: File,
+    /// Locks the current file, until there is nothing more to be written.
+    lock: Option<File>,
     written: u64,
     entry: Vec<u8>,
     /// Entries of each stream that could not be written since the last one that could.
@@ -30,6 +34,7 @@ impl Log {
     pub(super) fn open(mut config: Config) -> io::Result<Self> {
         let file = append(&config.path)?;
         let written = file.metadata()?.len();
+        let lock = lock(&config.path);
         if config.bytes_max == 0 {
             config.bytes_max = BYTES_MAX_DEFAULT;
         }
@@ -39,11 +44,17 @@ impl Log {
         Ok(Self {
             config,
             file,
+            lock,
             written,
             entry: Vec::with_capacity(LINE_BYTES_MAX + 64),
             lost: [0; 2],
             is_open: [false; 2],
         })
+    }
+
+    /// The container has ended and its words are written: followers need not wait any more.
+    pub(super) fn complete(&mut self) {
+        self.lock = None;
     }
 
     /// Writes one entry. If the disk is full it is dropped, and the container does not notice; the
@@ -105,6 +116,8 @@ impl Log {
         let Ok(file) = append(&fresh) else {
             return;
         };
+        // Before anybody can find it under the log's name.
+        let lock = self.lock.is_some().then(|| lock(&fresh)).flatten();
         let kept = self.config.files_max.saturating_sub(1);
         for number in (1..kept).rev() {
             let older = self.beside(&format!(".{}", number + 1));
@@ -114,6 +127,7 @@ impl Log {
         let is_moved = kept == 0 || std::fs::rename(&self.config.path, self.beside(".1")).is_ok();
         if is_moved && std::fs::rename(&fresh, &self.config.path).is_ok() {
             self.file = file;
+            self.lock = lock;
             self.written = 0;
         }
         quota::enforce(
@@ -136,6 +150,14 @@ fn push(out: &mut Vec<u8>, stream: &str, tag: &[u8], line: &[u8]) {
     }
     out.extend_from_slice(line);
     out.push(b'\n');
+}
+
+/// Held by its closing, which `inotify` tells followers of: a file of its own, open for writing. A
+/// log without one is a log without end to wait for.
+fn lock(path: &Path) -> Option<File> {
+    let file = append(path).ok()?;
+    let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+    locked.is_ok().then_some(file)
 }
 
 fn append(path: &Path) -> io::Result<File> {

@@ -1,18 +1,23 @@
 //! Sending a log on, and waiting for more of it.
 
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::inotify;
+use rustix::fs::{FlockOperation, flock, inotify};
+use rustix::io::Errno;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::{Chunk, LogError, LogReader, Query, Step};
 
 /// Chunks that wait for a slow reader; the log's reader then waits too.
 pub const CHUNKS_MAX: usize = 8;
-/// Time after a container's end in which its logger has written everything.
-const LINGER: Duration = Duration::from_millis(300);
+/// A logger that has not written everything so long after its container's end is not waited for: a
+/// process that outlives the container's first one keeps talking.
+pub const COMPLETE_WITHIN: Duration = Duration::from_secs(5);
 /// Chunks of up to this size are sent on at once.
 const BATCH_BYTES: usize = 64 << 10;
 
@@ -25,6 +30,7 @@ impl Watch {
         use inotify::WatchFlags;
         let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
         let flags = WatchFlags::MODIFY
+            | WatchFlags::CLOSE_WRITE
             | WatchFlags::CREATE
             | WatchFlags::MOVED_TO
             | WatchFlags::MOVED_FROM
@@ -85,9 +91,19 @@ pub async fn pump_from(
     let (owned, asked) = (path.to_owned(), query.clone());
     let mut reader = blocking(path, move || LogReader::open(&owned, &asked)).await?;
     opened();
-    let mut is_over = watch.is_none();
+    let mut patience: Option<Instant> = None;
     tokio::pin!(ended);
     loop {
+        // Asked before it is read: what was written until then is read now.
+        let is_over = match patience {
+            _ if watch.is_none() => true,
+            None => false,
+            Some(until) if until <= Instant::now() => true,
+            Some(_) => {
+                let log = path.to_owned();
+                blocking(path, move || Ok(is_complete(&log))).await?
+            }
+        };
         let (step, chunks);
         (reader, step, chunks) = blocking(path, move || read_batch(reader)).await?;
         for chunk in chunks {
@@ -100,11 +116,11 @@ pub async fn pump_from(
             (Step::CaughtUp, Some(watch)) if !is_over => {
                 // All cancel-safe: a future by reference, news that stay, a closed channel.
                 tokio::select! {
-                    () = &mut ended => {
-                        // The logger may still be writing what was said last.
-                        tokio::time::sleep(LINGER).await;
-                        is_over = true;
+                    // The logger may still be writing what was said last.
+                    () = &mut ended, if patience.is_none() => {
+                        patience = Some(Instant::now() + COMPLETE_WITHIN);
                     }
+                    () = until(patience) => {}
                     news = watch.news() => news.map_err(|source| LogError::Watch {
                         path: path.to_owned(),
                         source,
@@ -121,6 +137,30 @@ pub async fn pump_from(
         }
     }
     Ok(())
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether everything has been written to the log at `path`: its logger locks the current file until
+/// then, and one that is gone holds no lock.
+fn is_complete(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else {
+        return true;
+    };
+    if matches!(
+        flock(&file, FlockOperation::NonBlockingLockShared),
+        Err(Errno::WOULDBLOCK | Errno::INTR)
+    ) {
+        return false;
+    }
+    // Rotated meanwhile: the next one is locked.
+    let inode = |meta: std::io::Result<std::fs::Metadata>| meta.map(|meta| meta.ino()).ok();
+    inode(file.metadata()) == inode(std::fs::metadata(path))
 }
 
 /// Steps until there is enough to send, or nothing more now.

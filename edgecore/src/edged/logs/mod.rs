@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 pub use entry::{Entry, Stream, parse};
 pub use files::{ContainerLogs, PodLogs, pods};
-pub use follow::{CHUNKS_MAX, pump, pump_from};
+pub use follow::{CHUNKS_MAX, COMPLETE_WITHIN, pump, pump_from};
 pub use read::{LogReader, Step};
 
 /// What of a log is wanted, as `kubectl logs` has it.

@@ -241,6 +241,46 @@ async fn following_sees_writes_rotations_and_the_end() {
 }
 
 #[tokio::test]
+async fn following_ends_when_the_logger_has_written_everything() {
+    use rustix::fs::{FlockOperation, flock};
+    let mut tailed = Tailed::start(&numbered(0, 1));
+    let log = tailed.dir.path().join("0.log");
+    let lock = std::fs::File::options().append(true).open(&log).unwrap();
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    tailed.until("line 0\n").await;
+    drop(tailed.end.take());
+    // The container is over; its words are on their way, and the log is rotated on top.
+    tailed.append(&numbered(1, 2));
+    tailed.until("line 0\nline 1\n").await;
+    let fresh = tailed.dir.path().join("0.log.new");
+    let next = std::fs::File::create(&fresh).unwrap();
+    flock(&next, FlockOperation::NonBlockingLockExclusive).unwrap();
+    std::fs::rename(&log, tailed.dir.path().join("0.log.1")).unwrap();
+    std::fs::rename(&fresh, &log).unwrap();
+    drop(lock);
+    tailed.append(&numbered(2, 3));
+    tailed.until("line 0\nline 1\nline 2\n").await;
+    assert!(!tailed.pumping.is_finished());
+    drop(next);
+    assert_eq!(tailed.received.recv().await, None);
+    tailed.pumping.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_logger_that_never_comes_to_an_end_is_not_waited_for_for_ever() {
+    use rustix::fs::{FlockOperation, flock};
+    let mut tailed = Tailed::start(&numbered(0, 1));
+    let lock = std::fs::File::open(tailed.dir.path().join("0.log")).unwrap();
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    tailed.until("line 0\n").await;
+    let begun = tokio::time::Instant::now();
+    drop(tailed.end.take());
+    assert_eq!(tailed.received.recv().await, None);
+    assert_eq!(begun.elapsed().as_secs(), 5);
+    tailed.pumping.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn following_ends_when_nobody_listens() {
     let mut tailed = Tailed::start(&numbered(0, 1));
     tailed.until("line 0\n").await;
