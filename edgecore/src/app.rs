@@ -133,6 +133,7 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
     let ran_before = key_file.exists();
     let sealer = Arc::new(Sealer::from_file(&key_file)?);
     let own = node.clone();
+    let has_hub = config.hub.is_some();
     let outbox_bytes_max = config.outbox_bytes_max;
     let streams = config.streams.clone();
     let (conflict, history) = (config.twin_conflict.clone(), config.history);
@@ -140,7 +141,10 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
         .write(move |tx| {
             outbox::set_bytes_max(tx, outbox_bytes_max)?;
             outbox::set_rules(tx, &streams)?;
-            meta::mark_if_rebuilt(tx, ran_before)?;
+            // Without a hub the files of static pods are all there is.
+            if has_hub {
+                meta::mark_if_rebuilt(tx, ran_before)?;
+            }
             twin::set_conflict(tx, &conflict)?;
             twin::set_history_bounds(tx, history)?;
             twin::set_node(tx, &own)

@@ -98,6 +98,13 @@ pub trait DesiredState: Send + Sync + 'static {
     /// hub has told it all again: what is not listed then is left alone.
     fn is_complete(&self) -> bool;
 
+    /// Told before anything is decided: whether pods' containers were there when Edged first looked. A
+    /// store that never knew a pod is then one that was lost.
+    ///
+    /// # Errors
+    /// When it cannot be noted: asked again before anything is decided.
+    async fn found_containers(&self, any: bool) -> Result<(), DesiredError>;
+
     /// Rises after each commit that changed a pod, a ConfigMap or a Secret.
     fn generation(&self) -> watch::Receiver<u64>;
 }

@@ -270,6 +270,11 @@ impl MainLoop {
                     return false;
                 }
             }
+            let any = !containers.is_empty() || !self.sandboxes.is_empty();
+            if let Err(error) = self.context.desired.found_containers(any).await {
+                warn!(error = %error, "the store cannot note what runs; it is left alone");
+                return false;
+            }
         }
         if self.runtime_lost {
             info!("container runtime answers again");

@@ -26,6 +26,8 @@ pub(crate) struct Store {
     pub(crate) tokens_asked: watch::Sender<u64>,
     pub(crate) is_broken: AtomicBool,
     pub(crate) is_incomplete: AtomicBool,
+    /// It has never known a pod.
+    pub(crate) is_new: AtomicBool,
     generation: watch::Sender<u64>,
 }
 
@@ -111,6 +113,18 @@ impl DesiredState for Store {
         self.tokens_asked.send_modify(|asked| *asked += 1);
         let issued = self.tokens.lock().unwrap().pop();
         issued.ok_or_else(|| unreachable("token of ServiceAccount", namespace, &wish.account))
+    }
+
+    async fn found_containers(&self, any: bool) -> Result<(), DesiredError> {
+        if self.is_broken.load(Ordering::Relaxed) {
+            return Err(DesiredError::Store {
+                reason: "disk I/O error".to_owned(),
+            });
+        }
+        if self.is_new.swap(false, Ordering::Relaxed) && any {
+            self.is_incomplete.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn is_complete(&self) -> bool {

@@ -210,7 +210,12 @@ async fn edge_with(extensions: Extensions, is_lost: bool) -> (Edge, Hub) {
     };
     let (store, _thread, _) = Store::open(&dir.path().join("edge.db")).unwrap();
     store
-        .write(move |tx| crate::meta::mark_if_rebuilt(tx, is_lost))
+        .write(move |tx| {
+            if is_lost {
+                crate::meta::mark_if_rebuilt(tx, true)?;
+            }
+            Ok(())
+        })
         .await
         .unwrap();
     let (hub, link) = Link::new();
@@ -389,6 +394,23 @@ async fn fault_01_readings_pushes_statuses_and_queries_survive_a_cut() {
             .unwrap()
             .is_none()
     );
+    // For what it does not have it is not asked again at once.
+    let again = edge.meta.configmap("default", "gone").await.unwrap();
+    assert!(again.is_none());
+    edge.meta.configmap("elsewhere", "there").await.unwrap();
+    let query = |event: &Event| match event {
+        Event::Request(request) => Some(request.route.resource.clone()),
+        _ => None,
+    };
+    let mut asked = 0;
+    loop {
+        let resource = next(&mut seen, query).await;
+        asked += usize::from(resource == "default/configmap/gone");
+        if resource.starts_with("elsewhere/") {
+            break;
+        }
+    }
+    assert_eq!(asked, 1);
 
     edge.hub
         .pod_status("default", "p", "u", json!({"phase": "Running"}));

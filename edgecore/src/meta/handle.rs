@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
@@ -20,6 +21,15 @@ use crate::edged::{DesiredError, DesiredState, Token, TokenWish};
 use crate::hub::HubHandle;
 use crate::store::{Store, StoreError};
 
+/// An object that the hub does not have is not asked for again so soon. One that comes into being is
+/// pushed, so nobody waits for this.
+const ABSENT_FOR: Duration = Duration::from_secs(30);
+/// Names that are remembered as absent; beyond, the hub is asked.
+const ABSENT_MAX: usize = 1024;
+
+const STORE_LOST: &str =
+    "the store was lost; pods that it does not know are kept until the hub has told all of them";
+
 /// Clones share everything.
 #[derive(Clone, Debug)]
 pub struct MetaHandle {
@@ -36,6 +46,8 @@ pub struct MetaHandle {
     pub(super) hub: HubHandle,
     /// One query a path at a time; the others find its result in the store (protocol C4).
     asking: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    /// By path: until when the hub is not asked again.
+    absent: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl MetaHandle {
@@ -48,17 +60,15 @@ impl MetaHandle {
         hub: HubHandle,
     ) -> Result<Self, StoreError> {
         let key = Arc::clone(&sealer);
-        let (unreadable, complete, routes) = store
+        let (unreadable, complete, is_rebuilt, routes) = store
             .write(move |tx| {
-                let complete = objects::is_complete(tx)?;
+                let (complete, is_rebuilt) = (objects::is_complete(tx)?, objects::is_rebuilt(tx)?);
                 let unreadable = objects::forget_unreadable(tx, &key)?;
-                Ok((unreadable, complete, routes::load(tx)?))
+                Ok((unreadable, complete, is_rebuilt, routes::load(tx)?))
             })
             .await?;
-        if !complete {
-            tracing::warn!(
-                "the store was lost; pods that it does not know are kept until the hub has told all of them"
-            );
+        if is_rebuilt {
+            tracing::warn!("{STORE_LOST}");
         }
         if unreadable > 0 {
             tracing::warn!(
@@ -76,6 +86,7 @@ impl MetaHandle {
             complete: Arc::new(AtomicBool::new(complete)),
             hub,
             asking: Arc::default(),
+            absent: Arc::default(),
         })
     }
 
@@ -142,11 +153,27 @@ impl MetaHandle {
         let guard = turn.lock().await;
         let found = match self.local(key.clone()).await? {
             Some(json) => Ok(Some(json)),
+            None if self.is_absent(&key) => Ok(None),
             None => self.ask(&key, human).await,
         };
         drop(guard);
         self.end_turn(&key, &turn);
         found?.map(|json| decode(&json)).transpose()
+    }
+
+    fn is_absent(&self, key: &Key) -> bool {
+        let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = absent.get(&key.path());
+        until.is_some_and(|until| *until > clock::monotonic())
+    }
+
+    fn note_absent(&self, key: &Key) {
+        let now = clock::monotonic();
+        let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+        absent.retain(|_, until| *until > now);
+        if absent.len() < ABSENT_MAX {
+            absent.insert(key.path(), now + ABSENT_FOR);
+        }
     }
 
     fn turn(&self, key: &Key) -> Arc<tokio::sync::Mutex<()>> {
@@ -184,9 +211,15 @@ impl MetaHandle {
                 self.keep(key, &reply).await?;
                 Ok(Some(json))
             }
-            Reply::Failed(status) if status.reason == "NotFound" || status.code == 404 => Ok(None),
+            Reply::Failed(status) if status.reason == "NotFound" || status.code == 404 => {
+                self.note_absent(key);
+                Ok(None)
+            }
             Reply::Failed(status) => Err(unreachable(status.message)),
-            Reply::Empty => Ok(None),
+            Reply::Empty => {
+                self.note_absent(key);
+                Ok(None)
+            }
             Reply::Ok | Reply::Text(_) | Reply::UnknownError => {
                 Err(unreachable("the hub's answer is no object".into()))
             }
@@ -293,6 +326,24 @@ impl DesiredState for MetaHandle {
     async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
         self.issued_token(namespace, wish, clock::unix_millis())
             .await
+    }
+
+    async fn found_containers(&self, any: bool) -> Result<(), DesiredError> {
+        if self.is_complete() {
+            return Ok(());
+        }
+        let noted = self.store.write(move |tx| {
+            let was_rebuilt = objects::is_rebuilt(tx)?;
+            objects::found_containers(tx, any)?;
+            let is_found_out = objects::is_rebuilt(tx)? && !was_rebuilt;
+            Ok((objects::is_complete(tx)?, is_found_out))
+        });
+        let (complete, is_found_out) = noted.await.map_err(store_error)?;
+        if is_found_out {
+            tracing::warn!("{STORE_LOST}");
+        }
+        self.complete.store(complete, Ordering::Release);
+        Ok(())
     }
 
     fn is_complete(&self) -> bool {

@@ -187,32 +187,62 @@ pub(super) fn forget_unreadable(tx: &Connection, sealer: &Sealer) -> Result<usiz
 /// Present while a database that replaces a lost one has not been filled again.
 const REBUILT_FACT: &str = "rebuilt";
 
-/// Called in the transaction that first writes to a database: marks one that replaces a lost one.
+/// Present in a new database until it is known whether the node is new, too.
+const NEW_FACT: &str = "new";
+
+/// Called in the transaction that first writes to a database: marks one that replaces a lost one, and
+/// one of which that is not known yet, because nothing else of the node's data is there.
 pub fn mark_if_rebuilt(tx: &Connection, ran_before: bool) -> Result<(), StoreError> {
     let is_new: bool = tx.query_row(
         "SELECT NOT EXISTS (SELECT 1 FROM facts WHERE name = 'node_name')",
         [],
         |row| row.get(0),
     )?;
-    if is_new && ran_before {
-        tx.execute(
-            "INSERT INTO facts (name, value) VALUES (?1, '') ON CONFLICT DO NOTHING",
-            [REBUILT_FACT],
-        )?;
+    if is_new {
+        note(tx, if ran_before { REBUILT_FACT } else { NEW_FACT })?;
     }
     Ok(())
 }
 
+fn note(tx: &Connection, fact: &str) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT INTO facts (name, value) VALUES (?1, '') ON CONFLICT DO NOTHING",
+        [fact],
+    )?;
+    Ok(())
+}
+
+/// Whether containers ran before this database was made; it is new no longer.
+pub(super) fn found_containers(tx: &Connection, any: bool) -> Result<(), StoreError> {
+    let was_new = tx.execute("DELETE FROM facts WHERE name = ?1", [NEW_FACT])? > 0;
+    if was_new && any {
+        note(tx, REBUILT_FACT)?;
+    }
+    Ok(())
+}
+
+/// Not so as long as it may replace a lost one.
 pub(super) fn is_complete(tx: &Connection) -> Result<bool, StoreError> {
     Ok(tx.query_row(
-        "SELECT NOT EXISTS (SELECT 1 FROM facts WHERE name = ?1)",
+        "SELECT NOT EXISTS (SELECT 1 FROM facts WHERE name IN (?1, ?2))",
+        [REBUILT_FACT, NEW_FACT],
+        |row| row.get(0),
+    )?)
+}
+
+pub(super) fn is_rebuilt(tx: &Connection) -> Result<bool, StoreError> {
+    Ok(tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM facts WHERE name = ?1)",
         [REBUILT_FACT],
         |row| row.get(0),
     )?)
 }
 
 pub(super) fn set_complete(tx: &Connection) -> Result<(), StoreError> {
-    tx.execute("DELETE FROM facts WHERE name = ?1", [REBUILT_FACT])?;
+    tx.execute(
+        "DELETE FROM facts WHERE name IN (?1, ?2)",
+        [REBUILT_FACT, NEW_FACT],
+    )?;
     Ok(())
 }
 

@@ -201,11 +201,8 @@ async fn a_daemon_that_lost_its_store_leaves_pods_alone_until_the_hub_speaks() {
     };
     stage.leave().await;
     let pods = std::mem::take(&mut *stage.world.store.pods.lock().unwrap());
-    stage
-        .world
-        .store
-        .is_incomplete
-        .store(true, Ordering::SeqCst);
+    // Nothing says so but the containers: all of the node's data may be gone.
+    stage.world.store.is_new.store(true, Ordering::SeqCst);
     let runtime = stage.world.start();
     stage
         .world

@@ -30,7 +30,7 @@ pub(super) struct Trouble {
 }
 
 /// Whether the directory could be read, what is to be told, and whether the pods changed.
-type Outcome = (bool, Vec<Trouble>, bool);
+pub(super) type Outcome = (bool, Vec<Trouble>, bool);
 
 /// Reads every file. A directory that never was is empty; one that was and cannot be read now
 /// keeps what it held: nothing ends because something could not be read.

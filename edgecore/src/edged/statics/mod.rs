@@ -134,7 +134,9 @@ impl StaticPods {
                 mirrors: Notify::new(),
             }),
         };
-        statics.look(&Change::Everything);
+        // Before anything runs: what is in it must not look absent for a moment.
+        let (files, read) = statics.held();
+        statics.take(statics.reading(files, read, Change::Everything)());
         statics
     }
 
@@ -176,16 +178,16 @@ impl StaticPods {
                     warn!(directory = %directory.display(), %error,
                         "the directory of static pods cannot be followed; looked at again in a minute");
                     tokio::time::sleep(FOLLOW_AGAIN).await;
-                    self.look(&Change::Everything);
+                    self.look(Change::Everything).await;
                     continue;
                 }
             };
             // Between the look before and this watch something may have happened.
-            self.look(&Change::Everything);
+            self.look(Change::Everything).await;
             loop {
                 match watch.next().await {
                     Ok(Change::Everything) => break,
-                    Ok(change) => self.look(&change),
+                    Ok(change) => self.look(change).await,
                     Err(error) => {
                         warn!(directory = %directory.display(), %error, "inotify failed; following anew");
                         tokio::time::sleep(FOLLOW_AGAIN).await;
@@ -196,18 +198,45 @@ impl StaticPods {
         }
     }
 
-    /// Reads what changed and tells Edged. Files are small and few: read where we are.
-    fn look(&self, change: &Change) {
-        let deps = &self.shared.deps;
+    /// Reads what changed and tells Edged.
+    async fn look(&self, change: Change) {
+        let (files, read) = self.held();
+        match tokio::task::spawn_blocking(self.reading(files, read, change)).await {
+            Ok(outcome) => self.take(outcome),
+            Err(error) => warn!(%error, "static pods not read; what runs is kept"),
+        }
+    }
+
+    /// What is known of the files. Only who looks changes it, and one does at a time.
+    fn held(&self) -> (BTreeMap<String, Found>, bool) {
+        let state = self.state();
+        (state.files.clone(), state.read)
+    }
+
+    /// The reading of what changed; it blocks, and holds no lock.
+    fn reading(
+        &self,
+        mut files: BTreeMap<String, Found>,
+        read: bool,
+        change: Change,
+    ) -> impl FnOnce() -> (BTreeMap<String, Found>, files::Outcome) + Send + use<> {
+        let (directory, node) = (
+            self.shared.deps.directory.clone(),
+            self.shared.deps.node.clone(),
+        );
+        move || {
+            let outcome = match change {
+                Change::Everything => files::read_all(&directory, &node, read, &mut files),
+                Change::Files(names) => files::read_some(&directory, &node, &names, &mut files),
+            };
+            (files, outcome)
+        }
+    }
+
+    fn take(&self, (files, outcome): (BTreeMap<String, Found>, files::Outcome)) {
+        let (read, troubles, changed) = outcome;
         let mut state = self.state();
-        let (read, troubles, changed) = match change {
-            Change::Everything => {
-                files::read_all(&deps.directory, &deps.node, state.read, &mut state.files)
-            }
-            Change::Files(names) => {
-                files::read_some(&deps.directory, &deps.node, names, &mut state.files)
-            }
-        };
+        state.files = files;
         state.read |= read;
         drop(state);
         for trouble in troubles {
@@ -316,6 +345,10 @@ impl DesiredState for StaticPods {
 
     async fn token(&self, namespace: &str, wish: &TokenWish) -> Result<Token, DesiredError> {
         self.shared.deps.desired.token(namespace, wish).await
+    }
+
+    async fn found_containers(&self, any: bool) -> Result<(), DesiredError> {
+        self.shared.deps.desired.found_containers(any).await
     }
 
     fn is_complete(&self) -> bool {

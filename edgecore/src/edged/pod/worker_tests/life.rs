@@ -124,6 +124,41 @@ async fn running_containers_are_adopted_and_not_restarted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_new_store_ends_nothing_that_ran_before_it() {
+    let mut world = World::new();
+    world.start();
+    world.apply(pod("web"));
+    world.until_running("web", 0).await;
+    world.stop().await;
+    let known = std::mem::take(&mut *world.store.pods.lock().unwrap());
+    for dir in ["disk", "run"] {
+        std::fs::remove_dir_all(world.dir.path().join(dir)).unwrap();
+    }
+    // All of the node's data is lost, and nobody can tell it what it should run.
+    world.store.is_new.store(true, Ordering::Relaxed);
+    world.store.is_broken.store(true, Ordering::Relaxed);
+    world.sink.forget();
+    world.start();
+    world.pass(600).await;
+    world.store.is_broken.store(false, Ordering::Relaxed);
+    world.bump();
+    world.apply(pod("other"));
+    world.until_running("other", 0).await;
+    world.pass(600).await;
+    assert_eq!(world.calls("stop"), 0);
+    // The hub has spoken: one is wanted again, and adopted; the other one is not.
+    world.store.is_incomplete.store(false, Ordering::Relaxed);
+    world.store.set(known.into_values());
+    world
+        .until("other gone", |news| news.gone == ["other"])
+        .await;
+    world.until_running("web", 0).await;
+    assert_eq!(world.calls("stop uid-web"), 0);
+    assert_eq!(world.calls("start"), 2);
+    world.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_exit_while_away_is_found_and_an_unknown_pod_ended() {
     let mut world = World::new();
     world.runtime.add_container(Container {
