@@ -18,6 +18,8 @@ const STORAGE: &str = "ephemeral-storage";
 pub(super) struct DiskUsage {
     /// `emptyDir` volumes on disk, by name.
     pub(super) empty_dirs: BTreeMap<String, u64>,
+    /// What of the pod's own a container may write: `/etc/hosts`, termination messages.
+    pub(super) own: u64,
     /// Logs and writable layer, by container.
     pub(super) containers: BTreeMap<String, u64>,
     /// Files and directories in all of it.
@@ -27,7 +29,7 @@ pub(super) struct DiskUsage {
 impl DiskUsage {
     pub(super) fn total(&self) -> u64 {
         let all = self.empty_dirs.values().chain(self.containers.values());
-        all.fold(0, |sum, bytes| sum.saturating_add(*bytes))
+        all.fold(self.own, |sum, bytes| sum.saturating_add(*bytes))
     }
 }
 
@@ -120,6 +122,9 @@ pub(super) fn count(pod: &Pod, context: &Context) -> DiskUsage {
         found.empty_dirs.insert(name.to_owned(), usage.bytes);
         found.inodes = found.inodes.saturating_add(usage.inodes);
     }
+    let own = context.dirs.own_usage(&id.uid);
+    found.own = own.bytes;
+    found.inodes = found.inodes.saturating_add(own.inodes);
     let logs = convert::log_directory(&id, &context.placement);
     for container in containers(pod) {
         let usage = volumes::usage::of_directory(&logs.join(&container.name)).unwrap_or_default();
@@ -156,6 +161,7 @@ mod tests {
                 ("scratch".to_owned(), scratch),
                 ("free".to_owned(), 4096),
             ]),
+            own: 0,
             containers: BTreeMap::from([("a".to_owned(), a), ("b".to_owned(), b)]),
             inodes: 0,
         }
@@ -207,6 +213,19 @@ mod tests {
         ] {
             assert_eq!(excess(&pod, &usage).as_deref(), want, "{name}");
         }
+        let hosts = DiskUsage {
+            own: 4 * mib,
+            ..used(0, mib, 0)
+        };
+        let limited = |limit: &str| {
+            let limit = json!({"ephemeral-storage": limit});
+            pod(limit.clone(), limit, "8Mi", "")
+        };
+        assert!(
+            excess(&limited("2Mi"), &hosts).is_some(),
+            "/etc/hosts counts"
+        );
+        assert_eq!(excess(&limited("3Mi"), &hosts), None);
         assert!(!is_limited(&pod(none.clone(), none, "0", "")));
     }
 }

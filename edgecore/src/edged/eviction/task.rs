@@ -24,7 +24,7 @@ use crate::edged::pod::convert::PodId;
 use crate::edged::pod::resources;
 use crate::edged::pod::verdict::Verdict;
 use crate::edged::pod::worker::Context;
-use crate::edged::runtime::ContainerState;
+use crate::edged::runtime::{Container, ContainerState};
 
 /// What a pod gets that must go now (`immediateEvictionGracePeriodSeconds`).
 const GRACE_NOW: Duration = Duration::from_secs(1);
@@ -159,8 +159,20 @@ impl State {
         }
         let began = Instant::now();
         let mut any = false;
+        let counts_layers = limited.iter().any(|pod| local::limits_layers(pod));
+        let listed = if counts_layers {
+            self.listed().await
+        } else {
+            None
+        };
         for pod in limited {
-            let usage = self.disk_usage(&pod, local::limits_layers(&pod)).await;
+            let layers = match (local::limits_layers(&pod), &listed) {
+                (false, _) => None,
+                (true, Some(listed)) => Some(listed.as_slice()),
+                // Nothing is known without them.
+                (true, None) => continue,
+            };
+            let usage = self.disk_usage(&pod, layers).await;
             if let Some(text) = usage.and_then(|usage| local::excess(&pod, &usage)) {
                 any |= self.evict(&pod, text, GRACE_NOW, false);
             }
@@ -169,22 +181,25 @@ impl State {
         any
     }
 
-    async fn disk_usage(&self, pod: &Arc<Pod>, with_layers: bool) -> Option<DiskUsage> {
+    /// Every container, once for all pods of a pass.
+    async fn listed(&self) -> Option<Vec<Container>> {
+        self.context().runtime.containers().await.ok()
+    }
+
+    /// `layers`: the containers whose writable layers count, too.
+    async fn disk_usage(&self, pod: &Arc<Pod>, layers: Option<&[Container]>) -> Option<DiskUsage> {
         let (context, counted) = (self.given.context.clone(), pod.clone());
         let count = move || local::count(&counted, &context);
         let mut usage = tokio::task::spawn_blocking(count).await.ok()?;
-        if !with_layers {
+        let Some(listed) = layers else {
             return Some(usage);
-        }
+        };
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let runtime = &self.context().runtime;
-        for container in runtime.containers().await.ok()? {
-            if container.pod_uid != uid {
-                continue;
-            }
+        for container in listed.iter().filter(|listed| listed.pod_uid == uid) {
             // A container that has just gone takes nothing.
             let layer = runtime.layer_bytes(&container.id).await.unwrap_or(0);
-            let sum = usage.containers.entry(container.name).or_default();
+            let sum = usage.containers.entry(container.name.clone()).or_default();
             *sum = sum.saturating_add(layer);
         }
         Some(usage)
@@ -233,11 +248,18 @@ impl State {
     async fn evict_one(&mut self, starved: &Starved) {
         let signal = starved.threshold.signal;
         let mut pods = Vec::new();
+        let listed = match signal {
+            Signal::NodefsAvailable | Signal::ImagefsAvailable | Signal::MemoryAvailable => {
+                self.listed().await
+            }
+            Signal::PidAvailable | Signal::NodefsInodesFree | Signal::ImagefsInodesFree => None,
+        };
+        let listed = listed.as_deref();
         for pod in self.candidates() {
             if admission::is_critical(&pod) {
                 continue;
             }
-            if let Some(candidate) = self.candidate(&pod, signal).await {
+            if let Some(candidate) = self.candidate(&pod, signal, listed).await {
                 pods.push((pod, candidate));
             }
         }
@@ -253,7 +275,7 @@ impl State {
         let found = pods.into_iter().find(|(_, c)| c.uid == first.uid);
         let Some((pod, _)) = found else { return };
         if signal == Signal::MemoryAvailable {
-            first.containers = self.containers_above(&pod).await;
+            first.containers = self.containers_above(&pod, listed.unwrap_or_default());
         }
         let grace = if starved.threshold.is_hard() {
             GRACE_NOW
@@ -267,7 +289,12 @@ impl State {
     }
 
     /// What the pod uses of what is short.
-    async fn candidate(&self, pod: &Arc<Pod>, signal: Signal) -> Option<Candidate> {
+    async fn candidate(
+        &self,
+        pod: &Arc<Pod>,
+        signal: Signal,
+        listed: Option<&[Container]>,
+    ) -> Option<Candidate> {
         let cgroup = resources::cgroup(pod, &self.context().placement);
         let usage = || self.context().runtime.cgroup_usage(&cgroup);
         let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -278,11 +305,11 @@ impl State {
             }
             Signal::PidAvailable => (0, usage().map_or(0, |u| number(u.pids))),
             Signal::NodefsAvailable | Signal::ImagefsAvailable => {
-                let used = number(self.disk_usage(pod, true).await?.total());
+                let used = number(self.disk_usage(pod, Some(listed?)).await?.total());
                 (resources::pod_request(pod, "ephemeral-storage"), used)
             }
             Signal::NodefsInodesFree | Signal::ImagefsInodesFree => {
-                (0, number(self.disk_usage(pod, false).await?.inodes))
+                (0, number(self.disk_usage(pod, None).await?.inodes))
             }
         };
         Some(Candidate {
@@ -295,13 +322,12 @@ impl State {
     }
 
     /// Name, usage and request of the containers that use more memory than they asked for.
-    async fn containers_above(&self, pod: &Pod) -> Vec<(String, i64, i64)> {
+    fn containers_above(&self, pod: &Pod, listed: &[Container]) -> Vec<(String, i64, i64)> {
         let context = self.context();
         let cgroup = resources::cgroup(pod, &context.placement);
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let listed = context.runtime.containers().await.unwrap_or_default();
         let running = listed
-            .into_iter()
+            .iter()
             .filter(|c| c.pod_uid == uid && matches!(c.state, ContainerState::Running { .. }));
         let mut found: Vec<(String, i64, i64)> = running
             .filter_map(|seen| {
@@ -311,7 +337,7 @@ impl State {
                 let usage = i64::try_from(usage.memory_bytes).ok()?;
                 let container = crate::edged::pod::convert::container(pod, &seen.name)?;
                 let request = resources::request(container, "memory");
-                (usage > request).then_some((seen.name, usage, request))
+                (usage > request).then(|| (seen.name.clone(), usage, request))
             })
             .collect();
         found.sort();

@@ -10,8 +10,9 @@ use tracing::info;
 
 use super::MainLoop;
 use crate::edged::admission::{self, Decision, Node, Standing, Subject};
-use crate::edged::pod;
 use crate::edged::pod::resources::{self, Qos};
+use crate::edged::pod::{self, Past};
+use crate::edged::runtime::ContainerState;
 
 /// A pod that waits for others to go is looked at again this soon.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -109,7 +110,8 @@ impl MainLoop {
             };
         }
         let is_here = self.seen.contains_key(uid) || self.sandboxes.contains_key(uid);
-        if is_final(told) || pod::has_verdict(&self.context.dirs, uid) {
+        let past = pod::past(&self.context.dirs, uid);
+        if is_final(told) || past == Past::Ended {
             Standing::Over
         } else if is_leaving {
             if is_here {
@@ -117,11 +119,19 @@ impl MainLoop {
             } else {
                 Standing::Over
             }
-        } else if is_here || pod::was_here(&self.context.dirs, uid) {
+        } else if past == Past::Unknown && !self.runs(uid) {
+            // Perhaps the node ended it: whether there is room for it is asked again.
+            Standing::New
+        } else if is_here || past != Past::None {
             Standing::Taken
         } else {
             Standing::New
         }
+    }
+
+    fn runs(&self, uid: &str) -> bool {
+        let mut seen = self.seen.get(uid).into_iter().flatten();
+        seen.any(|container| matches!(container.state, ContainerState::Running { .. }))
     }
 
     /// Tells who watches over the node which pods it has.

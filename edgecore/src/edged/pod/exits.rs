@@ -13,6 +13,7 @@ use crate::edged::runtime::ContainerState;
 
 /// No container can have this name.
 const POD_FILE: &str = ".pod.json";
+const ASIDE_FILE: &str = ".pod.json.unreadable";
 
 /// What is kept of the pod itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,10 +36,27 @@ pub(super) fn record_pod(dir: &Path, record: &PodRecord) -> io::Result<()> {
     replace(&dir.join(POD_FILE), &serde_json::to_vec(record)?)
 }
 
-/// The pod's record; an empty one if none can be read.
-pub(super) fn recall_pod(dir: &Path) -> PodRecord {
-    let bytes = std::fs::read(dir.join(POD_FILE)).unwrap_or_default();
-    serde_json::from_slice(&bytes).unwrap_or_default()
+/// The pod's record; an empty one if none was written.
+///
+/// # Errors
+/// When there is one that cannot be read: what it said is not known, and not nothing.
+pub(super) fn recall_pod(dir: &Path) -> io::Result<PodRecord> {
+    match std::fs::read(dir.join(POD_FILE)) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PodRecord::default()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts a record that cannot be read beside, for somebody to look at; where it is. One that an earlier
+/// one was put beside for is replaced: they take no room.
+///
+/// # Errors
+/// When it cannot be moved.
+pub(super) fn set_aside(dir: &Path) -> io::Result<PathBuf> {
+    let aside = dir.join(ASIDE_FILE);
+    std::fs::rename(dir.join(POD_FILE), &aside)?;
+    Ok(aside)
 }
 
 /// Puts a file in place as a whole, and on the disk.
@@ -122,7 +140,7 @@ mod tests {
     fn a_verdict_is_recalled() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("exits");
-        assert_eq!(recall_pod(&dir), PodRecord::default());
+        assert_eq!(recall_pod(&dir).unwrap(), PodRecord::default());
         let record = PodRecord {
             started_at_ms: Some(7),
             verdict: Some(Verdict {
@@ -135,9 +153,12 @@ mod tests {
             times: Some(Times::default()),
         };
         record_pod(&dir, &record).unwrap();
-        assert_eq!(recall_pod(&dir), record);
+        assert_eq!(recall_pod(&dir).unwrap(), record);
         std::fs::write(dir.join(POD_FILE), "[").unwrap();
-        assert_eq!(recall_pod(&dir), PodRecord::default());
+        assert!(recall_pod(&dir).is_err(), "not an absent one");
+        let aside = set_aside(&dir).unwrap();
+        assert_eq!(std::fs::read_to_string(aside).unwrap(), "[");
+        assert_eq!(recall_pod(&dir).unwrap(), PodRecord::default());
     }
 
     #[test]

@@ -20,18 +20,29 @@ pub mod times;
 pub mod verdict;
 pub(crate) mod worker;
 
-/// Whether this node ended the pod, as was written down.
-pub(crate) fn has_verdict(dirs: &super::volumes::Dirs, uid: &str) -> bool {
-    let dir = dirs.exits(uid);
-    dir.is_some_and(|dir| exits::recall_pod(&dir).verdict.is_some())
+/// What the pod's files say of its time here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Past {
+    /// It left none.
+    None,
+    /// It was taken.
+    Taken,
+    /// The node ended it.
+    Ended,
+    /// They cannot be read: it was taken, and may have been ended.
+    Unknown,
 }
 
-/// Whether the pod left files here, so that it was taken before.
-pub(crate) fn was_here(dirs: &super::volumes::Dirs, uid: &str) -> bool {
-    let dir = dirs.exits(uid);
-    dir.as_deref()
-        .and_then(std::path::Path::parent)
-        .is_some_and(std::path::Path::exists)
+pub(crate) fn past(dirs: &super::volumes::Dirs, uid: &str) -> Past {
+    let Some(dir) = dirs.exits(uid) else {
+        return Past::None;
+    };
+    match exits::recall_pod(&dir) {
+        Ok(record) if record.verdict.is_some() => Past::Ended,
+        Ok(_) if dir.parent().is_some_and(std::path::Path::exists) => Past::Taken,
+        Ok(_) => Past::None,
+        Err(_) => Past::Unknown,
+    }
 }
 
 #[cfg(test)]

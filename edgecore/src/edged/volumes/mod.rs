@@ -210,6 +210,19 @@ impl Dirs {
         usage::of_directory(&self.pod(uid, false).join("volumes")).unwrap_or_default()
     }
 
+    /// What of the pod's own files its containers may write and let grow: `/etc/hosts` and its like
+    /// (`eviction/helpers.go: podLocalEphemeralStorageUsage`), and termination messages. Walks
+    /// directories: not for asynchronous threads.
+    pub fn own_usage(&self, uid: &str) -> Usage {
+        if !is_plain_name(uid) {
+            return Usage::default();
+        }
+        let etc = self.pod(uid, true).join("etc");
+        let exits = self.pod(uid, false).join("exits");
+        let sum = |dir: &Path| usage::of_directory(dir).unwrap_or_default();
+        sum(&etc) + sum(&exits)
+    }
+
     fn place(&self, uid: &str, kind: &str, volume: &str, fast: bool) -> PathBuf {
         self.pod(uid, fast)
             .join("volumes")

@@ -1,7 +1,7 @@
 //! Ending: why a pod that is wanted ends nevertheless (a verdict of this node, or its own deadline;
 //! kept on disk before it is obeyed), and what is done to end a container and a pod.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -26,12 +26,8 @@ impl Worker {
         let now_ms = (self.context.now_ms)();
         if let Some(dir) = self.context.dirs.exits(&self.id.uid) {
             let told = self.context.dirs.told(&self.id.uid);
-            let work = move || {
-                (
-                    exits::recall_pod(&dir),
-                    told.and_then(|dir| times::recall(&dir)),
-                )
-            };
+            let id = self.id.clone();
+            let work = move || (recall(&id, &dir), told.and_then(|dir| times::recall(&dir)));
             let (record, told) = tokio::task::spawn_blocking(work).await.unwrap_or_default();
             self.times = told.or_else(|| record.times.clone()).unwrap_or_default();
             self.record = record;
@@ -246,6 +242,20 @@ impl Worker {
         info!(pod = %self.id.name, namespace = %self.id.namespace, uid = %self.id.uid, "pod is gone");
         self.context.pod_gone(&self.id);
     }
+}
+
+/// The pod's record. One that cannot be read is put aside, and the pod goes on without: what runs is
+/// not ended for it, and what was ended wrongly started can be ended again.
+fn recall(id: &PodId, dir: &Path) -> PodRecord {
+    let error = match exits::recall_pod(dir) {
+        Ok(record) => return record,
+        Err(error) => error,
+    };
+    let aside = exits::set_aside(dir);
+    let path = aside.as_deref().unwrap_or(dir).display();
+    warn!(pod = %id.name, namespace = %id.namespace, uid = %id.uid, %error, %path,
+        "record of the pod cannot be read; if this node had ended it, it may start again");
+    PodRecord::default()
 }
 
 /// Removes what an attempt left that nobody can ask for any more: its last words and its log, rotated

@@ -210,3 +210,33 @@ async fn a_volume_that_grows_too_large_ends_its_pod_alone() {
     assert_eq!(world.status("small")["phase"], "Running");
     world.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_record_that_cannot_be_read_ends_nothing_and_takes_no_room_unasked() {
+    let mut world = World::new();
+    let record = world.dir.path().join("disk/uid-web/exits/.pod.json");
+    let aside = record.with_file_name(".pod.json.unreadable");
+    let mut wanted = pod("web");
+    wanted["spec"]["activeDeadlineSeconds"] = json!(600);
+    world.start();
+    world.apply(wanted);
+    world.until_running("web", 0).await;
+    world.stop().await;
+    std::fs::write(&record, "{").unwrap();
+    world.sink.forget();
+    world.start_with(|settings| settings.pods_max = 0);
+    world.until_running("web", 0).await;
+    world.settle().await;
+    assert_eq!((world.calls("start"), world.calls("stop")), (1, 0));
+    assert_eq!(std::fs::read_to_string(&aside).unwrap(), "{");
+    // Its time is over, and then nobody can read that any more.
+    world.until_ended("web", "DeadlineExceeded").await;
+    world.stop().await;
+    std::fs::write(&record, "[").unwrap();
+    world.sink.forget();
+    world.start_with(|settings| settings.pods_max = 0);
+    world.until_ended("web", "OutOfpods").await;
+    assert_eq!(world.calls("start"), 1);
+    assert_eq!(std::fs::read_to_string(&aside).unwrap(), "[");
+    world.stop().await;
+}
