@@ -151,6 +151,43 @@ fn pure_code_stays_pure() {
     }
 }
 
+/// The shim writes both streams of `file://` to one file, and panics where only one is set.
+#[test]
+fn no_output_goes_to_a_file_past_the_logger() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../edgecore/src/edged/runtime");
+    let mut files = Vec::new();
+    collect(std::path::Path::new(root), &mut files);
+    files.retain(|file| !file.to_string_lossy().ends_with("_tests.rs"));
+    assert!(files.len() > 10, "the runtime was not found");
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(!text.contains("file://"), "{}", file.display());
+    }
+}
+
+#[test]
+fn tests_that_documents_name_are_there() {
+    let root = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let mut files = Vec::new();
+    for dir in ["edgecore", "tests"] {
+        collect(&root.join(dir), &mut files);
+    }
+    let texts = files.iter().map(std::fs::read_to_string);
+    let sources: Vec<String> = texts.collect::<Result<_, _>>().unwrap();
+    let table = std::fs::read_to_string(root.join("docs/traps.md")).unwrap();
+    let mut named = 0;
+    for row in table.lines().filter(|line| line.starts_with("| ")) {
+        let held = row.trim_end_matches('|').rsplit('|').next().unwrap();
+        for name in held.split('`').skip(1).step_by(2) {
+            let test = format!("fn {name}(");
+            let is_there = sources.iter().any(|text| text.contains(&test));
+            assert!(is_there, "docs/traps.md names {name}, which is no test");
+            named += 1;
+        }
+    }
+    assert!(named > 30, "the table was not found");
+}
+
 fn collect(dir: &std::path::Path, files: &mut Vec<std::path::PathBuf>) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();

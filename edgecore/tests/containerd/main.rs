@@ -13,6 +13,7 @@ mod registries;
 mod registry;
 mod resources;
 mod security;
+mod traps;
 mod volumes;
 mod world;
 

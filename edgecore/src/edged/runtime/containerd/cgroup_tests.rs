@@ -187,6 +187,66 @@ fn classes_get_their_shares_and_survive_their_pods() {
 }
 
 #[test]
+fn v2_classes_have_weights_and_the_node_its_bounds() {
+    let dir = tempfile::tempdir().unwrap();
+    let cgroups = Cgroups::unified(dir.path(), "cpu memory pids");
+    let node = NodeLimits {
+        cgroup_root: "/edgepods".to_owned(),
+        all_pods: Resources {
+            memory_limit_bytes: Some(1 << 30),
+            pids_limit: Some(4000),
+            ..Resources::default()
+        },
+        burstable_cpu_shares: 2048,
+    };
+    assert!(cgroups.arrange(&node).unwrap().is_empty());
+    assert!(cgroups.arrange(&node).unwrap().is_empty(), "again");
+    let read = |file: &str| fs::read_to_string(dir.path().join("edgepods").join(file)).unwrap();
+    assert_eq!(read("memory.max"), "1073741824");
+    assert_eq!(read("pids.max"), "4000");
+    assert_eq!(read("burstable/cpu.weight"), "79");
+    assert_eq!(read("besteffort/cpu.weight"), "1");
+    // A pod of its own: what it does not limit is not written.
+    let pod = "/edgepods/besteffort/pod1";
+    cgroups.create(pod).unwrap();
+    let only_cpu = Resources {
+        cpu_quota_us: Some(150_000),
+        ..Resources::default()
+    };
+    assert!(cgroups.limit(pod, &only_cpu).is_empty());
+    assert_eq!(read("besteffort/pod1/cpu.max"), "150000 100000");
+    for absent in ["memory.max", "pids.max", "cpu.weight"] {
+        let file = dir.path().join("edgepods/besteffort/pod1").join(absent);
+        assert!(!file.exists(), "{absent}");
+    }
+    // Killed in a container: its own count, not that of its pod or its neighbour.
+    for (container, kills) in [("a", 1), ("b", 0)] {
+        let cgroup = format!("{pod}/{container}");
+        cgroups.create(&cgroup).unwrap();
+        let events = format!("oom 2\noom_kill {kills}\noom_group_kill 0\n");
+        let file = dir.path().join(cgroup.trim_start_matches('/'));
+        fs::write(file.join("memory.events"), events).unwrap();
+        assert_eq!(cgroups.oom_kills(&cgroup), kills, "{container}");
+        fs::remove_file(file.join("memory.events")).unwrap();
+    }
+    // Files of the kernel's go with their cgroup; here they would be in the way.
+    for at in [
+        dir.path().join("edgepods/besteffort/pod1"),
+        dir.path().join("edgepods/besteffort"),
+    ] {
+        for file in ["cpu.max", "cgroup.subtree_control"] {
+            let _ = fs::remove_file(at.join(file));
+        }
+    }
+    cgroups.remove(pod).unwrap();
+    assert!(!dir.path().join("edgepods/besteffort/pod1").exists());
+    assert!(
+        dir.path().join("edgepods/besteffort").exists(),
+        "the class stays"
+    );
+}
+
+#[test]
 fn usage_is_without_what_can_be_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let v1 = v1(dir.path());
