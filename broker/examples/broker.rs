@@ -58,6 +58,7 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS retained (topic TEXT PRIMARY KEY, message BLOB) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS received (client TEXT, id INTEGER, PRIMARY KEY (client, id))
         WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS wills (id INTEGER PRIMARY KEY, client TEXT, will BLOB);
     CREATE TABLE IF NOT EXISTS log (id INTEGER PRIMARY KEY, topic TEXT, payload BLOB);";
 
 impl SqliteStorage {
@@ -93,6 +94,10 @@ impl SqliteStorage {
         let mut query = conn.prepare("SELECT client, id FROM received")?;
         for row in query.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))? {
             loaded.received.push(row?);
+        }
+        let mut query = conn.prepare("SELECT id, client, will FROM wills ORDER BY id")?;
+        for row in query.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))? {
+            loaded.wills.push(row?);
         }
         Ok(loaded)
     }
@@ -185,6 +190,14 @@ fn apply(tx: &Connection, op: &Op) -> rusqlite::Result<()> {
         Op::RetainedDelete { topic } => {
             tx.prepare_cached("DELETE FROM retained WHERE topic = ?1")?
                 .execute([topic])?;
+        }
+        Op::WillPut { id, client, will } => {
+            tx.prepare_cached("REPLACE INTO wills VALUES (?1, ?2, ?3)")?
+                .execute(params![id, client, will])?;
+        }
+        Op::WillDelete { id } => {
+            tx.prepare_cached("DELETE FROM wills WHERE id = ?1")?
+                .execute([id])?;
         }
         Op::ReceivedAdd { client, packet_id } => {
             tx.prepare_cached("REPLACE INTO received VALUES (?1, ?2)")?

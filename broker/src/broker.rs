@@ -17,6 +17,7 @@ use crate::listener::Listener;
 use crate::message::{Message, Qos};
 use crate::pipeline::Pipeline;
 use crate::proto::Version;
+use crate::record::Moment;
 use crate::router::{NOBODY, Router};
 use crate::stats::{Counters, Stats};
 use crate::storage::{Storage, StorageError};
@@ -104,7 +105,7 @@ fn route_at_once(core: &Core, message: Message) -> Result<(), Message> {
     let message = Arc::new(message);
     let mut ops = Vec::new();
     let mut router = core.router();
-    let plan = router.plan(Arc::clone(&message), NOBODY, Instant::now(), &mut ops);
+    let plan = router.plan(Arc::clone(&message), NOBODY, Moment::now(), &mut ops);
     if ops.is_empty() {
         router.deliver(plan);
         return Ok(());
@@ -141,7 +142,7 @@ impl Broker {
         let loaded = storage.load().await?;
         let counters = Arc::new(Counters::default());
         let mut router = Router::new(limits.clone(), Arc::clone(&counters));
-        let unreadable = router.load(loaded, Instant::now());
+        let unreadable = router.load(loaded, Moment::now());
         if unreadable > 0 {
             tracing::warn!(rows = unreadable, "stored MQTT rows not readable; left out");
         }
@@ -279,7 +280,7 @@ async fn publish_inlet(
             () = stop.cancelled() => return,
         };
         let Some(message) = message else { return };
-        core.publish(&pipeline, message, NOBODY, None).await;
+        core.publish(&pipeline, message, None, Vec::new()).await;
         core.inlet_waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }

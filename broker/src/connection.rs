@@ -17,6 +17,8 @@ use crate::listener::{Upgrade, Upgraded};
 use crate::pace::Pace;
 use crate::pipeline::{Failure, Pipeline, Request};
 use crate::proto::{Connect, Decoder, ProtocolError, Version, Will, encode, reason};
+use crate::record::Moment;
+use crate::router;
 use crate::storage::Batch;
 use crate::topic;
 use crate::trie::SessionKey;
@@ -197,7 +199,7 @@ impl<'a> Connection<'a> {
             Some(user) => format!("{user}{USER_END}{}", connect.client).into(),
             None => connect.client.as_str().into(),
         };
-        let will = connect.will.take();
+        let mut will = connect.will.take();
         if will
             .as_ref()
             .is_some_and(|w| !grant.rights.may_publish(&w.message.topic))
@@ -216,6 +218,10 @@ impl<'a> Connection<'a> {
             Ok(welcome) => welcome,
             Err(code) => return Err((socket, code)),
         };
+        if let Some(will) = &mut will {
+            core.router()
+                .keep_will(&client, will, Moment::now(), &mut batch.ops);
+        }
         if welcome.is_present {
             // What the user may read can have changed since.
             let may_read = |filter: &str| {
@@ -394,13 +400,19 @@ impl<'a> Connection<'a> {
 
     /// Says goodbye, gives the session back, leaves the will.
     async fn close(mut self, end: End, will: Option<Will>) {
+        let mut ops = Vec::new();
         let (will, code) = match end {
-            End::Asked { with_will } => (will.filter(|_| with_will), None),
+            End::Asked { with_will: true } => (will, None),
+            End::Asked { with_will: false } => {
+                router::void(will, &mut ops);
+                (None, None)
+            }
             End::Closed => (will, None),
             End::NotKept(Failure { code, is_open }) => {
                 tracing::info!(client = %self.client, code, "a message was not stored; connection closed without its acknowledgement");
                 (will, is_open.then_some(code))
             }
+            // Kept: it is due after the next start, unless the client comes back.
             End::Server(code) if code == reason::SHUTTING_DOWN => (None, Some(code)),
             End::Server(code) => {
                 tracing::debug!(client = %self.client, code, "MQTT connection ended by the broker");
@@ -419,7 +431,6 @@ impl<'a> Connection<'a> {
         if end != End::Closed {
             self.socket.farewell().await;
         }
-        let mut ops = Vec::new();
         let due = self.core.router().disconnect(
             self.key,
             &self.pipeline,

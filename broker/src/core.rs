@@ -13,11 +13,11 @@ use crate::message::{Message, Qos};
 use crate::pipeline::{Commit, Failure, Pipeline, Request, Slots};
 use crate::proto::encode::{self, Ack};
 use crate::proto::{Connect, Version, reason};
+use crate::record::Moment;
 use crate::router::{DueWill, NOBODY, Router};
 use crate::stats::Counters;
 use crate::storage::{Batch, Busy, Done, Op, Publish, Storage, StorageError};
 use crate::sys;
-use crate::trie::SessionKey;
 
 /// A batch the storage had no room for, with its callback.
 pub(crate) type Parked = Box<(Batch, Done)>;
@@ -136,8 +136,10 @@ impl Core {
         let done = self.counted(move |core, result| {
             if let Err(error) = &result {
                 core.counters.commit_failed();
-                if let Some(chain) = chain {
-                    chain.break_off();
+                match (chain, error) {
+                    (Some(chain), StorageError::Refused) => chain.refused(),
+                    (Some(chain), StorageError::Full | StorageError::Failed(_)) => chain.break_off(),
+                    (None, _) => {}
                 }
                 tracing::debug!(client = %owner.client(), %error, "commit failed; nothing is acknowledged");
             }
@@ -191,11 +193,18 @@ impl Core {
     /// Resolves every slot at the front whose commit is known.
     fn resolve(&self, pipeline: &Arc<Pipeline>, slots: &mut Slots) {
         while let Some((request, commit)) = slots.pop_resolved() {
+            if commit == Commit::Refused
+                && slots.failed.is_none()
+                && request.hears_refusal(pipeline)
+            {
+                self.resolve_refused(pipeline, slots, request);
+                continue;
+            }
             let failure = match (commit, slots.failed) {
                 // A publish that came after one that was not kept, and needed no commit itself.
                 (Commit::Ok, Some(failure)) if request.is_in_chain() => Some(failure.code),
                 (Commit::Ok, _) => None,
-                (Commit::Full, _) => Some(reason::QUOTA),
+                (Commit::Full | Commit::Refused, _) => Some(reason::QUOTA),
                 (Commit::Failed, _) => Some(reason::UNSPECIFIED),
             };
             match failure {
@@ -259,6 +268,23 @@ impl Core {
         }
     }
 
+    /// The client hears that this message was not taken, and goes on.
+    fn resolve_refused(&self, pipeline: &Pipeline, slots: &mut Slots, request: Request) {
+        if let Request::Publish {
+            plan,
+            ack: Some((kind, id)),
+        } = request
+        {
+            let mut router = self.router();
+            router.abandon(&plan);
+            if kind == Ack::Pubrec {
+                router.received_stored(pipeline.key(), id, false);
+            }
+            drop(router);
+            encode::ack(&mut slots.out, pipeline.version(), kind, id, reason::QUOTA);
+        }
+    }
+
     fn resolve_failed(&self, pipeline: &Pipeline, slots: &mut Slots, request: Request, code: u8) {
         let version = pipeline.version();
         match request {
@@ -305,21 +331,25 @@ impl Core {
     }
 
     /// Publishes for somebody who is not connected (any more): a will, the embedding program.
+    /// `ops` become durable with it.
     pub(crate) async fn publish(
         self: &Arc<Self>,
         pipeline: &Arc<Pipeline>,
         message: Message,
-        from: SessionKey,
         client: Option<Arc<str>>,
+        ops: Vec<Op>,
     ) {
         while !pipeline.lock().has_room(self.limits.receive_maximum) {
             pipeline.woken().await;
         }
         let message = Arc::new(message);
-        let mut batch = Batch::default();
+        let mut batch = Batch {
+            ops,
+            ..Batch::default()
+        };
         let plan = self
             .router()
-            .plan(Arc::clone(&message), from, Instant::now(), &mut batch.ops);
+            .plan(Arc::clone(&message), NOBODY, Moment::now(), &mut batch.ops);
         if let Some(client) = client
             && self.wants(&message.topic)
         {
@@ -336,8 +366,9 @@ impl Core {
     pub(crate) async fn publish_will(self: &Arc<Self>, pipeline: &Arc<Pipeline>, due: DueWill) {
         let mut message = due.will.message;
         message.expires = expires(due.will.expiry_secs);
-        self.publish(pipeline, message, NOBODY, Some(due.client))
-            .await;
+        let void = due.will.row.map(|id| Op::WillDelete { id });
+        let ops = void.into_iter().collect();
+        self.publish(pipeline, message, Some(due.client), ops).await;
     }
 
     /// Offers a batch until the storage takes it.

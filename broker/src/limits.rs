@@ -73,6 +73,10 @@ pub const STALE_ROWS_MAX: usize = 128;
 /// Pause before a busy storage is asked again when nothing of ours will wake us.
 pub const BUSY_RETRY: Duration = Duration::from_millis(2);
 
+/// After a start: time for a client to come back before the will that it left before the restart is
+/// published (MQTT 5 §3.1.2.5 lets a server defer it so).
+pub const RETURN_WITHIN: Duration = Duration::from_secs(10);
+
 /// How often changed counters are published below `$SYS/broker`, while somebody listens.
 pub const SYS_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -115,6 +119,8 @@ pub struct Limits {
     pub write_stall_max: Duration,
     /// See [`SYS_INTERVAL`].
     pub sys_interval: Duration,
+    /// See [`RETURN_WITHIN`].
+    pub return_within: Duration,
 }
 
 impl Default for Limits {
@@ -137,6 +143,7 @@ impl Default for Limits {
             connect_timeout: CONNECT_TIMEOUT,
             write_stall_max: WRITE_STALL_MAX,
             sys_interval: SYS_INTERVAL,
+            return_within: RETURN_WITHIN,
         }
     }
 }

@@ -54,6 +54,11 @@ pub(crate) enum Request {
 }
 
 impl Request {
+    /// Whether the client can be told that this was refused, without its connection.
+    pub(crate) fn hears_refusal(&self, pipeline: &Pipeline) -> bool {
+        self.is_in_chain() && pipeline.version == Version::V5
+    }
+
     /// Whether it is a publish whose place in the order counts.
     pub(crate) fn is_in_chain(&self) -> bool {
         matches!(self, Self::Publish { ack: Some(_), .. })
@@ -65,6 +70,7 @@ impl Request {
 pub(crate) enum Commit {
     Ok,
     Full,
+    Refused,
     Failed,
 }
 
@@ -73,6 +79,7 @@ impl From<&Result<(), StorageError>> for Commit {
         match result {
             Ok(()) => Self::Ok,
             Err(StorageError::Full) => Self::Full,
+            Err(StorageError::Refused) => Self::Refused,
             Err(StorageError::Failed(_)) => Self::Failed,
         }
     }
@@ -179,7 +186,7 @@ impl Pipeline {
             key: std::sync::OnceLock::new(),
             notify: Notify::new(),
             end: AtomicU8::new(0),
-            chain: Chain::default(),
+            chain: Chain::new(version == Version::V5),
             slots: Mutex::default(),
         }
     }

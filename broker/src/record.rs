@@ -1,14 +1,45 @@
-//! The blobs the storage keeps: sessions, queued and retained messages. Each starts with a format
-//! number; an unknown or torn blob decodes to `None` and is left out, with one warning.
+//! The blobs the storage keeps: sessions, wills, queued and retained messages. Each starts with a
+//! format number; an unknown or torn blob decodes to `None` and is left out, with one warning.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes};
 
 use crate::message::{Message, Qos};
+use crate::proto::Will;
 use crate::trie::SubOptions;
 
-const FORMAT: u8 = 1;
+/// What is written. In 1 a message had no time of writing.
+const FORMAT: u8 = 2;
+const FORMAT_WITHOUT_TIMES: u8 = 1;
+/// Times before this are of a clock that was not set yet: nothing is counted by them.
+const CLOCK_SET_MS: u64 = 1_577_836_800_000;
+
+/// A moment by both clocks: the one that runs evenly, and the one that outlives the process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    pub(crate) at: Instant,
+    /// Unix milliseconds.
+    pub(crate) wall_ms: u64,
+}
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            at: Instant::now(),
+            wall_ms: wall.map_or(0, |wall| u64::try_from(wall.as_millis()).unwrap_or(0)),
+        }
+    }
+
+    /// Whole seconds since something was written; 0 where the clocks do not tell.
+    fn seconds_since(self, written_ms: u64) -> u64 {
+        if written_ms < CLOCK_SET_MS {
+            return 0;
+        }
+        self.wall_ms.saturating_sub(written_ms) / 1000
+    }
+}
 
 /// A persistent session as kept.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,7 +106,7 @@ pub(crate) fn encode_queued(
     retain: bool,
     subscription_ids: &[u32],
     message: Option<&Message>,
-    now: Instant,
+    now: Moment,
 ) -> Vec<u8> {
     let mut out = Vec::with_capacity(message.map_or(16, |m| m.bytes() + 16));
     out.put_u8(FORMAT);
@@ -91,7 +122,7 @@ pub(crate) fn encode_queued(
     out
 }
 
-pub(crate) fn decode_queued(bytes: &[u8], now: Instant) -> Option<QueueRecord> {
+pub(crate) fn decode_queued(bytes: &[u8], now: Moment) -> Option<QueueRecord> {
     let mut input = Reader::new(bytes)?;
     let packet_id = input.u16()?;
     let flags = input.u8()?;
@@ -114,24 +145,49 @@ pub(crate) fn decode_queued(bytes: &[u8], now: Instant) -> Option<QueueRecord> {
     })
 }
 
-pub(crate) fn encode_message(message: &Message, now: Instant) -> Vec<u8> {
+pub(crate) fn encode_message(message: &Message, now: Moment) -> Vec<u8> {
     let mut out = Vec::with_capacity(message.bytes());
     out.put_u8(FORMAT);
     put_message(&mut out, message, now);
     out
 }
 
-pub(crate) fn decode_message(bytes: &[u8], now: Instant) -> Option<Message> {
+pub(crate) fn decode_message(bytes: &[u8], now: Moment) -> Option<Message> {
     Reader::new(bytes)?.message(now)
 }
 
-fn put_message(out: &mut Vec<u8>, message: &Message, now: Instant) {
+/// A will as kept until it is published or void.
+pub(crate) fn encode_will(will: &Will, now: Moment) -> Vec<u8> {
+    let mut out = vec![FORMAT];
+    out.put_u32(will.delay_secs);
+    out.put_u32(will.expiry_secs.unwrap_or(u32::MAX));
+    put_message(&mut out, &will.message, now);
+    out
+}
+
+/// The will of row `row`.
+pub(crate) fn decode_will(row: u64, bytes: &[u8], now: Moment) -> Option<Will> {
+    let mut input = Reader::new(bytes)?;
+    let delay_secs = input.u32()?;
+    let expiry_secs = Some(input.u32()?).filter(|secs| *secs != u32::MAX);
+    Some(Will {
+        message: input.message(now)?,
+        delay_secs,
+        expiry_secs,
+        row: Some(row),
+    })
+}
+
+fn put_message(out: &mut Vec<u8>, message: &Message, now: Moment) {
     out.put_u8(message.qos.bits() | u8::from(message.retain) << 2);
-    // Whole seconds left, from now: the node's clock may jump while it is off.
+    // Whole seconds left, and from when: a clock that turns out to have jumped counts for nothing.
     let left = message.expires.map(|at| {
-        u32::try_from(at.saturating_duration_since(now).as_secs()).unwrap_or(u32::MAX - 1)
+        u32::try_from(at.saturating_duration_since(now.at).as_secs()).unwrap_or(u32::MAX - 1)
     });
     out.put_u32(left.unwrap_or(u32::MAX));
+    if left.is_some() {
+        out.put_u64(now.wall_ms);
+    }
     put_bytes(out, message.topic.as_bytes());
     put_bytes(out, &message.properties);
     put_bytes(out, &message.payload);
@@ -146,17 +202,20 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.put_slice(bytes);
 }
 
-struct Reader<'a>(&'a [u8]);
+struct Reader<'a> {
+    rest: &'a [u8],
+    format: u8,
+}
 
 impl<'a> Reader<'a> {
     fn new(bytes: &'a [u8]) -> Option<Self> {
-        let (format, rest) = bytes.split_first()?;
-        (*format == FORMAT).then_some(Self(rest))
+        let (&format, rest) = bytes.split_first()?;
+        matches!(format, FORMAT | FORMAT_WITHOUT_TIMES).then_some(Self { rest, format })
     }
 
     fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
+        let (taken, rest) = self.rest.split_at_checked(len)?;
+        self.rest = rest;
         Some(taken)
     }
 
@@ -172,6 +231,10 @@ impl<'a> Reader<'a> {
         Some(u32::from_be_bytes(self.take(4)?.try_into().ok()?))
     }
 
+    fn u64(&mut self) -> Option<u64> {
+        Some(u64::from_be_bytes(self.take(8)?.try_into().ok()?))
+    }
+
     fn bytes(&mut self) -> Option<&'a [u8]> {
         let len = usize::try_from(self.u32()?).ok()?;
         self.take(len)
@@ -181,9 +244,17 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.bytes()?).ok()
     }
 
-    fn message(&mut self, now: Instant) -> Option<Message> {
+    fn message(&mut self, now: Moment) -> Option<Message> {
         let flags = self.u8()?;
-        let left = self.u32()?;
+        let left = Some(self.u32()?).filter(|left| *left != u32::MAX);
+        let passed = match left {
+            Some(_) if self.format != FORMAT_WITHOUT_TIMES => now.seconds_since(self.u64()?),
+            Some(_) | None => 0,
+        };
+        let expires = left.map(|left| {
+            let left = u64::from(left).saturating_sub(passed);
+            now.at + Duration::from_secs(left)
+        });
         let topic = self.text()?.into();
         let properties = Bytes::copy_from_slice(self.bytes()?);
         let payload = Bytes::copy_from_slice(self.bytes()?);
@@ -193,7 +264,7 @@ impl<'a> Reader<'a> {
             qos: Qos::from_bits(flags & 3)?,
             retain: flags & 4 != 0,
             properties,
-            expires: (left != u32::MAX).then(|| now + Duration::from_secs(u64::from(left))),
+            expires,
         })
     }
 }
@@ -206,9 +277,9 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let now = Instant::now();
+        let now = Moment::now();
         let mut message = Message::new("a/b", &b"payload"[..], Qos::ExactlyOnce, true);
-        message.expires = Some(now + Duration::from_secs(60));
+        message.expires = Some(now.at + Duration::from_secs(60));
         let bytes = encode_queued(7, Qos::AtLeastOnce, true, &[3, 4], Some(&message), now);
         let read = decode_queued(&bytes, now).unwrap();
         assert_eq!(read.message.as_ref(), Some(&message));
@@ -234,14 +305,73 @@ mod tests {
         assert_eq!(read.subscriptions, [("a/#".into(), options)]);
     }
 
+    #[test]
+    fn what_is_left_of_a_message_counts_from_its_publication() {
+        let written = Moment {
+            at: Instant::now(),
+            wall_ms: CLOCK_SET_MS + 1_000,
+        };
+        let mut message = Message::new("a", &b"v"[..], Qos::AtLeastOnce, false);
+        message.expires = Some(written.at + Duration::from_secs(60));
+        let bytes = encode_message(&message, written);
+        let after = |wall_ms| {
+            let now = Moment { wall_ms, ..written };
+            let expires = decode_message(&bytes, now).unwrap().expires.unwrap();
+            expires.saturating_duration_since(now.at).as_secs()
+        };
+        for (name, wall_ms, left) in [
+            ("at once", CLOCK_SET_MS + 1_000, 60),
+            ("later", CLOCK_SET_MS + 11_000, 50),
+            ("too late", CLOCK_SET_MS + 1_000_000, 0),
+            ("a clock that was set back", 5, 60),
+        ] {
+            assert_eq!(after(wall_ms), left, "{name}");
+        }
+        let unset = Moment {
+            wall_ms: 7,
+            ..written
+        };
+        let bytes = encode_message(&message, unset);
+        assert_eq!(
+            decode_message(&bytes, written).unwrap().expires,
+            message.expires
+        );
+        // As it was written before there were times.
+        let mut old = encode_message(&message, written);
+        old[0] = FORMAT_WITHOUT_TIMES;
+        old.drain(6..14);
+        assert_eq!(decode_message(&old, written), Some(message));
+    }
+
+    #[test]
+    fn a_will_is_read_back() {
+        let now = Moment::now();
+        for expiry_secs in [None, Some(9)] {
+            let message = Message::new("a", &b"gone"[..], Qos::ExactlyOnce, true);
+            let will = Will {
+                message,
+                delay_secs: 7,
+                expiry_secs,
+                row: None,
+            };
+            let read = decode_will(3, &encode_will(&will, now), now).unwrap();
+            assert_eq!(
+                (read.delay_secs, read.expiry_secs, read.row),
+                (7, expiry_secs, Some(3))
+            );
+            assert_eq!(read.message, will.message);
+        }
+    }
+
     proptest! {
         #[test]
         fn torn_blobs_do_not_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             if let Some(first) = bytes.first_mut() {
                 *first = FORMAT;
             }
-            let now = Instant::now();
+            let now = Moment::now();
             let _ = (decode_session(&bytes), decode_queued(&bytes, now), decode_message(&bytes, now));
+            let _ = decode_will(1, &bytes, now);
         }
     }
 }

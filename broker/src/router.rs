@@ -9,7 +9,7 @@ use crate::limits::Limits;
 use crate::message::Message;
 use crate::pipeline::Pipeline;
 use crate::proto::{Connect, Will, reason};
-use crate::record;
+use crate::record::{self, Moment};
 use crate::session::{Attached, Delivery, Session};
 use crate::stats::{Counters, Held};
 use crate::storage::{Loaded, Op};
@@ -17,8 +17,10 @@ use crate::trie::{Hit, SessionKey, Trie};
 
 mod publish;
 mod requests;
+mod wills;
 
 pub(crate) use publish::Plan;
+pub(crate) use wills::void;
 
 /// The key of publishes that come from no session.
 pub(crate) const NOBODY: SessionKey = 0;
@@ -62,8 +64,11 @@ pub(crate) struct Router {
     retained_in_flight: usize,
     timers: BTreeSet<(Instant, SessionKey, Timer)>,
     stale: Vec<u64>,
+    /// Rows of wills that will not be published.
+    void_wills: Vec<u64>,
     next_key: SessionKey,
     next_row: u64,
+    next_will: u64,
     hits: Vec<Hit>,
     /// Topic levels of all subscriptions.
     levels: usize,
@@ -82,8 +87,10 @@ impl Router {
             retained_in_flight: 0,
             timers: BTreeSet::new(),
             stale: Vec::new(),
+            void_wills: Vec::new(),
             next_key: NOBODY + 1,
             next_row: 1,
+            next_will: 1,
             hits: Vec::new(),
             levels: 0,
         }
@@ -99,7 +106,7 @@ impl Router {
     }
 
     /// Takes over what the storage kept. Returns how many rows could not be read.
-    pub(crate) fn load(&mut self, loaded: Loaded, now: Instant) -> usize {
+    pub(crate) fn load(&mut self, loaded: Loaded, now: Moment) -> usize {
         let mut unreadable = 0;
         for (client, state) in loaded.sessions {
             let Some(record) = record::decode_session(&state) else {
@@ -119,7 +126,7 @@ impl Router {
             if let Some(session) = self.sessions.get_mut(&key) {
                 session.is_stored = true;
             }
-            self.start_expiry(key, record.expiry_secs, now);
+            self.start_expiry(key, record.expiry_secs, now.at);
         }
         for (row, client, blob) in loaded.queue {
             self.next_row = self.next_row.max(row + 1);
@@ -164,7 +171,7 @@ impl Router {
                 session.received.insert(id, true);
             }
         }
-        unreadable
+        unreadable + self.load_wills(loaded.wills, now)
     }
 
     fn add_session(&mut self, client: Arc<str>, expiry_secs: u32) -> SessionKey {
@@ -189,12 +196,19 @@ impl Router {
         let mut is_present = false;
         let mut found = self.by_client.get(client).copied();
         if let Some(key) = found {
-            if let Some(session) = self.sessions.get_mut(&key)
-                && let Some(old) = session.attached.take()
-            {
-                old.pipeline.end(reason::TAKEN_OVER);
+            let mut is_over = false;
+            if let Some(session) = self.sessions.get_mut(&key) {
+                is_over = session.attached.is_none() && session.expiry_secs == 0;
+                if let Some(old) = session.attached.take() {
+                    old.pipeline.end(reason::TAKEN_OVER);
+                }
             }
-            if connect.is_clean {
+            if is_over {
+                // It ended with the restart; what was left of it was the will.
+                let ended = self.remove_session(key, ops);
+                void(ended.map(|due| due.will), ops);
+                found = None;
+            } else if connect.is_clean {
                 due = self.remove_session(key, ops);
                 found = None;
             }
@@ -211,7 +225,7 @@ impl Router {
             return Err(reason::UNSPECIFIED);
         };
         // A delayed will is not sent when the session goes on (MQTT 5 §3.1.3.2.2).
-        session.will = None;
+        void(session.will.take(), ops);
         let is_changed = session.expiry_secs != connect.expiry_secs;
         session.expiry_secs = connect.expiry_secs;
         session.attach(Attached {
@@ -265,9 +279,11 @@ impl Router {
             .is_some_and(|a| Arc::ptr_eq(&a.pipeline, pipeline));
         if !is_ours {
             // Taken over and continued: a will with a delay is void.
-            return will
-                .filter(|w| w.delay_secs == 0)
-                .map(|will| DueWill { client, will });
+            if will.as_ref().is_some_and(|will| will.delay_secs > 0) {
+                void(will, ops);
+                return None;
+            }
+            return will.map(|will| DueWill { client, will });
         }
         session.detach();
         if let Some(secs) = expiry_secs

@@ -15,9 +15,13 @@ use crate::Message;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StorageError {
-    /// No room: the client is told 0x97 (MQTT 5) or closed (3.1.1).
+    /// No room: the client is told 0x97 (MQTT 5) and closed.
     #[error("the storage is full")]
     Full,
+    /// This message is not taken, whatever becomes of others: an MQTT 5 client is told 0x97 and goes
+    /// on, a 3.1.1 client is closed.
+    #[error("the storage refuses this message")]
+    Refused,
     /// Anything else: 0x80 or closed.
     #[error("the storage failed: {0}")]
     Failed(String),
@@ -42,6 +46,14 @@ pub enum Op {
     RetainedPut { topic: Box<str>, message: Vec<u8> },
     /// Removes the retained message of a topic.
     RetainedDelete { topic: Box<str> },
+    /// Keeps the will of a connection; `id` rises for ever.
+    WillPut {
+        id: u64,
+        client: Arc<str>,
+        will: Vec<u8>,
+    },
+    /// Forgets it: it was published, or will not be. Unknown ids are fine.
+    WillDelete { id: u64 },
     /// Remembers a QoS 2 packet id received from a client.
     ReceivedAdd { client: Arc<str>, packet_id: u16 },
     /// Forgets it.
@@ -62,17 +74,36 @@ pub struct Publish {
 /// A device sends again what was not acknowledged, oldest first. Were a later publish kept when an
 /// earlier one was not, the program would see the later one before the earlier.
 #[derive(Clone, Debug, Default)]
-pub struct Chain(Arc<AtomicBool>);
+pub struct Chain {
+    is_broken: Arc<AtomicBool>,
+    hears_refusals: bool,
+}
 
 impl Chain {
+    /// `hears_refusals`: the client's protocol can say that one message was refused.
+    pub(crate) fn new(hears_refusals: bool) -> Self {
+        Self {
+            is_broken: Arc::default(),
+            hears_refusals,
+        }
+    }
+
     /// Nothing that comes later on this chain may be kept.
     pub fn break_off(&self) {
-        self.0.store(true, Ordering::Release);
+        self.is_broken.store(true, Ordering::Release);
+    }
+
+    /// A batch was refused ([`StorageError::Refused`]). The client is told and will not send it
+    /// again by itself; one that cannot be told has to connect again, and the chain ends.
+    pub fn refused(&self) {
+        if !self.hears_refusals {
+            self.break_off();
+        }
     }
 
     /// Whether an earlier batch of the chain was not kept.
     pub fn is_broken(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.is_broken.load(Ordering::Acquire)
     }
 }
 
@@ -111,6 +142,8 @@ pub struct Loaded {
     pub retained: Vec<(String, Vec<u8>)>,
     /// Client and packet id of each QoS 2 packet id received.
     pub received: Vec<(String, u16)>,
+    /// Id, client and will of each connection that did not end, by rising id.
+    pub wills: Vec<(u64, String, Vec<u8>)>,
 }
 
 /// Result of [`Storage::load`].
@@ -127,8 +160,8 @@ pub trait Storage: Send + Sync + 'static {
     /// Takes a batch and calls `done` when it is durable. Batches become durable in the order in
     /// which they were taken, and `done` is called in that order. Never blocks.
     ///
-    /// A batch whose [`Chain`] is broken is not kept; one that fails breaks its chain, before any
-    /// later batch is looked at.
+    /// A batch whose [`Chain`] is broken is not kept; one that fails breaks its chain, or says that
+    /// it was refused, before any later batch is looked at.
     fn commit(&self, batch: Batch, done: Done) -> Result<(), Busy>;
 }
 
@@ -144,6 +177,7 @@ struct Rows {
     queue: BTreeMap<u64, (String, Vec<u8>)>,
     retained: BTreeMap<String, Vec<u8>>,
     received: BTreeSet<(String, u16)>,
+    wills: BTreeMap<u64, (String, Vec<u8>)>,
     commits: u64,
 }
 
@@ -151,6 +185,11 @@ impl MemoryStorage {
     /// Number of batches taken so far.
     pub fn commits(&self) -> u64 {
         self.lock().commits
+    }
+
+    /// Number of wills kept.
+    pub fn wills(&self) -> usize {
+        self.lock().wills.len()
     }
 
     /// Number of queued messages kept.
@@ -201,6 +240,12 @@ impl Rows {
             Op::RetainedDelete { topic } => {
                 self.retained.remove(&*topic);
             }
+            Op::WillPut { id, client, will } => {
+                self.wills.insert(id, (client.to_string(), will));
+            }
+            Op::WillDelete { id } => {
+                self.wills.remove(&id);
+            }
             Op::ReceivedAdd { client, packet_id } => {
                 self.received.insert((client.to_string(), packet_id));
             }
@@ -231,6 +276,11 @@ impl Storage for MemoryStorage {
                 .map(|(t, m)| (t.clone(), m.clone()))
                 .collect(),
             received: rows.received.iter().cloned().collect(),
+            wills: rows
+                .wills
+                .iter()
+                .map(|(id, (c, w))| (*id, c.clone(), w.clone()))
+                .collect(),
         };
         Box::pin(std::future::ready(Ok(loaded)))
     }

@@ -12,67 +12,41 @@ use crate::core::Core;
 use crate::message::{Message, Qos};
 use crate::stats::Stats;
 
+/// Below this the counters are.
+const ROOT: &str = "$SYS/broker/";
+
 /// Name and value of each counter.
-pub(crate) fn topics(stats: &Stats, uptime_secs: u64) -> Vec<(&'static str, String)> {
-    vec![
+pub(crate) fn topics(stats: &Stats, uptime_secs: u64) -> Vec<(String, String)> {
+    let gone = stats.sessions.saturating_sub(stats.clients);
+    let counts: [(&str, &dyn std::fmt::Display); 16] = [
+        ("clients/connected", &stats.clients),
+        ("clients/total", &stats.sessions),
+        ("clients/disconnected", &gone),
+        ("clients/refused", &stats.refused),
+        ("clients/turned-away", &stats.turned_away),
+        ("clients/protocol-errors", &stats.protocol_errors),
+        ("subscriptions/count", &stats.subscriptions),
+        ("retained messages/count", &stats.retained),
+        ("store/messages/count", &stats.queued),
+        ("store/messages/bytes", &stats.queued_bytes),
+        ("store/commits/failed", &stats.commits_failed),
+        ("publish/messages/received", &stats.messages_in),
+        ("publish/messages/sent", &stats.messages_out),
+        ("publish/messages/dropped", &stats.messages_dropped),
+        ("publish/bytes/received", &stats.bytes_in),
+        ("publish/bytes/sent", &stats.bytes_out),
+    ];
+    let words = [
         (
-            "$SYS/broker/version",
-            concat!("outpost ", env!("CARGO_PKG_VERSION")).into(),
+            "version",
+            concat!("outpost ", env!("CARGO_PKG_VERSION")).to_owned(),
         ),
-        ("$SYS/broker/uptime", format!("{uptime_secs} seconds")),
-        ("$SYS/broker/clients/connected", stats.clients.to_string()),
-        ("$SYS/broker/clients/total", stats.sessions.to_string()),
-        (
-            "$SYS/broker/clients/disconnected",
-            stats.sessions.saturating_sub(stats.clients).to_string(),
-        ),
-        ("$SYS/broker/clients/refused", stats.refused.to_string()),
-        (
-            "$SYS/broker/clients/turned-away",
-            stats.turned_away.to_string(),
-        ),
-        (
-            "$SYS/broker/clients/protocol-errors",
-            stats.protocol_errors.to_string(),
-        ),
-        (
-            "$SYS/broker/subscriptions/count",
-            stats.subscriptions.to_string(),
-        ),
-        (
-            "$SYS/broker/retained messages/count",
-            stats.retained.to_string(),
-        ),
-        ("$SYS/broker/store/messages/count", stats.queued.to_string()),
-        (
-            "$SYS/broker/store/messages/bytes",
-            stats.queued_bytes.to_string(),
-        ),
-        (
-            "$SYS/broker/store/commits/failed",
-            stats.commits_failed.to_string(),
-        ),
-        (
-            "$SYS/broker/publish/messages/received",
-            stats.messages_in.to_string(),
-        ),
-        (
-            "$SYS/broker/publish/messages/sent",
-            stats.messages_out.to_string(),
-        ),
-        (
-            "$SYS/broker/publish/messages/dropped",
-            stats.messages_dropped.to_string(),
-        ),
-        (
-            "$SYS/broker/publish/bytes/received",
-            stats.bytes_in.to_string(),
-        ),
-        (
-            "$SYS/broker/publish/bytes/sent",
-            stats.bytes_out.to_string(),
-        ),
-    ]
+        ("uptime", format!("{uptime_secs} seconds")),
+    ];
+    let counts = counts.map(|(name, count)| (name, count.to_string()));
+    let all = words.into_iter().chain(counts);
+    all.map(|(name, value)| (format!("{ROOT}{name}"), value))
+        .collect()
 }
 
 /// The counters now, as messages.

@@ -4,6 +4,17 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::SystemTime;
+
+/// What tells one version of a file from another without reading it; `None` for one that cannot be
+/// looked at.
+pub(crate) type Stamp = Option<(SystemTime, u64)>;
+
+/// The stamp of a file now.
+pub(crate) fn stamp(path: &Path) -> Stamp {
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.modified().ok()?, meta.len()))
+}
 
 /// Writes `bytes` to `path` with `mode`, durable on return. Parent directories are made (0700 for
 /// a private file, 0755 otherwise).

@@ -130,6 +130,30 @@ impl Node {
             .output()?)
     }
 
+    /// Whether the server shows what this authority says, and takes the message.
+    fn publish_over_tls(&self, ca: &str, with_certificate: bool, topic: &str) -> Result<bool> {
+        let port = self.tls.port().to_string();
+        let (ca, cert, key) = (self.file(ca), self.file("t1.crt"), self.file("t1.key"));
+        let mut command = Command::new("timeout");
+        command.args(["20", "mosquitto_pub", "-h", "127.0.0.1", "-p", &port]);
+        command.args(["--cafile", path(&ca)?, "-V", "mqttv5", "-q", "1"]);
+        if with_certificate {
+            command.args(["--cert", path(&cert)?, "--key", path(&key)?]);
+        }
+        let output = command.args(["-t", topic, "-m", "{}"]).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        Ok(output.status.success() && !said.contains("failed"))
+    }
+
+    /// Changes a section of the configuration and starts the daemon anew.
+    async fn reconfigure(&mut self, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let config = std::fs::read_to_string(self.file("edgecore.yaml"))?;
+        let mut config: Value = serde_json::from_str(&config)?;
+        change(&mut config["outpost"]);
+        std::fs::write(self.file("edgecore.yaml"), config.to_string())?;
+        self.kill_and_up().await
+    }
+
     fn publish_as(&self, login: &[&str], topic: &str) -> Result<Output> {
         let more = ["-V", "mqttv5", "-q", "1", "-t", topic, "-m", "{}"];
         self.mosquitto("mosquitto_pub", &[login, &more].concat())
@@ -304,27 +328,11 @@ fn a_certificate_names_the_device() {
     story(async || {
         let mut node = Node::start(json!({})).await?;
         // Now with an authority: nobody comes without a certificate any more.
-        let config = std::fs::read_to_string(node.file("edgecore.yaml"))?;
-        let mut config: Value = serde_json::from_str(&config)?;
-        config["outpost"]["mqtt"]["clientCaFile"] = json!(node.file("ca.crt"));
-        std::fs::write(node.file("edgecore.yaml"), config.to_string())?;
-        node.kill_and_up().await?;
-        let port = node.tls.port().to_string();
-        let publish = |topic: &str, with_certificate: bool| -> Result<bool> {
-            let (ca, cert, key) = (
-                node.file("ca.crt"),
-                node.file("t1.crt"),
-                node.file("t1.key"),
-            );
-            let mut command = Command::new("timeout");
-            command.args(["20", "mosquitto_pub", "-h", "127.0.0.1", "-p", &port]);
-            command.args(["--cafile", path(&ca)?, "-V", "mqttv5", "-q", "1"]);
-            if with_certificate {
-                command.args(["--cert", path(&cert)?, "--key", path(&key)?]);
-            }
-            let output = command.args(["-t", topic, "-m", "{}"]).output()?;
-            let said = String::from_utf8_lossy(&output.stderr);
-            Ok(output.status.success() && !said.contains("failed"))
+        let ca = json!(node.file("ca.crt"));
+        node.reconfigure(|outpost| outpost["mqtt"]["clientCaFile"] = ca)
+            .await?;
+        let publish = |topic: &str, with_certificate: bool| {
+            node.publish_over_tls("ca.crt", with_certificate, topic)
         };
         let own = "$hw/events/device/default/t1/twin/get";
         ensure!(publish(own, true)?, "its own topic");
@@ -337,6 +345,116 @@ fn a_certificate_names_the_device() {
             !node.publish_as(&[], own)?.status.success(),
             "on the plain listener"
         );
+        Ok(node)
+    });
+}
+
+#[test]
+fn a_renewed_certificate_is_shown_without_a_restart() {
+    story(async || {
+        let node = Node::start(json!({})).await?;
+        let publish = |ca: &str| node.publish_over_tls(ca, false, "plant/user/line");
+        ensure!(publish("ca.crt")?, "the first certificate");
+        std::fs::copy(node.file("ca.crt"), node.file("old.crt"))?;
+        node.certificates()?;
+        ensure!(publish("ca.crt")?, "the renewed certificate is not shown");
+        ensure!(!publish("old.crt")?, "the old certificate is shown");
+        // Half of a renewal changes nothing.
+        std::fs::write(node.file("server.crt"), "nonsense")?;
+        ensure!(publish("ca.crt")?, "nonsense took the listener down");
+        Ok(node)
+    });
+}
+
+#[test]
+fn a_refusal_by_quota_is_told_and_the_connection_goes_on() {
+    story(async || {
+        let mut node = Node::start(json!({})).await?;
+        node.reconfigure(|outpost| {
+            outpost["streams"] =
+                json!([{"match": "upload/#", "bytes": "4Ki", "whenFull": "refuse"}]);
+        })
+        .await?;
+        let lines = node.file("lines");
+        std::fs::write(&lines, format!("{}\n", "x".repeat(1000)).repeat(20))?;
+        let output = Command::new("timeout")
+            .args([
+                "20",
+                "mosquitto_pub",
+                "-h",
+                "127.0.0.1",
+                "-d",
+                "-V",
+                "mqttv5",
+            ])
+            .args([
+                "-p",
+                &node.plain.port().to_string(),
+                "-q",
+                "1",
+                "-t",
+                "plant/user/line",
+                "-l",
+            ])
+            .stdin(std::fs::File::open(&lines)?)
+            .output()?;
+        let said =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let count = |word: &str| said.lines().filter(|line| line.contains(word)).count();
+        ensure!(count("received CONNACK") == 1, "{said}");
+        ensure!(count("received PUBACK") == 20, "{said}");
+        ensure!(count("RC:151") >= 15, "{said}");
+        Ok(node)
+    });
+}
+
+/// What a broker has taken for later is still owed after `kill -9`, and nothing else is.
+#[test]
+fn a_will_survives_kill_9_and_a_message_that_is_too_old_does_not() {
+    const TOO_OLD: Duration = Duration::from_secs(8);
+    story(async || {
+        let mut node = Node::start(json!({})).await?;
+        let session = ["-i", "reader", "-c", "-q", "1", "-t", "owed/#"];
+        let start = [&session[..], &["-E"]].concat();
+        ensure!(node.mosquitto("mosquitto_sub", &start)?.status.success());
+        let expiring = ["-D", "publish", "message-expiry-interval"];
+        let seconds = TOO_OLD.as_secs().to_string();
+        let old = ["-V", "mqttv5", "-q", "1", "-t", "owed/old", "-m", "old"];
+        let old = [&expiring[..], &[seconds.as_str()], &old].concat();
+        ensure!(node.mosquitto("mosquitto_pub", &old)?.status.success());
+        let published = std::time::Instant::now();
+        let fresh = ["-q", "1", "-t", "owed/fresh", "-m", "fresh"];
+        ensure!(node.mosquitto("mosquitto_pub", &fresh)?.status.success());
+
+        let mut device = Command::new("stdbuf");
+        device
+            .args([
+                "-oL",
+                "mosquitto_sub",
+                "-d",
+                "-h",
+                "127.0.0.1",
+                "-t",
+                "orders",
+            ])
+            .args(["-p", &node.plain.port().to_string(), "-i", "device"])
+            .args(["--will-topic", "owed/will", "--will-qos", "1"])
+            .args(["--will-payload", "gone"]);
+        let mut device = Process::start("mosquitto_sub", &node.file("device.log"), &mut device)?;
+        wait::until("the device", PATIENCE, async || {
+            Ok(device.log().contains("Subscribed").then_some(()))
+        })
+        .await?;
+        node.process.as_mut().context("no process")?.kill9()?;
+        device.kill9()?;
+        wait::until("the message to be too old", PATIENCE, async || {
+            Ok((published.elapsed() > TOO_OLD).then_some(()))
+        })
+        .await?;
+        node.up().await?;
+        let read = [&session[..], &["-C", "2"]].concat();
+        let output = node.mosquitto("mosquitto_sub", &read)?;
+        ensure!(output.stdout == b"fresh\ngone\n", "{output:?}");
         Ok(node)
     });
 }

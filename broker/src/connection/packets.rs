@@ -1,7 +1,6 @@
 //! What each packet of a client means.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::{Connection, End};
 use crate::core::{ack_of, expires};
@@ -9,6 +8,7 @@ use crate::message::{Message, Qos};
 use crate::pipeline::Request;
 use crate::proto::encode::{self, Ack};
 use crate::proto::{InPublish, Inbound, ProtocolError, Subscribe, SubscribeEntry, Version, reason};
+use crate::record::Moment;
 use crate::storage::{Batch, Publish};
 use crate::topic;
 use crate::trie::SubOptions;
@@ -80,7 +80,6 @@ impl Connection<'_> {
             };
         }
         let mut batch = Batch::default();
-        let now = Instant::now();
         let mut router = self.core.router();
         if publish.qos == Qos::ExactlyOnce {
             match router.received(self.key, publish.id) {
@@ -112,7 +111,12 @@ impl Connection<'_> {
             properties: publish.properties,
             expires: expires(publish.expiry_secs),
         });
-        let plan = router.plan(Arc::clone(&message), self.key, now, &mut batch.ops);
+        let plan = router.plan(
+            Arc::clone(&message),
+            self.key,
+            Moment::now(),
+            &mut batch.ops,
+        );
         drop(router);
         if self.core.wants(&message.topic) {
             batch.publish = Some(Publish {
@@ -156,7 +160,7 @@ impl Connection<'_> {
         let is_known = self
             .core
             .router()
-            .release(self.key, id, Instant::now(), &mut batch.ops);
+            .release(self.key, id, Moment::now(), &mut batch.ops);
         let code = if is_known {
             reason::SUCCESS
         } else {

@@ -233,6 +233,7 @@ fn will(
         message,
         delay_secs: forwarded.will_delay_secs,
         expiry_secs: forwarded.expiry_secs,
+        row: None,
     })
 }
 

@@ -110,6 +110,8 @@ pub(crate) struct Will {
     pub(crate) message: Message,
     pub(crate) delay_secs: u32,
     pub(crate) expiry_secs: Option<u32>,
+    /// Its row in the storage, once it has one.
+    pub(crate) row: Option<u64>,
 }
 
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::Router;
 use crate::message::{Message, Qos};
 use crate::proto::{RetainHandling, SubscribeEntry, reason};
-use crate::record;
+use crate::record::{self, Moment};
 use crate::session::{Delivery, Queued};
 use crate::storage::Op;
 use crate::topic;
@@ -47,7 +47,7 @@ impl Router {
         &mut self,
         message: Arc<Message>,
         from: SessionKey,
-        now: Instant,
+        now: Moment,
         ops: &mut Vec<Op>,
     ) -> Plan {
         let mut targets = self.targets(&message, from, None);
@@ -89,7 +89,7 @@ impl Router {
         }
     }
 
-    fn plan_retained(&mut self, message: &Message, now: Instant, ops: &mut Vec<Op>) -> bool {
+    fn plan_retained(&mut self, message: &Message, now: Moment, ops: &mut Vec<Op>) -> bool {
         let current = self.retained.get(&message.topic);
         if message.payload.is_empty() {
             if current.is_none() && self.retained_in_flight == 0 {

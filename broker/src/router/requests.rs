@@ -10,7 +10,7 @@ use crate::limits::{STALE_ROWS_MAX, SUBSCRIPTION_LEVELS_SHARE};
 use crate::message::Qos;
 use crate::pipeline::Pipeline;
 use crate::proto::{SubscribeEntry, reason};
-use crate::record;
+use crate::record::{self, Moment};
 use crate::storage::Op;
 use crate::trie::{SessionKey, SubOptions};
 
@@ -74,7 +74,7 @@ impl Router {
         &mut self,
         key: SessionKey,
         id: u16,
-        now: Instant,
+        now: Moment,
         ops: &mut Vec<Op>,
     ) -> bool {
         let Some(session) = self.sessions.get_mut(&key) else {
@@ -98,6 +98,7 @@ impl Router {
                 ids: std::mem::take(&mut self.stale),
             });
         }
+        ops.extend(self.void_wills.drain(..).map(|id| Op::WillDelete { id }));
     }
 
     /// Whether enough has gathered for a commit of its own.

@@ -1,5 +1,8 @@
 //! An acknowledgement means that the storage has committed, and nothing else does.
 
+use std::time::Duration;
+
+use crate::protocol::connect_with_will;
 use crate::support::{GatedStorage, Harness, Raw, publish, read_publish, wait_until};
 use broker::{Limits, MemoryStorage, StorageError};
 
@@ -99,6 +102,96 @@ async fn a_failed_commit_is_told_to_a_v5_client_which_has_to_connect_again() {
         assert_eq!(device.packet().await, (0xe0, vec![code, 0]));
         device.assert_closed().await;
     }
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_message_is_told_to_a_v5_client_which_goes_on() {
+    let storage = GatedStorage::default();
+    let harness = Harness::start(storage.clone()).await;
+    let mut device = Raw::connect_v5(harness.addr, "d", true, 0).await;
+    for (topic, qos, id) in [("app/1", 1, 1), ("app/2", 2, 2), ("app/3", 1, 3)] {
+        device
+            .send(&publish(topic, b"v", qos, false, id, true))
+            .await;
+    }
+    storage.wait_held(3).await;
+    storage.release_one(Err(StorageError::Refused));
+    storage.release_one(Err(StorageError::Refused));
+    storage.release_one(Ok(()));
+    assert_eq!(device.packet().await, (PUBACK, vec![0, 1, 0x97]));
+    assert_eq!(device.packet().await, (PUBREC, vec![0, 2, 0x97]));
+    assert_eq!(device.packet().await, (PUBACK, vec![0, 3]));
+    device.assert_silent().await;
+    assert_eq!(*storage.seen.lock().unwrap(), ["app/3"]);
+
+    // 3.1.1 has no word for it.
+    let (mut old, _) = Raw::connect_v311(harness.addr, "o", true).await;
+    for (topic, id) in [("app/4", 1), ("app/5", 2)] {
+        old.send(&publish(topic, b"v", 1, false, id, false)).await;
+    }
+    storage.wait_held(2).await;
+    storage.release_one(Err(StorageError::Refused));
+    storage.release_one(Ok(()));
+    old.assert_closed().await;
+    assert_eq!(*storage.seen.lock().unwrap(), ["app/3"]);
+    harness.stop().await;
+}
+
+#[tokio::test]
+async fn a_will_outlives_the_broker_unless_its_client_comes_back() {
+    let storage = MemoryStorage::default();
+    let harness = Harness::start(storage.clone()).await;
+    let (mut reader, _) = Raw::connect_v311(harness.addr, "r", false).await;
+    reader.subscribe_v311("will/#", 1).await;
+    let mut devices = Vec::new();
+    // With a session and without.
+    for (client, expiry) in [
+        ("gone", 0),
+        ("gone-too", 100),
+        ("back", 0),
+        ("back-too", 100),
+    ] {
+        let mut device = Raw::open(harness.addr).await;
+        let topic = format!("will/{client}");
+        device
+            .send(&connect_with_will(client, &topic, 0, expiry))
+            .await;
+        assert_eq!(device.packet().await.0, 0x20);
+        devices.push(device);
+    }
+    let mut polite = Raw::open(harness.addr).await;
+    let connect = connect_with_will("polite", "will/polite", 0, 0);
+    polite.send(&connect).await;
+    assert_eq!(polite.packet().await.0, 0x20);
+    polite.send(&[0xe0, 0]).await;
+    polite.assert_closed().await;
+    wait_until("its will is void", || storage.wills() == 4).await;
+    harness.stop().await;
+    assert_eq!(storage.wills(), 4);
+
+    let limits = Limits {
+        return_within: Duration::from_millis(500),
+        ..Limits::default()
+    };
+    let harness = Harness::with(storage.clone(), limits, broker::AllowAll).await;
+    let back = Raw::connect_v5(harness.addr, "back", false, 0).await;
+    let back_too = Raw::connect_v5(harness.addr, "back-too", false, 100).await;
+    let (mut reader, is_present) = Raw::connect_v311(harness.addr, "r", false).await;
+    assert!(is_present);
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let (kind, body) = reader.packet().await;
+        let (topic, id, _) = read_publish(kind, &body, false);
+        let [high, low] = id.to_be_bytes();
+        reader.send(&[PUBACK, 2, high, low]).await;
+        told.push(topic);
+    }
+    told.sort();
+    assert_eq!(told, ["will/gone", "will/gone-too"]);
+    reader.assert_silent().await;
+    wait_until("no will is left", || storage.wills() == 0).await;
+    drop((back, back_too));
     harness.stop().await;
 }
 

@@ -32,7 +32,7 @@ async fn a_second_client_of_the_same_name_takes_over() {
     harness.stop().await;
 }
 
-fn connect_with_will(client: &str, topic: &str, delay: u32, expiry: u32) -> Vec<u8> {
+pub(crate) fn connect_with_will(client: &str, topic: &str, delay: u32, expiry: u32) -> Vec<u8> {
     let mut body = text("MQTT");
     body.extend([5, 0b0000_1110, 0, 0, 5, 0x11]);
     body.extend(expiry.to_be_bytes());

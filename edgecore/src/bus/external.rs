@@ -4,14 +4,22 @@
 //! broker after our commit; one that could not be committed is not, and the connection is made
 //! anew so that the broker sends it again. The promise is weaker than the broker's inside: what
 //! the external broker acknowledges to the device is that broker's business.
+//!
+//! rumqttc's state lives as long as its connection ([`Reader::take_back`]). What it did not bring to
+//! an end goes again over the next one, with new packet ids; a result may then come twice.
 
-use std::sync::Arc;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rumqttc::{
-    AsyncClient, Event, EventLoop, MqttOptions, Packet, Publish, QoS, SubscribeFilter,
-    TlsConfiguration, Transport,
+    AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, MqttState, Packet, Publish, QoS,
+    Request, SubscribeFilter, TlsConfiguration, Transport,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -28,10 +36,17 @@ use crate::twin::LocalPublish;
 
 /// Results waiting for the external broker; full drops and counts (the bus's answer).
 const OUTLET_MESSAGES_MAX: usize = 1024;
-/// Messages taken from the broker and not acknowledged; beyond it the socket is not read.
+/// Messages being stored at once. The next ones wait.
 const UNACKNOWLEDGED_MAX: usize = 256;
+/// What one message may have to say: result, document, delta.
+const RESULTS_OF_ONE: usize = 3;
+/// Messages that wait to be stored. A broker that sends more without an acknowledgement is asked
+/// for them again.
+const WAITING_MAX: usize = 1024;
 /// rumqttc's own queue between its two halves.
 const REQUESTS_MAX: usize = 64;
+/// Results on their way to the broker without its acknowledgement.
+const IN_FLIGHT_MAX: u16 = 100;
 /// Largest packet, both ways; the broker inside has the same.
 const PACKET_BYTES_MAX: usize = 256 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
@@ -52,9 +67,10 @@ enum Command {
 pub(super) struct Outlet(mpsc::Sender<Command>);
 
 impl Outlet {
-    /// Whether there was room.
+    /// Whether there was room. Acknowledgements have some of their own: one that is dropped narrows
+    /// the broker's window until the next reconnect.
     pub(super) fn publish(&self, publish: LocalPublish) -> bool {
-        self.0.try_send(Command::Publish(publish)).is_ok()
+        self.0.capacity() > UNACKNOWLEDGED_MAX && self.0.try_send(Command::Publish(publish)).is_ok()
     }
 }
 
@@ -75,10 +91,42 @@ struct Shared {
     /// Number of the connection; rises with each.
     connection: AtomicU64,
     unacknowledged: AtomicUsize,
-    /// Room again, or a failed commit.
+    /// Another message may be stored.
+    room: Notify,
+    /// A failed commit.
     changed: Notify,
     /// Number of a connection that has to be made anew because a commit failed on it.
     failed: AtomicU64,
+    /// Subscribed: results and acknowledgements may follow.
+    is_up: watch::Sender<bool>,
+    /// Results that an earlier connection did not bring to an end, oldest first: at most what
+    /// rumqttc holds at once (its window, its queue, and one between them).
+    unfinished: Mutex<VecDeque<LocalPublish>>,
+}
+
+impl Shared {
+    fn unfinished(&self) -> MutexGuard<'_, VecDeque<LocalPublish>> {
+        self.unfinished
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next thing to send. Cancel-safe.
+    async fn next(&self, commands: &mut mpsc::Receiver<Command>) -> Option<Command> {
+        let mut is_up = self.is_up.subscribe();
+        loop {
+            // Its sender is here: no error.
+            is_up.wait_for(|is_up| *is_up).await.ok()?;
+            if let Some(publish) = self.unfinished().pop_front() {
+                return Some(Command::Publish(publish));
+            }
+            // Neither arm takes anything before it is chosen.
+            tokio::select! {
+                command = commands.recv() => return command,
+                _ = is_up.changed() => {}
+            }
+        }
+    }
 }
 
 pub(super) struct External {
@@ -112,7 +160,8 @@ impl External {
         routes: watch::Receiver<Arc<Routes>>,
         stop: CancellationToken,
     ) {
-        let (client, events) = AsyncClient::new(self.options, REQUESTS_MAX);
+        let (client, mut events) = AsyncClient::new(self.options, REQUESTS_MAX);
+        events.state = new_state();
         let shared = Arc::new(Shared::default());
         let reader = Reader {
             client: client.clone(),
@@ -135,19 +184,40 @@ impl External {
     }
 }
 
+/// What rumqttc remembers of a connection, at its beginning. Without any acknowledgement it tells the
+/// order of what it sent by the ids, which must not begin anew by then; subscriptions take some too.
+fn new_state() -> MqttState {
+    MqttState::new(2 * IN_FLIGHT_MAX, true)
+}
+
 async fn send(client: AsyncClient, mut commands: mpsc::Receiver<Command>, shared: Arc<Shared>) {
-    while let Some(command) = commands.recv().await {
+    let mut is_up = shared.is_up.subscribe();
+    while let Some(command) = shared.next(&mut commands).await {
+        shared.room.notify_one();
+        let down = is_up.wait_for(|is_up| !*is_up);
         let sent = match command {
             Command::Publish(publish) => {
-                client
-                    .publish(publish.topic, QoS::AtLeastOnce, false, publish.payload)
-                    .await
+                let (topic, payload) = (publish.topic.clone(), publish.payload.clone());
+                // A publish that is dropped here was not queued.
+                tokio::select! {
+                    biased;
+                    sent = client.publish(topic, QoS::AtLeastOnce, false, payload) => sent,
+                    _ = down => {
+                        shared.unfinished().push_back(publish);
+                        Ok(())
+                    }
+                }
             }
             Command::Acknowledge {
                 publish,
                 connection,
             } if connection == shared.connection.load(Ordering::Acquire) => {
-                client.ack(&publish).await
+                // Without this connection it is void.
+                tokio::select! {
+                    biased;
+                    sent = client.ack(&publish) => sent,
+                    _ = down => Ok(()),
+                }
             }
             Command::Acknowledge { .. } => Ok(()),
         };
@@ -194,32 +264,35 @@ impl Reader {
     async fn run(self, mut events: EventLoop) {
         let mut backoff = Backoff::default();
         let mut down_since = Instant::now();
+        let mut waiting = VecDeque::new();
         loop {
-            if self.shared.unacknowledged.load(Ordering::Acquire) >= UNACKNOWLEDGED_MAX {
-                self.shared.changed.notified().await;
-                continue;
-            }
             let connection = self.shared.connection.load(Ordering::Acquire);
-            // Dropping poll() half-way is harmless: after the other arm the connection is dropped.
-            let event = tokio::select! {
-                event = events.poll() => event,
-                () = self.failed(connection) => {
-                    events.clean();
-                    tracing::warn!("a device message was not stored; asking the external MQTT broker for it again");
-                    self.down();
-                    down_since = Instant::now();
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    continue;
-                }
+            let Some(event) = self.next_event(&mut events, &mut waiting, connection).await else {
+                waiting.clear();
+                self.take_back(&mut events);
+                tracing::warn!(
+                    "a device message was not stored; asking the external MQTT broker for it again"
+                );
+                self.down();
+                down_since = Instant::now();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
             };
             match event {
                 Ok(Event::Incoming(Packet::ConnAck(_))) => {
                     backoff.reset();
                     self.up();
                 }
-                Ok(Event::Incoming(Packet::Publish(publish))) => self.received(publish).await,
+                Ok(Event::Incoming(Packet::Publish(publish))) => {
+                    waiting.push_back(publish);
+                    if waiting.len() > WAITING_MAX {
+                        self.shared.failed.store(connection, Ordering::Release);
+                    }
+                }
                 Ok(Event::Incoming(_) | Event::Outgoing(_)) => {}
                 Err(error) => {
+                    waiting.clear();
+                    self.take_back(&mut events);
                     if self.counters.external_connected.load(Ordering::Relaxed) > 0 {
                         down_since = Instant::now();
                         tracing::warn!(%error, "external MQTT broker lost; reconnecting");
@@ -232,6 +305,39 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// Stores what waits as far as there is room for what it causes, until rumqttc has something to
+    /// tell; `None` when the connection has to be made anew. What is not stored is not acknowledged,
+    /// so a broker stops at its window.
+    async fn next_event(
+        &self,
+        events: &mut EventLoop,
+        waiting: &mut VecDeque<Publish>,
+        connection: u64,
+    ) -> Option<Result<Event, ConnectionError>> {
+        // Dropped half-way only where the connection is dropped too.
+        let mut poll = pin!(events.poll());
+        loop {
+            while self.has_room()
+                && let Some(publish) = waiting.pop_front()
+            {
+                self.received(publish).await;
+            }
+            tokio::select! {
+                event = &mut poll => return Some(event),
+                () = self.failed(connection) => return None,
+                () = self.shared.room.notified(), if !waiting.is_empty() => {}
+            }
+        }
+    }
+
+    /// Whether another message may be stored: none of what it causes will be dropped.
+    fn has_room(&self) -> bool {
+        let unacknowledged = self.shared.unacknowledged.load(Ordering::Acquire);
+        let results = RESULTS_OF_ONE * (unacknowledged + 1);
+        unacknowledged < UNACKNOWLEDGED_MAX
+            && self.outlet.0.capacity() > UNACKNOWLEDGED_MAX + results
     }
 
     async fn failed(&self, connection: u64) {
@@ -249,11 +355,44 @@ impl Reader {
             .into_iter()
             .chain(routes.topics.iter().map(String::as_str))
             .map(|filter| SubscribeFilter::new(filter.to_owned(), QoS::AtLeastOnce));
-        // The queue was drained by the reconnect; should it be full all the same, the next
-        // reconnect subscribes, and the session keeps the subscriptions of the last time.
+        // A broker that lost its sessions knows nothing of ours. The queue has room: it was emptied
+        // when the last connection ended, and nothing but what was on its way into it came since.
         if let Err(error) = self.client.try_subscribe_many(filters) {
             tracing::warn!(%error, "subscriptions not renewed at the external MQTT broker");
         }
+        self.shared.is_up.send_replace(true);
+    }
+
+    /// Takes back what the connection that is gone did not bring to an end, and rumqttc's state.
+    ///
+    /// rumqttc would send it again with its old packet ids beside new ones, without regard for its
+    /// own window, so that one of two that collide is lost; a collision would stop everything until
+    /// an acknowledgement that never comes; what it has read and not handed over would be
+    /// acknowledged on the next connection, where the id means another message; and with a broker
+    /// that lost the session all of it would be dropped.
+    fn take_back(&self, events: &mut EventLoop) {
+        self.shared.is_up.send_replace(false);
+        // Takes everything out of its state and its queue.
+        events.clean();
+        let collided = events.state.collision.take();
+        // Acknowledgements are void, subscriptions are made anew; there is nothing else.
+        let publishes = events.pending.drain(..).filter_map(|request| {
+            let Request::Publish(publish) = request else {
+                return None;
+            };
+            Some(publish)
+        });
+        let (sent, queued): (Vec<_>, Vec<_>) = publishes.partition(|publish| publish.pkid != 0);
+        let again: Vec<Publish> = sent.into_iter().chain(collided).chain(queued).collect();
+        let mut unfinished = self.shared.unfinished();
+        for publish in again.into_iter().rev() {
+            unfinished.push_front(LocalPublish {
+                topic: publish.topic,
+                payload: publish.payload.into(),
+            });
+        }
+        drop(unfinished);
+        events.state = new_state();
     }
 
     fn down(&self) {
@@ -306,6 +445,7 @@ impl Reader {
                         }
                     }
                     shared.changed.notify_one();
+                    shared.room.notify_one();
                 },
             );
             match submitted {
@@ -369,7 +509,7 @@ fn options(config: &BusConfig) -> Result<MqttOptions, BusError> {
         .set_manual_acks(true)
         .set_keep_alive(KEEP_ALIVE)
         .set_max_packet_size(PACKET_BYTES_MAX, PACKET_BYTES_MAX)
-        .set_inflight(100);
+        .set_inflight(IN_FLIGHT_MAX);
     if !config.username.is_empty() {
         options.set_credentials(config.username.clone(), config.password.clone());
     }

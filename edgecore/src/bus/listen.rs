@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use broker::{Listener, Transport, Upgrade, UpgradeFuture, Upgraded};
@@ -23,7 +23,8 @@ use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderValue, StatusCode, h
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::BusError;
-use crate::config::MqttConfig;
+use crate::config::{MqttConfig, MqttTls};
+use crate::files::{self, Stamp};
 use crate::hub::tls::{TlsError, certificates, provider, roots};
 
 /// Bytes a WebSocket reads at once; MQTT packets are small.
@@ -31,10 +32,8 @@ const READ_BYTES: usize = 8 << 10;
 
 /// The listeners besides the plain one, bound.
 pub(super) async fn bind(config: &MqttConfig) -> Result<Vec<Listener>, BusError> {
-    let files = config.tls.as_ref();
-    let acceptor = files.map(|tls| acceptor(&tls.cert, &tls.key, tls.client_ca.as_deref()));
-    let acceptor = acceptor.transpose();
-    let acceptor = acceptor.map_err(BusError::ListenerTls)?;
+    let certificates = config.tls.clone().map(Certificates::load).transpose();
+    let certificates = certificates.map_err(BusError::ListenerTls)?.map(Arc::new);
     let mut listeners = Vec::new();
     for (listen, has_tls, is_web_socket) in [
         (&config.tls_listen, true, false),
@@ -49,7 +48,7 @@ pub(super) async fn bind(config: &MqttConfig) -> Result<Vec<Listener>, BusError>
         })?;
         tracing::info!(%listen, tls = has_tls, web_socket = is_web_socket, "MQTT broker listens");
         let upgrade = BusUpgrade {
-            tls: acceptor.clone().filter(|_| has_tls),
+            tls: certificates.clone().filter(|_| has_tls),
             web_socket: is_web_socket.then(|| WebSocket {
                 origins: config.web_socket_origins.clone().into(),
                 message_bytes_max: usize::try_from(config.packet_bytes_max).unwrap_or(usize::MAX),
@@ -58,6 +57,55 @@ pub(super) async fn bind(config: &MqttConfig) -> Result<Vec<Listener>, BusError>
         listeners.push(Listener::upgraded(tcp, Arc::new(upgrade)));
     }
     Ok(listeners)
+}
+
+/// The files of the listeners' TLS, read again when one of them has changed. Connections that stand
+/// stay as they are.
+struct Certificates {
+    files: MqttTls,
+    known: Mutex<(Vec<Stamp>, TlsAcceptor)>,
+}
+
+impl Certificates {
+    fn load(files: MqttTls) -> Result<Self, TlsError> {
+        let known = (stamps(&files), acceptor_of(&files)?);
+        Ok(Self {
+            files,
+            known: Mutex::new(known),
+        })
+    }
+
+    /// For a connection that begins now. Files that cannot be used (half of a renewal is there)
+    /// change nothing.
+    fn acceptor(&self) -> TlsAcceptor {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamps = stamps(&self.files);
+        if stamps != known.0 {
+            match acceptor_of(&self.files) {
+                Ok(renewed) => {
+                    tracing::info!("certificates of the MQTT listeners read again");
+                    known.1 = renewed;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "changed certificates of the MQTT listeners cannot be used; the earlier ones stay");
+                }
+            }
+            known.0 = stamps;
+        }
+        known.1.clone()
+    }
+}
+
+fn stamps(tls: &MqttTls) -> Vec<Stamp> {
+    let all = [Some(&tls.cert), Some(&tls.key), tls.client_ca.as_ref()];
+    all.into_iter()
+        .flatten()
+        .map(|path| files::stamp(path))
+        .collect()
+}
+
+fn acceptor_of(tls: &MqttTls) -> Result<TlsAcceptor, TlsError> {
+    acceptor(&tls.cert, &tls.key, tls.client_ca.as_deref())
 }
 
 /// TLS for a port of this node. With `client_ca`, certificates of clients are looked at.
@@ -102,7 +150,7 @@ struct WebSocket {
 
 #[derive(Clone)]
 struct BusUpgrade {
-    tls: Option<TlsAcceptor>,
+    tls: Option<Arc<Certificates>>,
     web_socket: Option<WebSocket>,
 }
 
@@ -113,8 +161,8 @@ impl Upgrade for BusUpgrade {
             let mut certificate = None;
             let stream: Box<dyn Transport> = match tls {
                 None => Box::new(stream),
-                Some(acceptor) => {
-                    let stream = acceptor.accept(stream).await?;
+                Some(certificates) => {
+                    let stream = certificates.acceptor().accept(stream).await?;
                     certificate = common_name(stream.get_ref().1.peer_certificates());
                     Box::new(stream)
                 }

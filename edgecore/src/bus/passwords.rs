@@ -8,12 +8,13 @@ use std::io::{self, Write};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::pbkdf2::{self, PBKDF2_HMAC_SHA512};
 use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::files::{self, Stamp};
 
 /// Iterations of new hashes: about 50 ms on a small board, and a guess costs the same.
 const ITERATIONS: u32 = 20_000;
@@ -58,7 +59,7 @@ impl Hash {
 /// What the file said when it was last read.
 #[derive(Debug, Default)]
 struct Known {
-    stamp: Option<(SystemTime, u64)>,
+    stamp: Stamp,
     users: Arc<BTreeMap<String, Hash>>,
 }
 
@@ -94,9 +95,7 @@ impl Passwords {
 
     fn users(&self) -> Arc<BTreeMap<String, Hash>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamp = std::fs::metadata(&self.path)
-            .and_then(|meta| Ok((meta.modified()?, meta.len())))
-            .ok();
+        let stamp = files::stamp(&self.path);
         if stamp.is_none() || stamp != known.stamp {
             match read(&self.path) {
                 Ok(users) => known.users = Arc::new(users),

@@ -59,6 +59,14 @@ fn apply_one(tx: &Connection, op: &Op) -> Result<(), StoreError> {
             tx.prepare_cached("DELETE FROM mqtt_retained WHERE topic = ?1")?
                 .execute([topic])?;
         }
+        Op::WillPut { id, client, will } => {
+            tx.prepare_cached("INSERT INTO mqtt_wills (id, client, will) VALUES (?1, ?2, ?3)")?
+                .execute(params![id, client, will])?;
+        }
+        Op::WillDelete { id } => {
+            tx.prepare_cached("DELETE FROM mqtt_wills WHERE id = ?1")?
+                .execute([id])?;
+        }
         Op::ReceivedAdd { client, packet_id } => {
             tx.prepare_cached(
                 "INSERT INTO mqtt_received (client, packet_id) VALUES (?1, ?2)
@@ -92,6 +100,10 @@ pub(super) fn load(conn: &Connection) -> Result<Loaded, StoreError> {
     let mut query = conn.prepare("SELECT client, packet_id FROM mqtt_received")?;
     for row in query.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))? {
         loaded.received.push(row?);
+    }
+    let mut query = conn.prepare("SELECT id, client, will FROM mqtt_wills ORDER BY id")?;
+    for row in query.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))? {
+        loaded.wills.push(row?);
     }
     Ok(loaded)
 }

@@ -101,8 +101,9 @@ impl Storage for BusStorage {
                     Err(error) => {
                         count_refused(&counting, &error);
                         // The whole commit may have failed after every job had run.
-                        break_off(chain.as_ref());
-                        done(Err(of_store(&error)));
+                        let error = of_store(&error);
+                        break_off(chain.as_ref(), &error);
+                        done(Err(error));
                     }
                 }
             },
@@ -144,12 +145,14 @@ fn chained(tx: &Connection, batch: &Batch, routes: &Routes) -> Result<Outcome, S
             "an earlier message of this connection was not stored".into(),
         ));
     }
-    work(tx, batch, routes).inspect_err(|_| break_off(chain))
+    work(tx, batch, routes).inspect_err(|error| break_off(chain, &of_store(error)))
 }
 
-fn break_off(chain: Option<&Chain>) {
-    if let Some(chain) = chain {
-        chain.break_off();
+fn break_off(chain: Option<&Chain>, error: &StorageError) {
+    match (chain, error) {
+        (Some(chain), StorageError::Refused) => chain.refused(),
+        (Some(chain), _) => chain.break_off(),
+        (None, _) => {}
     }
 }
 
@@ -178,7 +181,8 @@ pub(crate) fn after_commit(outcome: Outcome, handle: Option<&BusHandle>, link_wa
 
 fn of_store(error: &StoreError) -> StorageError {
     match error {
-        StoreError::Full | StoreError::Quota { .. } => StorageError::Full,
+        StoreError::Full => StorageError::Full,
+        StoreError::Quota { .. } => StorageError::Refused,
         StoreError::Open { .. }
         | StoreError::Corrupt { .. }
         | StoreError::TooNew { .. }

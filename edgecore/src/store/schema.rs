@@ -101,4 +101,8 @@ pub(super) const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (series, at_ms, version)
     ) WITHOUT ROWID;
     ",
+    // 5: wills of MQTT clients that are connected
+    "
+    CREATE TABLE mqtt_wills (id INTEGER PRIMARY KEY, client TEXT NOT NULL, will BLOB NOT NULL);
+    ",
 ];
