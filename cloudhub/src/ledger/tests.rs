@@ -69,7 +69,7 @@ async fn a_batch_counts_once_however_often_it_comes() {
     );
     assert_eq!(
         object["status"]["extensions"]["outpost"],
-        json!({"received": 3, "lastSequence": 5, "lastEventId": "t1-5"})
+        json!({"received": 3, "lastSequence": 5, "lastEventId": "t1-5", "epoch": "a"})
     );
     assert_eq!(object["metadata"]["ownerReferences"][0]["uid"], "u");
     let (record, entries) = ledger.read("e1", 100).await.unwrap().unwrap();

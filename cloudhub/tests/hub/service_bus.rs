@@ -6,6 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use cloudhub::config::Config;
 use serde_json::{Value, json};
 use wire::{
+    extension::Inventory,
     message::{Content, Message, Operation, Route},
     rules::{Base64, Failure, HttpReply, HttpRequest, Routes},
 };
@@ -222,12 +223,16 @@ async fn what_rules_want_is_told_on_every_connect_and_taken_back_also_from_who_w
     up("one", "temp/+").await;
     let identity = hub.join("e1").await;
     let mut node = hub.connect(&identity, Some(ALL)).await;
+    node.send(&Inventory::default().into_message("held".into(), 1))
+        .await;
     until_routes(&mut node, &["default/temp/+"]).await;
     up("two", "other").await;
     until_routes(&mut node, &["default/other", "default/temp/+"]).await;
     drop(node);
     hub.delete(&format!("{RULES}/rules/one")).await;
     let mut node = hub.connect(&identity, Some(ALL)).await;
+    node.send(&Inventory::default().into_message("held".into(), 1))
+        .await;
     until_routes(&mut node, &["default/other"]).await;
     drop(node);
 

@@ -325,3 +325,27 @@ fn amounts_are_kubelets() {
         assert!(error.contains(&path), "{text}: {error}");
     }
 }
+
+#[test]
+fn the_service_bus_is_off_and_kubeedges_keys_turn_it_on() {
+    let of = |text: &str| {
+        let text = format!("modules:\n  serviceBus: {text}\n");
+        with_file(&text).map(|config| config.service_bus)
+    };
+    assert!(of("{enable: false, port: 9060}").unwrap().is_none());
+    let on = of("{enable: true}").unwrap().unwrap();
+    assert_eq!(on.listen, "127.0.0.1:9060");
+    assert_eq!((on.timeout.as_secs(), on.tls), (60, None));
+    let on = of("{enable: true, server: '::1', port: 1, timeout: 5, \
+                 tlsCertFile: /a.crt, tlsPrivateKeyFile: /a.key}");
+    let on = on.unwrap().unwrap();
+    assert_eq!(on.listen, "[::1]:1");
+    assert_eq!(on.tls, Some(("/a.crt".into(), "/a.key".into())));
+    for wrong in [
+        "{enable: true, port: 0}",
+        "{enable: true, timeout: 0}",
+        "{enable: true, tlsCertFile: /only.crt}",
+    ] {
+        assert!(of(wrong).is_err(), "{wrong}");
+    }
+}
