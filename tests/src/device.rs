@@ -14,6 +14,10 @@ use serde_json::{Value, json};
 /// How many readings may be on their way at once.
 const IN_FLIGHT_MAX: usize = 40;
 
+/// A result is waited for so long before everything without one goes again: the runtime keeps
+/// readings, not what it says about them.
+const RESULT_WITHIN: Duration = Duration::from_secs(5);
+
 /// A device that publishes readings of its temperature.
 pub struct Thermometer {
     broker: SocketAddr,
@@ -58,7 +62,8 @@ impl Thermometer {
     }
 
     /// Takes the runtime's result for the acknowledgement: a broker that is not the runtime's may
-    /// lose what it has acknowledged. Whatever has no result goes again over a new connection.
+    /// lose what it has acknowledged. Whatever has no result goes again over a new connection, which
+    /// is made when results stay away.
     #[must_use]
     pub fn answered_by_results(mut self) -> Self {
         self.unanswered = Some(BTreeSet::new());
@@ -180,6 +185,7 @@ impl Thermometer {
         let mut next = range.start;
         let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+        let mut last = (0, tokio::time::Instant::now());
         while self.acknowledged.len() < wanted {
             if let Some(refusal) = &self.refusal {
                 bail!("{} is refused: {refusal}", self.device);
@@ -193,9 +199,13 @@ impl Thermometer {
                     self.outstanding(),
                 );
             }
+            if self.link.is_none() || self.acknowledged.len() > last.0 {
+                last = (self.acknowledged.len(), tokio::time::Instant::now());
+            }
             if self.link.is_none() {
                 self.connect().await?;
             }
+            let counts_results = self.unanswered.is_some();
             let waiting = self.queued.len() + self.in_flight.len();
             let room =
                 waiting.max(self.unanswered.as_ref().map_or(0, BTreeSet::len)) < IN_FLIGHT_MAX;
@@ -208,6 +218,9 @@ impl Thermometer {
                 } else {
                     self.link_lost().await;
                 },
+                () = tokio::time::sleep_until(last.1 + RESULT_WITHIN), if counts_results => {
+                    self.link_lost().await;
+                }
                 _ = tick.tick(), if room && next < range.end => {
                     self.enqueue(next).await?;
                     next += 1;

@@ -3,8 +3,8 @@
 //! the moment of the blow.
 //!
 //! What counts as acknowledged: with the broker inside, its PUBACK. With mosquitto, the runtime's
-//! result, which follows the commit; a PUBACK of mosquitto's is mosquitto's promise, and as long as
-//! mosquitto itself is not the victim it is checked too, since nothing is published twice then.
+//! result, which follows the commit; a PUBACK of mosquitto's is mosquitto's promise. A result that
+//! dies with edgecore is asked for again, and its reading counts once all the same.
 //!
 //! What order means: after an outage the newest values go first, as live ones, and what came before
 //! them follows as history, marked so. Live readings of a device are in order among each other, and
