@@ -1,12 +1,17 @@
 //! What goes wrong on a real machine: shims and loggers that are killed, reboots, networks that
 //! are gone before their time, many pods at once.
 
+use std::fs::File;
+use std::time::{Duration, SystemTime};
+
 use edgecore::edged::runtime::{ContainerSpec, ContainerState, Runtime};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::world::World;
 
+/// Where the private containerd has them.
+const SNAPSHOTS: &str = "root/io.containerd.snapshotter.v1.overlayfs/snapshots";
 const NOTHING: Vec<String> = Vec::new();
 
 fn kill(pid: i32) {
@@ -162,6 +167,34 @@ async fn starting_and_removing_at_once_loses_nothing() {
         }
     });
     futures_util::future::join_all(work).await;
+    assert_eq!(world.leftovers(), NOTHING);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unfinished_snapshot_is_cleared_out_of_the_way() {
+    let Some(world) = World::new().await else {
+        return;
+    };
+    // A daemon that is killed while it makes a snapshot leaves its directory, and its number is
+    // given again.
+    let snapshots = world.directory.path().join(SNAPSHOTS);
+    let entries = std::fs::read_dir(&snapshots).unwrap();
+    let last = entries
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok())
+        .max()
+        .unwrap();
+    for next in last + 1..last + 20 {
+        let left = snapshots.join(next.to_string());
+        std::fs::create_dir(&left).unwrap();
+        let long_ago = SystemTime::now() - Duration::from_secs(3600);
+        File::open(&left).unwrap().set_modified(long_ago).unwrap();
+    }
+    let pod = world.pod();
+    world.runtime.ensure_sandbox(&pod).await.unwrap();
+    let spec = world.container(&pod, "main", "exit 5");
+    let id = world.runtime.start(&spec).await.unwrap();
+    assert_eq!(world.exited(&id).await.0, 5);
+    world.clean(&pod).await;
     assert_eq!(world.leftovers(), NOTHING);
 }
 

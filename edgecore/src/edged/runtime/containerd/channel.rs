@@ -1,6 +1,7 @@
 //! The connection to containerd: one lazy channel, one interceptor that names the namespace (and
 //! the lease), a deadline on every call, and errors that can be asked what they mean.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -249,6 +250,23 @@ impl CallError {
         self.is_not_found()
             || matches!(&self.kind, CallErrorKind::Status(status)
                 if status.code() == Code::Unknown && status.message().contains("bucket not found"))
+    }
+
+    /// The directory of a snapshot that was never finished, in the way of the next one
+    /// (containerd `snapshots/overlay`: "failed to rename: rename <new> <directory>: file exists").
+    pub(super) fn left_snapshot(&self) -> Option<PathBuf> {
+        let CallErrorKind::Status(status) = &self.kind else {
+            return None;
+        };
+        let paths = status.message().split_once("failed to rename: rename ")?.1;
+        let (_, path) = paths.strip_suffix(": file exists")?.split_once(' ')?;
+        let path = PathBuf::from(path);
+        let number = path.file_name()?.to_str()?;
+        let is_one = path.is_absolute()
+            && path.parent()?.ends_with("snapshots")
+            && !number.is_empty()
+            && number.bytes().all(|byte| byte.is_ascii_digit());
+        is_one.then_some(path)
     }
 
     /// Somebody else writes this blob (containerd `content/local/locks.go`: "ref … locked").

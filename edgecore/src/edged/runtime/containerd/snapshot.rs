@@ -96,25 +96,14 @@ async fn apply(
     diff_id: &str,
     chain_id: &str,
 ) -> Result<(), ImageError> {
-    let prepared = daemon
-        .call(
-            "snapshot prepare",
-            CALL,
-            daemon.snapshots().prepare(PrepareSnapshotRequest {
-                snapshotter: snapshotter.to_owned(),
-                key: key.to_owned(),
-                parent: parent.to_owned(),
-                ..PrepareSnapshotRequest::default()
-            }),
-        )
-        .await?;
+    let mounts = prepare(daemon, snapshotter, key, parent).await?;
     let applied = daemon
         .call(
             "layer unpack",
             UNPACK,
             daemon.diff().apply(ApplyRequest {
                 diff: Some(layer.to_proto()),
-                mounts: prepared.mounts,
+                mounts,
                 ..ApplyRequest::default()
             }),
         )
@@ -145,6 +134,84 @@ async fn apply(
         Err(error) => Err(error.into()),
         Ok(()) => Ok(()),
     }
+}
+
+/// Makes a writable snapshot.
+pub(super) async fn prepare(
+    daemon: &Daemon,
+    snapshotter: &str,
+    key: &str,
+    parent: &str,
+) -> Result<Vec<types::Mount>, CallError> {
+    let request = PrepareSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.to_owned(),
+        parent: parent.to_owned(),
+        ..PrepareSnapshotRequest::default()
+    };
+    let make = || async {
+        let mut snapshots = daemon.snapshots();
+        let prepare = snapshots.prepare(request.clone());
+        daemon.call("snapshot prepare", CALL, prepare).await
+    };
+    let made = make().await;
+    if is_obstructed(&made) {
+        let _one_at_a_time = OBSTRUCTED.lock().await;
+        let again = make().await;
+        if clear_away(&again).await {
+            return Ok(make().await?.mounts);
+        }
+        return Ok(again?.mounts);
+    }
+    Ok(made?.mounts)
+}
+
+/// Who clears away must know that nobody else has, and made a snapshot of that number since.
+static OBSTRUCTED: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// A directory that is younger may be somebody's after all.
+const UNFINISHED_FOR: Duration = Duration::from_secs(1);
+
+fn is_obstructed<T>(made: &Result<T, CallError>) -> bool {
+    made.as_ref()
+        .is_err_and(|error| error.left_snapshot().is_some())
+}
+
+/// Whether what was in the way is gone. containerd numbers snapshots in a transaction: a daemon
+/// that is killed in it leaves the directory of a number that nobody has, gives that number again,
+/// and fails on the directory until it happens to remove some other snapshot and collects garbage
+/// afterwards. Until then the node can start nothing.
+async fn clear_away<T>(made: &Result<T, CallError>) -> bool {
+    let Some(directory) = made.as_ref().err().and_then(CallError::left_snapshot) else {
+        return false;
+    };
+    let moved = tokio::task::spawn_blocking({
+        let directory = directory.clone();
+        move || move_away(&directory)
+    });
+    match moved.await.unwrap_or_else(|error| Err(error.into())) {
+        Ok(()) => {
+            tracing::info!(path = %directory.display(), "an unfinished snapshot was in the way; it is removed");
+            true
+        }
+        Err(error) => {
+            tracing::warn!(path = %directory.display(), %error, "an unfinished snapshot is in the way and cannot be removed");
+            false
+        }
+    }
+}
+
+fn move_away(directory: &Path) -> std::io::Result<()> {
+    let age = std::fs::symlink_metadata(directory)?.modified()?.elapsed();
+    if age.is_ok_and(|age| age < UNFINISHED_FOR) {
+        return Err(std::io::Error::other(
+            "it is a moment old; tried again later",
+        ));
+    }
+    // In one step, and by the name that containerd itself gives what it is about to remove.
+    let number = directory.file_name().unwrap_or_default().to_string_lossy();
+    let away = directory.with_file_name(format!("rm-{number}"));
+    std::fs::rename(directory, &away)?;
+    std::fs::remove_dir_all(away)
 }
 
 /// Removes a snapshot; one that garbage collection took first is fine.
@@ -284,16 +351,27 @@ async fn view(
     key: &str,
     parent: &str,
 ) -> Result<ViewSnapshotResponse, CallError> {
-    let mut snapshots = daemon.snapshots();
     let request = ViewSnapshotRequest {
         snapshotter: snapshotter.to_owned(),
         key: key.to_owned(),
         parent: parent.to_owned(),
         ..ViewSnapshotRequest::default()
     };
-    daemon
-        .call("snapshot view", CALL, snapshots.view(request))
-        .await
+    let make = || async {
+        let mut snapshots = daemon.snapshots();
+        let view = snapshots.view(request.clone());
+        daemon.call("snapshot view", CALL, view).await
+    };
+    let made = make().await;
+    if is_obstructed(&made) {
+        let _one_at_a_time = OBSTRUCTED.lock().await;
+        let again = make().await;
+        if clear_away(&again).await {
+            return make().await;
+        }
+        return again;
+    }
+    made
 }
 
 /// Layer directories behind a snapshot's mounts, topmost first.

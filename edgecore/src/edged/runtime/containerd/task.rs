@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use containerd_client::services::v1::container::Runtime as RuntimeRecord;
 use containerd_client::services::v1::sandbox::{StoreCreateRequest, StoreDeleteRequest};
-use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
 use containerd_client::services::v1::{
     Container as Record, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest,
     DeleteTaskRequest, GetContainerRequest, GetRequest, KillRequest, ListContainersRequest,
@@ -22,7 +21,7 @@ use super::channel::{CALL, CallError, DELETE, Daemon, TASK, millis, tolerate_mis
 use super::container_id;
 use super::marks::Marks;
 use super::retire;
-use super::snapshot::remove_snapshot;
+use super::snapshot::{self, remove_snapshot};
 use crate::edged::runtime::{Container, ContainerSpec, ContainerState, RuntimeError};
 
 const RUNTIME: &str = "io.containerd.runc.v2";
@@ -201,17 +200,7 @@ pub(super) async fn create_record(
 
 /// Prepares the snapshot, creates the task (shim, logger, runc create) and starts it.
 pub(super) async fn launch(daemon: &Daemon, launch: &Launch<'_>) -> Result<(), RuntimeError> {
-    let prepared = daemon
-        .call(
-            "snapshot prepare",
-            CALL,
-            daemon.snapshots().prepare(PrepareSnapshotRequest {
-                snapshotter: launch.snapshotter.to_owned(),
-                key: launch.id.to_owned(),
-                parent: launch.chain_id.to_owned(),
-                ..PrepareSnapshotRequest::default()
-            }),
-        )
+    let rootfs = snapshot::prepare(daemon, launch.snapshotter, launch.id, launch.chain_id)
         .await
         .map_err(create_failed)?;
     keep_exit_code(daemon, launch.id).await;
@@ -226,7 +215,7 @@ pub(super) async fn launch(daemon: &Daemon, launch: &Launch<'_>) -> Result<(), R
             TASK,
             daemon.tasks().create(CreateTaskRequest {
                 container_id: launch.id.to_owned(),
-                rootfs: prepared.mounts,
+                rootfs,
                 stdin: match launch.stdin {
                     Stdin::Terminal(fifo) => fifo.clone(),
                     Stdin::None | Stdin::Opened => String::new(),
