@@ -19,7 +19,7 @@ use crate::edged::statics::{StaticDeps, StaticPods};
 use crate::edged::{self, Edged, EdgedHandle};
 use crate::heap;
 use crate::hub::tls::Floor;
-use crate::hub::{HubHandle, Link, LinkParts, Publisher, rotate};
+use crate::hub::{self, HubHandle, Link, LinkParts, Publisher, rotate};
 use crate::meta::{self, MetaHandle, SealError, Sealer};
 use crate::outbox;
 use crate::servicebus::{Calls, ServiceBus};
@@ -217,6 +217,8 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
             calls,
             floor,
         };
+        let stop = supervisor.token(Phase::Core);
+        supervisor.spawn("events", hub::keep_events(hub.clone(), store.clone(), stop));
         let stop = supervisor.token(Phase::Core);
         supervisor.spawn("link", link.run(parts, stop));
     }

@@ -254,8 +254,12 @@ async fn act(event: Event, hub: &mut HubSession, session: &Session<'_>) -> Resul
                     let is_news =
                         |e: &&Entry| [GAPS_STREAM, EVENTS_STREAM].contains(&e.stream.as_str());
                     for entry in batch.entries.iter().filter(is_news) {
-                        // The ledger has them; the events are for whoever looks with kubectl.
-                        drop(session.events.try_send(Box::new(entry.message.clone())));
+                        // Events are never answered.
+                        let told = Box::new(entry.message.clone());
+                        if let Err(error) = session.events.try_send(told) {
+                            let told = error.into_inner();
+                            drop(services.upstream.handle(handle, &told).await);
+                        }
                     }
                 }
                 // The node has connected anew and tells it again there.

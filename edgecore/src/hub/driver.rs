@@ -348,8 +348,8 @@ impl Driver {
                 self.farewells.insert(key);
             }
         }
-        while let Some(event) = news.events.pop_front() {
-            self.session.best_effort(event);
+        while let Some(message) = news.passing.pop_front() {
+            self.session.best_effort(message);
         }
         drop(news);
         if let Some(renewal) = self.lease.renewal(&self.node, clock::unix_millis(), now) {

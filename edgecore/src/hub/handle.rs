@@ -96,6 +96,9 @@ pub(super) struct News {
     pub latest: BTreeMap<String, Message>,
     /// Keys whose value the session has not been given.
     pub fresh: BTreeSet<String>,
+    /// To be sent once, now.
+    pub passing: VecDeque<Message>,
+    /// Kubernetes Events that are not in the outbox yet.
     pub events: VecDeque<Message>,
     pub node: Option<Value>,
     /// The node object is not what the link last saw.
@@ -106,6 +109,7 @@ pub(super) struct News {
 pub(super) struct Shared {
     news: Mutex<News>,
     wake: Notify,
+    events: Notify,
     outbox: Arc<Notify>,
     connected: watch::Sender<bool>,
     /// `modules.edged.reportEvent: false`: events of pods stay in the log.
@@ -132,6 +136,13 @@ impl Shared {
     }
 }
 
+fn push_bounded(queue: &mut VecDeque<Message>, message: Message) {
+    if queue.len() >= limits::BEST_EFFORT_MAX {
+        queue.pop_front();
+    }
+    queue.push_back(message);
+}
+
 /// Handle to the link; clones share it. No method blocks.
 #[derive(Clone, Debug)]
 pub struct HubHandle {
@@ -152,6 +163,7 @@ pub(super) fn channel(phase: LinkPhase) -> (HubHandle, Inbox) {
     let shared = Arc::new(Shared {
         news: Mutex::default(),
         wake: Notify::new(),
+        events: Notify::new(),
         outbox: Arc::default(),
         connected: watch::Sender::new(false),
         is_silent: AtomicBool::new(false),
@@ -228,18 +240,36 @@ impl HubHandle {
         self.shared.is_silent.store(!report, Ordering::Relaxed);
     }
 
-    /// Sends once when the link is up; the oldest goes when too many wait.
+    /// Takes an Event for the outbox ([`super::keep_events`]); the oldest goes when more than
+    /// [`limits::BEST_EFFORT_MAX`] wait to be written.
     pub fn event(&self, message: Message) {
         if self.shared.is_silent.load(Ordering::Relaxed) {
             return;
         }
+        push_bounded(&mut self.shared.news().events, message);
+        self.shared.events.notify_one();
+    }
+
+    /// Resolves when there may be events to take.
+    pub(super) async fn events_waiting(&self) {
+        self.shared.events.notified().await;
+    }
+
+    pub(super) fn take_events(&self) -> Vec<Message> {
+        self.shared.news().events.drain(..).collect()
+    }
+
+    /// Events that could not be written wait in front of those that came since.
+    pub(super) fn put_back(&self, events: Vec<Message>) {
         let mut news = self.shared.news();
-        if news.events.len() >= limits::BEST_EFFORT_MAX {
-            news.events.pop_front();
+        for event in events.into_iter().rev() {
+            if news.events.len() >= limits::BEST_EFFORT_MAX {
+                break;
+            }
+            news.events.push_front(event);
         }
-        news.events.push_back(message);
         drop(news);
-        self.shared.wake.notify_one();
+        self.shared.events.notify_one();
     }
 
     /// Sends once, now: what a caller waits for at the other end is nothing to him after a
@@ -248,12 +278,7 @@ impl HubHandle {
         if !*self.shared.connected.borrow() {
             return false;
         }
-        let mut news = self.shared.news();
-        if news.events.len() >= limits::BEST_EFFORT_MAX {
-            news.events.pop_front();
-        }
-        news.events.push_back(message);
-        drop(news);
+        push_bounded(&mut self.shared.news().passing, message);
         self.shared.wake.notify_one();
         true
     }

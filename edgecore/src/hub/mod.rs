@@ -7,6 +7,7 @@
 pub mod backoff;
 mod connect;
 mod driver;
+mod events;
 mod handle;
 pub mod join;
 mod link;
@@ -16,6 +17,7 @@ pub mod rotate;
 mod sink;
 pub mod tls;
 
+pub use events::keep_events;
 pub use handle::{HubHandle, LinkPhase, LinkState, RequestError};
 pub use link::{Link, LinkParts, Publisher};
 

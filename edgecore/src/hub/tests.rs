@@ -543,6 +543,50 @@ async fn a_plain_hub_gets_keepalives_a_lease_and_single_messages() {
     serving.await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_an_outage_are_on_disk_and_told_afterwards_the_newest_of_each() {
+    let (edge, hub) = edge(Extensions::ALL).await;
+    let event = |name: &str, count: u64| {
+        let route = Route::new(
+            "edged",
+            "meta",
+            &Operation::Update,
+            format!("ns/event/{name}"),
+        );
+        let body = json!({"metadata": {"name": name, "namespace": "ns"}, "count": count});
+        let id = format!("{name}-{count}");
+        Message::new(id, 1, route, Content::json(&body).unwrap())
+    };
+    for (name, count) in [("backoff", 1), ("killed", 1), ("backoff", 2)] {
+        edge.hub.event(event(name, count));
+    }
+    // The daemon ends before there is a hub: what waits is written at once.
+    let ending = CancellationToken::new();
+    ending.cancel();
+    let Ok(()) = keep_events(edge.hub.clone(), edge.store.clone(), ending).await;
+    assert_eq!(edge.pending().await, 2);
+    let keeping = keep_events(edge.hub.clone(), edge.store.clone(), edge.stop.clone());
+    let keeping = tokio::spawn(keeping);
+    let (_say, mut todo) = mpsc::channel(8);
+    let (see, mut seen) = mpsc::channel(256);
+    let serving = tokio::spawn(async move { hub.serve(0, &mut todo, &see).await });
+    let told = |found: &Event| match found {
+        Event::Batch(batch) => Some(batch.entries.clone()),
+        _ => None,
+    };
+    let ids = |entries: Vec<Entry>| -> Vec<String> {
+        assert!(entries.iter().all(|entry| entry.stream == "events"));
+        let ids = entries.into_iter().map(|entry| entry.message.header.id);
+        ids.collect()
+    };
+    assert_eq!(ids(next(&mut seen, told).await), ["killed-1", "backoff-2"]);
+    edge.hub.event(event("pulled", 1));
+    assert_eq!(ids(next(&mut seen, told).await), ["pulled-1"]);
+    edge.stop.cancel();
+    keeping.await.unwrap().unwrap();
+    serving.await.unwrap();
+}
+
 #[tokio::test]
 async fn a_request_without_a_link_fails_at_once() {
     let hub = HubHandle::disabled();

@@ -105,7 +105,7 @@ pub fn append_about(
     let policy = if total.ruled {
         Some(policy::of(tx, stream)?)
     } else {
-        None
+        Policy::unruled(stream)
     };
     let newest_only = policy.is_some_and(|p| p.when_full == WhenFull::KeepNewest);
     let mut has_room = true;

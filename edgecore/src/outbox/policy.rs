@@ -9,6 +9,7 @@
 use std::fmt;
 
 use rusqlite::{Connection, OptionalExtension, params};
+use wire::extension::EVENTS_STREAM;
 
 use crate::store::StoreError;
 
@@ -100,6 +101,19 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// Of Kubernetes Events, unless a rule says otherwise: the newest of each, and few of them.
+    pub(super) const EVENTS: Self = Self {
+        priority: PRIORITY,
+        ttl_ms: None,
+        bytes_max: Some(1 << 20),
+        when_full: WhenFull::KeepNewest,
+    };
+
+    /// Of a stream for which there is no rule; `None` is bounded by the whole alone.
+    pub(super) fn unruled(stream: &str) -> Option<Self> {
+        (stream == EVENTS_STREAM).then_some(Self::EVENTS)
+    }
+
     /// Sets one field from text.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), PolicyError> {
         match key {
@@ -361,7 +375,7 @@ fn resolve(tx: &Connection, stream: &str) -> Result<Policy, StoreError> {
             return Ok(Policy::parse(&row.get::<_, String>(1)?).unwrap_or_default());
         }
     }
-    Ok(Policy::default())
+    Ok(Policy::unruled(stream).unwrap_or_default())
 }
 
 #[cfg(test)]
