@@ -574,7 +574,7 @@ async fn events_of_an_outage_are_on_disk_and_told_afterwards_the_newest_of_each(
         Event::Batch(batch) => Some(batch.entries.clone()),
         _ => None,
     };
-    let ids = |entries: Vec<Entry>| -> Vec<String> {
+    let ids = |entries: Vec<extension::Entry>| -> Vec<String> {
         assert!(entries.iter().all(|entry| entry.stream == "events"));
         let ids = entries.into_iter().map(|entry| entry.message.header.id);
         ids.collect()
