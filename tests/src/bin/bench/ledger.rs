@@ -207,6 +207,7 @@ async fn thousand(world: &mut World, figures: &mut Figures) -> Result<()> {
     while let Some(client) = clients.join_next().await {
         connected.push(client??);
     }
+    tokio::time::sleep(crate::SETTLED).await;
     let usage = world.edge()?.usage()?;
     figures.insert("edgecore_rss_1000_devices_mib", mib(usage.rss_kib));
     figures.insert("edgecore_pss_1000_devices_mib", mib(usage.pss_kib));
