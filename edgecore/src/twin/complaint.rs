@@ -66,9 +66,9 @@ pub(super) fn tell(
     });
     let content = Content::json(&body).unwrap_or_default();
     let resource = format!("{namespace}/event/{event}");
-    let route = Route::new("edged", "meta", &Operation::Insert, resource);
+    let route = Route::new("edged", "meta", &Operation::Insert, resource.clone());
     let message = Message::new(id, now, route, content);
-    outbox::append(tx, EVENTS_STREAM, &message.encode(), now)?;
+    outbox::append_about(tx, EVENTS_STREAM, &resource, &message.encode(), now)?;
     outcome.queued = true;
     Ok(())
 }
