@@ -353,13 +353,7 @@ impl Fleet {
             process.stop().await?;
             ensure!(!process.log().contains("panicked"), "{}", process.log());
         }
-        let errors = self.world.complaints();
-        ensure!(
-            errors.is_empty(),
-            "errors in the logs:\n{}",
-            errors.join("\n")
-        );
-        Ok(())
+        self.world.no_complaints()
     }
 }
 

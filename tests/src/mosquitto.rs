@@ -62,18 +62,7 @@ impl Mosquitto {
 
     /// Publishes at QoS 1; mosquitto has it when this returns.
     pub async fn publish(&self, topic: &str, payload: &str) -> Result<()> {
-        let output = tokio::process::Command::new("mosquitto_pub")
-            .args(["-h", "127.0.0.1", "-p", &self.address.port().to_string()])
-            .args(["-q", "1", "-t", topic, "-m", payload])
-            .output()
-            .await
-            .context("mosquitto_pub (package mosquitto-clients)")?;
-        ensure!(
-            output.status.success(),
-            "mosquitto_pub: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(())
+        publish(self.address, topic, payload).await
     }
 
     /// Listens on a topic; the log has what comes. Returns once the subscription stands.
@@ -96,4 +85,21 @@ fn spawn(dir: &Path) -> Result<Process> {
     let mut command = Command::new(PROGRAM);
     command.args(["-c", path(&dir.join("mosquitto.conf"))?]);
     Process::start("mosquitto", &dir.join("mosquitto.log"), &mut command)
+}
+
+/// Publishes at QoS 1 with `mosquitto_pub`; the broker has it when this returns.
+pub async fn publish(broker: SocketAddr, topic: &str, payload: &str) -> Result<()> {
+    let output = tokio::process::Command::new("mosquitto_pub")
+        .args(["-h", &broker.ip().to_string()])
+        .args(["-p", &broker.port().to_string()])
+        .args(["-q", "1", "-t", topic, "-m", payload])
+        .output()
+        .await
+        .context("mosquitto_pub (package mosquitto-clients)")?;
+    ensure!(
+        output.status.success(),
+        "mosquitto_pub: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }

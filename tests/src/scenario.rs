@@ -79,13 +79,7 @@ impl Run {
         self.world.hub()?.stop().await?;
         let left = containers::all(&self.world)?;
         ensure!(left.is_empty(), "containers left behind: {left:?}");
-        let errors = self.world.complaints();
-        ensure!(
-            errors.is_empty(),
-            "errors in the logs:\n{}",
-            errors.join("\n")
-        );
-        Ok(())
+        self.world.no_complaints()
     }
 
     /// The ends of all logs in the world's directory.

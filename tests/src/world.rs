@@ -412,6 +412,17 @@ impl World {
         lines.filter(is_bad).map(str::to_owned).collect()
     }
 
+    /// Fails with what the daemons have complained about.
+    pub fn no_complaints(&self) -> Result<()> {
+        let errors = self.complaints();
+        ensure!(
+            errors.is_empty(),
+            "errors in the logs:\n{}",
+            errors.join("\n")
+        );
+        Ok(())
+    }
+
     /// Waits until the node's Ready condition in the hub has this status.
     pub async fn node_is(&self, status: &str, limit: Duration) -> Result<Duration> {
         let started = Instant::now();

@@ -52,6 +52,8 @@ const PACKET_BYTES_MAX: usize = 256 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// Pause before a busy store is asked again.
 const BUSY_RETRY: Duration = Duration::from_millis(2);
+/// After a message that could not be stored, before the broker is asked for it again.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
 
 enum Command {
     Publish(LocalPublish),
@@ -275,7 +277,7 @@ impl Reader {
                 );
                 self.down();
                 down_since = Instant::now();
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(STORE_AGAIN).await;
                 continue;
             };
             match event {

@@ -39,6 +39,8 @@ const REQUESTS_MAX: usize = 16;
 const REQUEST_WITHIN: Duration = Duration::from_secs(10);
 /// Pause before a port that could not be opened is tried again.
 const BIND_RETRY: Duration = Duration::from_secs(5);
+/// While there are no file descriptors: nothing tells when there are.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// What a local application sends; everything but the URL is for the application in the cloud.
 #[derive(Debug, Deserialize)]
@@ -157,8 +159,7 @@ impl Server {
                 } => accepted,
             };
             let Ok((stream, slot)) = accepted else {
-                // No file descriptors: accepted again when there are.
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(ACCEPT_AGAIN).await;
                 continue;
             };
             let (served, tls) = (Arc::clone(&served), tls.clone());

@@ -15,7 +15,7 @@ use outpost_tests::device::Thermometer;
 use outpost_tests::ground::Ground;
 use outpost_tests::process::tail;
 use outpost_tests::world::{NODE, Place, World, reported};
-use outpost_tests::{containers, ledger, oci, wait};
+use outpost_tests::{containers, ledger, mosquitto, oci, wait};
 use serde_json::Value;
 
 const IMAGE: &str = "docker.io/library/busybox:demo";
@@ -311,22 +311,8 @@ async fn mosquitto_pub(world: &World, value: &str) -> Result<()> {
     let payload = format!(
         r#"{{"event_id":"reading-{value}","twin":{{"temperature":{{"actual":{{"value":"{value}"}},"metadata":{{"type":"int"}}}}}}}}"#
     );
-    let (host, port) = (
-        world.place.mqtt.ip().to_string(),
-        world.place.mqtt.port().to_string(),
-    );
-    let output = tokio::process::Command::new("mosquitto_pub")
-        .args(["-h", &host, "-p", &port, "-q", "1", "-m", &payload, "-t"])
-        .arg(format!("$hw/events/device/{DEVICE}/twin/update"))
-        .output()
-        .await
-        .context("mosquitto_pub (package mosquitto-clients)")?;
-    ensure!(
-        output.status.success(),
-        "mosquitto_pub: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
+    let topic = format!("$hw/events/device/{DEVICE}/twin/update");
+    mosquitto::publish(world.place.mqtt, &topic, &payload).await
 }
 
 async fn offline(world: &mut World, thermometer: &mut Thermometer) -> Result<u128> {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{Chunk, LogError, LogReader, Query, Step};
+use crate::clock;
 
 /// Chunks that wait for a slow reader; the log's reader then waits too.
 pub const CHUNKS_MAX: usize = 8;
@@ -120,7 +121,7 @@ pub async fn pump_from(
                     () = &mut ended, if patience.is_none() => {
                         patience = Some(Instant::now() + COMPLETE_WITHIN);
                     }
-                    () = until(patience) => {}
+                    () = clock::reached(patience) => {}
                     news = watch.news() => news.map_err(|source| LogError::Watch {
                         path: path.to_owned(),
                         source,
@@ -137,13 +138,6 @@ pub async fn pump_from(
         }
     }
     Ok(())
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Whether everything has been written to the log at `path`: its logger locks the current file until
