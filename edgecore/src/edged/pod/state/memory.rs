@@ -78,7 +78,6 @@ impl Memory {
     /// The container was started.
     pub fn started(&mut self, name: &str, attempt: u32, now: Instant) {
         self.started.insert(name.to_owned(), (attempt, now));
-        self.released = false;
         self.holds.remove(&Key::Start(name.to_owned()));
     }
 
@@ -112,7 +111,7 @@ impl Memory {
         self.killed.insert(id.to_owned(), now);
     }
 
-    /// The pod holds nothing of the node any more.
+    /// The pod holds nothing of the node any more, and nothing of it starts again.
     pub fn released(&mut self) {
         self.released = true;
         self.holds.remove(&Key::Cleanup);

@@ -63,7 +63,9 @@ impl Plan<'_> {
         let main_runs = want.containers.iter().any(|wanted| {
             wanted.role == Role::Main && self.current(&wanted.name).is_some_and(SeenContainer::runs)
         });
-        let done = is_over(want, self.saw);
+        // Once over, always over: what it would start with was given back (kubelet: a pod never leaves
+        // a terminal phase, whatever becomes of its specification).
+        let done = self.memory.released || is_over(want, self.saw);
         if done {
             self.release();
         }

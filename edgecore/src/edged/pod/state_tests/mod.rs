@@ -369,6 +369,16 @@ fn held_and_busy_containers_are_not_started() {
     assert_eq!(plan(&memory, now).actions, [start("c", 0)]);
     memory.set_busy("c", true);
     assert_eq!(plan(&memory, now).actions, []);
+    memory.released();
+    let mut changed = want.clone();
+    changed.containers[0].hash = "other".to_owned();
+    let over = Observed {
+        containers: vec![seen("c", 0, OK)],
+    };
+    for want in [&want, &changed] {
+        let step = step(Phase::Syncing, want, &over, &memory, later);
+        assert_eq!(step.actions, [], "what is over starts never again");
+    }
     let mut finished = want.clone();
     finished.finished = true;
     let step = step(

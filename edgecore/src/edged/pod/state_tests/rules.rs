@@ -306,7 +306,8 @@ impl Toy {
                 self.want.verdict.get_or_insert(Duration::from_secs(grace));
             }
             Happening::Reboot => {
-                for container in &mut self.containers {
+                // How the others ended is on disk.
+                for container in self.containers.iter_mut().filter(|c| c.runs()) {
                     container.state = SeenState::Exited { ok: false };
                 }
             }
