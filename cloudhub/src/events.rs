@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use apiserver::store::{Store, StoreError, Txn};
+use apiserver::{
+    ApiError,
+    store::{Store, StoreError, Txn},
+};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +32,19 @@ impl Recorder {
 
     /// Records one event; a failure is logged, never passed on.
     pub async fn record(&self, about: &Value, kind: &str, reason: &str, message: &str) {
+        if let Err(error) = self.write(about, kind, reason, message).await {
+            tracing::warn!(reason, %error, "event could not be recorded");
+        }
+    }
+
+    /// Records one event.
+    pub async fn write(
+        &self,
+        about: &Value,
+        kind: &str,
+        reason: &str,
+        message: &str,
+    ) -> Result<(), ApiError> {
         let namespace = text(about, "/metadata/namespace");
         let namespace = if namespace.is_empty() {
             "default"
@@ -65,9 +81,10 @@ impl Recorder {
         {
             involved.remove("namespace");
         }
-        if let Err(error) = self.0.create(&resources::events(), namespace, event).await {
-            tracing::warn!(reason, %error, "event could not be recorded");
-        }
+        self.0
+            .create(&resources::events(), namespace, event)
+            .await
+            .map(drop)
     }
 }
 

@@ -14,7 +14,6 @@ use tokio::{
 use tokio_tungstenite::tungstenite::Message as WsMessage;
 use tokio_util::sync::CancellationToken;
 use wire::{
-    extension::{EVENTS_STREAM, Entry, GAPS_STREAM},
     message::Message,
     session::{
         Ids, Transmit,
@@ -32,7 +31,7 @@ use crate::{
     upstream::{Upstream, is_event},
 };
 
-/// Events of a node that wait to be stored. Nobody waits for them, and they wait for nobody: a
+/// Events of a plain peer that wait to be stored. Nobody waits for them, and they wait for nobody: a
 /// status does not stand behind six events of each pod. Beyond this many they are handled in turn.
 const EVENTS_MAX: usize = 256;
 
@@ -244,24 +243,17 @@ async fn act(event: Event, hub: &mut HubSession, session: &Session<'_>) -> Resul
                 tracing::error!(node = %handle.node, %error, "readings could not be stored");
                 return Err(Close::new(Close::FAILED, "the hub could not store a batch"));
             }
+            // Then events and gaps, which come again under the same names.
+            if let Err(error) = services.upstream.keep_news(handle, &batch.entries).await {
+                tracing::error!(node = %handle.node, %error, "events could not be stored");
+                return Err(Close::new(Close::FAILED, "the hub could not store a batch"));
+            }
             match services
                 .ledger
                 .commit_of(&handle.node, session.connection, &batch)
                 .await
             {
-                Ok(Some(acked)) => {
-                    hub.ack_batch(&batch.epoch, acked);
-                    let is_news =
-                        |e: &&Entry| [GAPS_STREAM, EVENTS_STREAM].contains(&e.stream.as_str());
-                    for entry in batch.entries.iter().filter(is_news) {
-                        // Events are never answered.
-                        let told = Box::new(entry.message.clone());
-                        if let Err(error) = session.events.try_send(told) {
-                            let told = error.into_inner();
-                            drop(services.upstream.handle(handle, &told).await);
-                        }
-                    }
-                }
+                Ok(Some(acked)) => hub.ack_batch(&batch.epoch, acked),
                 // The node has connected anew and tells it again there.
                 Ok(None) => {
                     tracing::info!(node = %handle.node, "batch of an older connection not taken");

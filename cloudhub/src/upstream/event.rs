@@ -10,6 +10,10 @@ use crate::{
     kube::{resources, text},
 };
 
+pub(super) fn not_stored(request: &Request<'_>, error: &ApiError) {
+    tracing::warn!(node = %request.node(), %error, "event of a node not stored");
+}
+
 impl Upstream {
     pub(super) async fn event(
         &self,
@@ -19,12 +23,12 @@ impl Upstream {
         name: &str,
     ) -> Answer {
         if let Err(error) = self.store_event(request, operation, namespace, name).await {
-            tracing::warn!(node = %request.node(), error = %error, "event of a node not stored");
+            not_stored(request, &error);
         }
         Answer::None
     }
 
-    async fn store_event(
+    pub(super) async fn store_event(
         &self,
         request: &Request<'_>,
         operation: &Operation,

@@ -1,19 +1,20 @@
 //! Losses that a node tells of become events, beside their place in its ledger.
 
+use apiserver::{ApiError, Reason};
 use serde_json::json;
 use wire::extension::{Gap, Gaps};
 
-use super::{Answer, Request, Upstream};
+use super::{Request, Upstream};
 use crate::{downstream::index::PlacedKind, events::Recorder, kube::resources};
 
 /// Devices with an event of their own in one report; the node's event tells how many there are.
 const DEVICES_MAX: usize = 10;
 
 impl Upstream {
-    pub(super) async fn gaps(&self, request: &Request<'_>) -> Answer {
-        let Ok(Gaps { gaps }) = request.message.content.decode::<Gaps>() else {
-            return Answer::None;
-        };
+    pub(super) async fn gaps(&self, request: &Request<'_>) -> Result<(), ApiError> {
+        let decoded = request.message.content.decode::<Gaps>();
+        let Gaps { gaps } =
+            decoded.map_err(|e| ApiError::new(Reason::BadRequest, format!("gaps: {e}")))?;
         let recorder = Recorder::new(self.kube.clone());
         let rows: u64 = gaps.iter().map(|gap| gap.rows).sum();
         let node = request.node();
@@ -29,8 +30,8 @@ impl Upstream {
         if let Ok(object) = self.kube.get(&resources::nodes(), "", node).await {
             let about = about("v1", "Node", &object);
             recorder
-                .record(&about, "Warning", "MessagesLost", &text)
-                .await;
+                .write(&about, "Warning", "MessagesLost", &text)
+                .await?;
         }
         for (gap, namespace, name) in gaps.iter().filter_map(device).take(DEVICES_MAX) {
             let id = format!("{namespace}/{name}");
@@ -40,11 +41,11 @@ impl Upstream {
             if let Ok(object) = self.kube.get(&resources::devices(), namespace, name).await {
                 let about = about("devices.kubeedge.io/v1beta1", "Device", &object);
                 recorder
-                    .record(&about, "Warning", "MessagesLost", &sentence(gap))
-                    .await;
+                    .write(&about, "Warning", "MessagesLost", &sentence(gap))
+                    .await?;
             }
         }
-        Answer::None
+        Ok(())
     }
 }
 

@@ -13,13 +13,14 @@ mod pod;
 mod query;
 mod volume;
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use apiserver::{ApiError, Reason};
+use futures_util::TryStreamExt;
 use serde_json::Value;
 use wire::{
     body,
-    extension::GROUP,
+    extension::{EVENTS_STREAM, Entry, GAPS_STREAM, GROUP},
     message::{Content, Message, Operation},
     resource::{Kind, ResourcePath},
     rules::{self, HttpReply, SERVICE_BUS},
@@ -36,6 +37,9 @@ use crate::{
     rules::{ask::Asks, rest::Waiting},
     session::SessionHandle,
 };
+
+/// Events of one batch that are written at the same time.
+const NEWS_AT_ONCE: usize = 32;
 
 /// Whether a message reports an Event: best effort, never answered.
 pub fn is_event(message: &Message) -> bool {
@@ -135,11 +139,63 @@ impl Upstream {
         request.reply(answer).into_iter().collect()
     }
 
+    /// Stores what is told by events in a batch, before the batch is acknowledged: those of one name
+    /// in their order, others together, so that they share commits. What is refused is logged and
+    /// never comes again; the error is the store's, after which everything comes again.
+    pub async fn keep_news(
+        &self,
+        session: &Arc<SessionHandle>,
+        entries: &[Entry],
+    ) -> Result<(), ApiError> {
+        let mut by_name: HashMap<&str, Vec<&Message>> = HashMap::new();
+        for entry in entries {
+            if [GAPS_STREAM, EVENTS_STREAM].contains(&entry.stream.as_str()) {
+                let name = entry.message.route.resource.as_str();
+                by_name.entry(name).or_default().push(&entry.message);
+            }
+        }
+        futures_util::stream::iter(by_name.into_values().map(Ok))
+            .try_for_each_concurrent(NEWS_AT_ONCE, async |messages| {
+                for message in messages {
+                    self.keep_one(&Request { session, message }).await?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn keep_one(&self, request: &Request<'_>) -> Result<(), ApiError> {
+        let route = &request.message.route;
+        let kept = if route.group == GROUP {
+            self.gaps(request).await
+        } else if let ResourcePath::Object {
+            namespace,
+            kind: Kind::Event,
+            name,
+        } = ResourcePath::parse(&route.resource)
+        {
+            let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
+            self.store_event(request, &route.operation(), &namespace, &name)
+                .await
+        } else {
+            Ok(())
+        };
+        match kept {
+            Err(error) if is_passing(&error) => Err(error),
+            Err(error) => {
+                event::not_stored(request, &error);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
     async fn dispatch(&self, request: &Request<'_>) -> Answer {
         let route = &request.message.route;
         let operation = route.operation();
         if route.group == GROUP {
-            return self.gaps(request).await;
+            drop(self.keep_one(request).await);
+            return Answer::None;
         }
         if route.source == SERVICE_BUS && route.group == rules::GROUP {
             return self.service_bus(request);
@@ -326,6 +382,17 @@ fn status(error: &ApiError) -> body::Status {
         reason: error.reason.as_str().to_owned(),
         code: error.code(),
     }
+}
+
+/// Whether the same request may do better later: the store's trouble, not the request's.
+fn is_passing(error: &ApiError) -> bool {
+    matches!(
+        error.reason,
+        Reason::InternalError
+            | Reason::ServiceUnavailable
+            | Reason::Timeout
+            | Reason::TooManyRequests
+    )
 }
 
 fn unsupported(request: &Request<'_>) -> Answer {

@@ -134,6 +134,16 @@ impl TestHub {
         Self::start_in(dir).await
     }
 
+    /// `kill -9`; the directory is what a machine would find after it.
+    pub(crate) fn kill(mut self) -> tempfile::TempDir {
+        let Running::Process(child) = &mut self.running else {
+            panic!("the hub is no process of its own");
+        };
+        child.kill().unwrap();
+        child.wait().unwrap();
+        std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap())
+    }
+
     pub(crate) async fn halt(mut self) -> tempfile::TempDir {
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
         if let Running::Here(stop, task) = &mut self.running {

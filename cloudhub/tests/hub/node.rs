@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use wire::{
-    extension::{Batch, BatchAck, Entry, Held, Inventory},
+    extension::{Batch, BatchAck, EVENTS_STREAM, Entry, Held, Inventory},
     message::{Content, Message, Operation, Route},
 };
 
@@ -287,6 +287,54 @@ async fn readings_arrive_once_across_a_lost_acknowledgement_and_a_restart_of_the
         "none lost, none twice, in order"
     );
     assert_eq!(ledger["entries"][41]["value"]["celsius"], "42");
+}
+
+/// An event in a batch, about `about`.
+fn told(seq: u64, about: &str) -> Entry {
+    let resource = format!("default/event/{about}.{seq}");
+    let route = Route::new("edged", "resource", &Operation::Insert, resource);
+    let body = json!({
+        "metadata": {"name": format!("{about}.{seq}"), "namespace": "default"},
+        "involvedObject": {"kind": "Node", "name": about}, "reason": "Told", "type": "Normal",
+        "message": seq.to_string(), "count": 1,
+    });
+    Entry {
+        seq,
+        stream: EVENTS_STREAM.to_owned(),
+        message: Message::new(format!("m-{seq}"), 5, route, Content::json(&body).unwrap()),
+        history: false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledged_event_survives_a_hub_that_is_killed() {
+    let hub = TestHub::start_process().await;
+    let identity = hub.join("e1").await;
+    let mut node = hub.connect(&identity, Some(ALL)).await;
+    // What is refused is no reason to hear of all the others again.
+    let mut entries: Vec<Entry> = (1..=200).map(|seq| told(seq, "e1")).collect();
+    entries.push(told(201, "e2"));
+    let batch = Batch {
+        epoch: "epoch-1".to_owned(),
+        after: 0,
+        entries,
+    };
+    node.send(&batch.into_message("b1".into(), 1)).await;
+    let ack = node.until(|m| m.route.resource == "outbox").await;
+    let dir = hub.kill();
+    assert_eq!(ack.content.decode::<BatchAck>().unwrap().acked, 201);
+
+    let hub = TestHub::start_in(dir).await;
+    let events = hub.get("/api/v1/namespaces/default/events").await.unwrap();
+    let mut told: Vec<u64> = events["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|event| event["reason"] == "Told")
+        .map(|event| event["message"].as_str().unwrap().parse().unwrap())
+        .collect();
+    told.sort_unstable();
+    assert_eq!(told, (1..=200).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
