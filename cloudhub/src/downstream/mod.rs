@@ -238,7 +238,7 @@ impl Controller {
             ("core", "nodes") => {
                 self.node(&key, event);
                 if event.value.is_none() {
-                    self.forget_routes(key.name);
+                    self.forget_routes(key.name).await;
                 }
                 Ok(())
             }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use apiserver::store::StoreError;
+use apiserver::store::{Store, StoreError, Txn};
 use wire::{message::Content, message::Message, rules::ROUTES, rules::Routes};
 
 use super::Controller;
@@ -27,7 +27,7 @@ impl Controller {
             // A node that is not brought up to date yet is told then.
             let is_known = self.told.get(&session.node);
             if is_known.is_some_and(|told| told.generation == session.generation) {
-                self.tell(&session, routes);
+                self.tell(&session, routes).await;
             }
         }
         Ok(())
@@ -41,9 +41,16 @@ impl Controller {
     ) -> Result<(), StoreError> {
         let mut wanted = rules::routes(&*self.store).await?;
         let routes = wanted.remove(&session.node).unwrap_or_default();
+        if !session.extensions.routes && !self.told.contains_key(&session.node) {
+            // Told before this hub started.
+            let routes = self.noted(&session.node).await?;
+            let generation = 0;
+            let told = Told { generation, routes };
+            self.told.insert(session.node.clone(), told);
+        }
         // A store that was lost knows of no rules: that is no reason to drop what devices publish.
         if has_joined || routes != Routes::default() {
-            self.tell(session, routes);
+            self.tell(session, routes).await;
         } else {
             let generation = session.generation;
             let told = Told { generation, routes };
@@ -52,7 +59,7 @@ impl Controller {
         Ok(())
     }
 
-    fn tell(&mut self, session: &SessionHandle, routes: Routes) {
+    async fn tell(&mut self, session: &SessionHandle, routes: Routes) {
         let told = self.told.entry(session.node.clone()).or_default();
         let is_again = told.generation == session.generation;
         if is_again && told.routes == routes {
@@ -63,6 +70,7 @@ impl Controller {
             let message = routes.clone().into_message(id, clock::unix_millis());
             session.offer(ROUTES.to_owned(), message);
         } else {
+            let is_news = told.routes != routes;
             let before = if is_again {
                 std::mem::take(&mut told.routes)
             } else {
@@ -74,6 +82,9 @@ impl Controller {
                 let now = clock::unix_millis();
                 session.notice(Message::new(id, now, route, Content::null()));
             }
+            if is_news {
+                note(&*self.store, &session.node, &routes).await;
+            }
         }
         *told = Told {
             generation: session.generation,
@@ -81,10 +92,38 @@ impl Controller {
         };
     }
 
-    /// A node was deleted.
-    pub(super) fn forget_routes(&mut self, node: &str) {
-        self.told.remove(node);
+    async fn noted(&self, node: &str) -> Result<Routes, StoreError> {
+        let noted = self.store.get(&told_key(node)).await?;
+        Ok(noted
+            .and_then(|entry| serde_json::from_slice(&entry.value).ok())
+            .unwrap_or_default())
     }
+
+    /// A node was deleted.
+    pub(super) async fn forget_routes(&mut self, node: &str) {
+        let told = self.told.remove(node);
+        if told.is_none_or(|told| told.routes != Routes::default()) {
+            note(&*self.store, node, &Routes::default()).await;
+        }
+    }
+}
+
+/// What a plain node was told, which it keeps for ever: only who remembers it can take it back.
+/// Ours are told everything at once, and nothing is noted of them.
+async fn note(store: &dyn Store, node: &str, routes: &Routes) {
+    let key = told_key(node);
+    let txn = if *routes == Routes::default() {
+        Txn::new().delete(key)
+    } else {
+        Txn::new().put(key, serde_json::to_vec(routes).unwrap_or_default())
+    };
+    if let Err(error) = store.txn(txn).await {
+        tracing::warn!(node, %error, "what a node was told of rules could not be noted");
+    }
+}
+
+fn told_key(node: &str) -> String {
+    format!("/outpost/told/{node}")
 }
 
 /// By node; as many as have connected since the hub's start and are not deleted.

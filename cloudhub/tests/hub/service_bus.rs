@@ -259,6 +259,15 @@ async fn what_rules_want_is_told_on_every_connect_and_taken_back_also_from_who_w
     node.until(step("subscribe", "default/third")).await;
     hub.delete(&format!("{RULES}/rules/three")).await;
     node.until(step("unsubscribe", "default/third")).await;
+
+    // It keeps what it was told; a hub that was started anew still knows what that is.
+    up("four", "fourth").await;
+    node.until(step("subscribe", "default/fourth")).await;
+    drop(node);
+    let hub = hub.restart().await;
+    hub.delete(&format!("{RULES}/rules/four")).await;
+    let mut node = hub.connect(&identity, None).await;
+    node.until(step("unsubscribe", "default/fourth")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
