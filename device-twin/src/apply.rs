@@ -6,7 +6,7 @@ use crate::delta::delta;
 use crate::device::{Attribute, Device, PROPERTIES_MAX};
 use crate::effect::{DocumentEntry, Effect};
 use crate::error::Rejected;
-use crate::event::{Change, Event};
+use crate::event::{Change, Delivery, Event};
 use crate::twin::{Property, Refusal, Stamped};
 use crate::value::{Kind, check_name, check_value};
 use crate::version::Version;
@@ -15,8 +15,14 @@ use crate::{sync, wish};
 /// States a device may report (KubeEdge `dtmanager/device.go`).
 const STATES: [&str; 5] = ["online", "offline", "ok", "unknown", "unhealthy"];
 
-/// A device's reason for a refusal is cut off here.
+/// A reason for a refusal is cut off here.
 const REASON_BYTES_MAX: usize = 256;
+
+/// As much of a reason for a refusal as is kept: 256 bytes at most.
+pub fn cut_reason(reason: &str) -> &str {
+    let end = reason.floor_char_boundary(REASON_BYTES_MAX);
+    reason.get(..end).unwrap_or_default()
+}
 
 /// The next state and what to tell whom once it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,17 +176,25 @@ fn write_property(
         property.reported = Some(stamp(value, change.reported_at_ms));
         property.reported_version = Some(edge_written(property.reported_version));
     }
-    let is_answered = answered(property, change.observed, change.refused, now_ms);
+    let refused = change.refused.map(|reason| (reason, false));
+    let (refused, is_taken) = match change.delivery {
+        None => (refused, false),
+        Some(Delivery::Taken) => (refused, true),
+        Some(Delivery::Refused(reason)) => (refused.or(Some((reason, true))), false),
+    };
+    let is_answered = answered(property, change.observed, refused, is_taken, now_ms);
     let is_changed =
         is_new || has_desired || has_reported || loses_optional || kind_differs || is_answered;
     Ok(is_changed.then(|| property.parts(has_desired || is_answered, has_reported)))
 }
 
-/// What the device says of its desired value; whether that is news.
+/// What the device, or whoever should bring it there, says of its desired value; whether that is
+/// news. With a refusal comes whether it did not get as far as the device.
 fn answered(
     property: &mut Property,
     observed: Option<String>,
-    refused: Option<String>,
+    refused: Option<(String, bool)>,
+    is_taken: bool,
     now_ms: i64,
 ) -> bool {
     let before = (property.observed.clone(), property.refused.clone());
@@ -196,13 +210,16 @@ fn answered(
         // It is there after all. A wish of the cloud that gave way to this value stays refused.
         property.refused.take_if(|r| r.value == desired.value);
     }
-    if let Some(mut reason) = refused {
-        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+    if is_taken {
+        property.refused.take_if(|r| r.is_undelivered);
+    }
+    if let Some((reason, is_undelivered)) = refused {
         property.observed = None;
         property.refused = Some(Refusal {
             value: desired.value.clone(),
-            reason,
+            reason: cut_reason(&reason).to_owned(),
             at_ms: now_ms,
+            is_undelivered,
         });
     } else if let Some(observed) = observed {
         property.observed = Some(observed);

@@ -22,6 +22,18 @@ pub struct Change {
     pub observed: Option<String>,
     /// Why the device will not take its desired value.
     pub refused: Option<String>,
+    /// What became of the desired value on its way to the device.
+    pub delivery: Option<Delivery>,
+}
+
+/// Whether the program that speaks with a device took a desired value for it. The device itself
+/// may still refuse it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// It did not, for this reason.
+    Refused(String),
+    /// It did: what it refused before is on its way again.
+    Taken,
 }
 
 /// Which desired value stands when cloud and edge both set one.

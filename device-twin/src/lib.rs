@@ -38,13 +38,13 @@ mod value;
 mod version;
 mod wish;
 
-pub use apply::{Decision, apply};
+pub use apply::{Decision, apply, cut_reason};
 pub use delta::{Delta, delta};
 pub use device::{Attribute, Device, DeviceId};
 pub use effect::{DocumentEntry, Effect};
 pub use error::{Code, Rejected};
 pub use event::Event;
-pub use event::{Change, Conflict, SyncChange, Wanted};
+pub use event::{Change, Conflict, Delivery, SyncChange, Wanted};
 pub use membership::{MembershipEvent, MembershipPlan, plan};
 pub use twin::{FromCloud, Property, Refusal, Stamped, SyncState};
 pub use value::Kind;

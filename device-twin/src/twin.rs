@@ -70,6 +70,9 @@ pub struct Refusal {
     pub reason: String,
     /// When, Unix milliseconds.
     pub at_ms: i64,
+    /// Whether it did not get as far as the device; over once it does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_undelivered: bool,
 }
 
 /// How far a desired value has come.

@@ -164,6 +164,7 @@ fn refuse(
         value: wanted.value.clone(),
         reason: reason.to_owned(),
         at_ms: now_ms,
+        is_undelivered: false,
     });
     Some(property.parts(true, false))
 }

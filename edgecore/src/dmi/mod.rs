@@ -26,14 +26,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::dmi::v1beta1::device_manager_service_server::DeviceManagerServiceServer;
+use rusqlite::Connection;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
-use crate::bus::BusHandle;
-use crate::clock;
+use crate::bus::{self, BusHandle};
+use crate::clock::{self, UnixMillis};
 use crate::store::{Store, StoreError};
+use crate::twin::Outcome;
 
 pub use peer::Admission;
 pub use plan::MAPPER_ANNOTATION;
@@ -100,6 +102,39 @@ pub struct DmiDeps {
     pub deltas: watch::Receiver<u64>,
 }
 
+/// Changes of twins, and who hears of them. Clones share it.
+#[derive(Clone)]
+struct News {
+    store: Store,
+    bus: Option<BusHandle>,
+    link_wake: Arc<Notify>,
+}
+
+impl News {
+    /// After the commit of what it tells of.
+    fn tell(&self, outcome: Outcome) {
+        bus::after_commit(outcome, self.bus.as_ref(), &self.link_wake);
+    }
+
+    /// Notes what became of desired values; whether that was stored. Where it cannot be, as in a
+    /// full ledger, mappers are served all the same.
+    async fn note<F>(&self, work: F) -> bool
+    where
+        F: FnOnce(&Connection, UnixMillis) -> Result<Outcome, StoreError> + Send + 'static,
+    {
+        match self.store.write(|tx| work(tx, clock::unix_millis())).await {
+            Ok(outcome) => {
+                self.tell(outcome);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what became of desired values cannot be noted");
+                false
+            }
+        }
+    }
+}
+
 /// Answers for the mappers. Clones share it.
 #[derive(Clone, Debug)]
 pub struct DmiHandle {
@@ -122,16 +157,21 @@ pub fn start(config: DmiConfig, deps: DmiDeps, stop: CancellationToken) -> (DmiH
     let board = Board::default();
     let registered = Arc::new(Notify::new());
     let admission = Arc::new(config.admission);
-    let service = Service {
+    let news = News {
         store: deps.store.clone(),
         bus: deps.bus,
         link_wake: deps.link_wake,
+    };
+    let service = Service {
+        store: deps.store.clone(),
+        news: news.clone(),
         limiter: Limiter::new(config.calls_per_second),
         registered: Arc::clone(&registered),
         board: board.clone(),
     };
     let manager = Manager {
         store: deps.store,
+        news,
         devices: deps.devices,
         deltas: deps.deltas,
         registered,
@@ -193,6 +233,7 @@ async fn serve(
 /// Plans, and hands each worker its part.
 struct Manager {
     store: Store,
+    news: News,
     devices: watch::Receiver<u64>,
     deltas: watch::Receiver<u64>,
     registered: Arc<Notify>,
@@ -277,6 +318,7 @@ impl Manager {
             let (sender, input) = watch::channel(assignment);
             let worker = Worker {
                 store: self.store.clone(),
+                news: self.news.clone(),
                 admission: Arc::clone(&self.admission),
                 board: self.board.clone(),
                 pace: self.pace,

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use wire::resource::Kind;
 
 use super::convert;
-use super::rows::Mapper;
+use super::rows::{self, Mapper};
 use crate::store::StoreError;
 use crate::twin;
 
@@ -117,7 +117,7 @@ pub(super) fn owed(
             owed.items.insert(item, *print);
             Some(&*object)
         };
-        let desired = desired(tx, &namespace, &name)?;
+        let desired = twin::desired_values(tx, &namespace, &name)?.unwrap_or_default();
         let print = Parcel::Device(convert::device(&object, model, &desired)).print();
         let item = Item {
             is_device: true,
@@ -144,13 +144,29 @@ pub(super) fn parcel(tx: &Connection, item: &Item) -> Result<Option<(Parcel, Pri
             "" => None,
             reference => stored(tx, &Kind::DeviceModel, &item.namespace, reference)?,
         };
-        let desired = desired(tx, &item.namespace, &item.name)?;
+        let desired = twin::desired_values(tx, &item.namespace, &item.name)?.unwrap_or_default();
         Parcel::Device(convert::device(&object, model.as_ref(), &desired))
     } else {
         Parcel::Model(convert::model(&object))
     };
     let print = parcel.print();
     Ok(Some((parcel, print)))
+}
+
+/// Whether a device as it was sent to `mapper` is what the mapper is owed still.
+pub(super) fn is_owed(
+    tx: &Connection,
+    mapper: &Mapper,
+    item: &Item,
+    sent: Print,
+) -> Result<bool, StoreError> {
+    let Some(object) = stored(tx, &Kind::Device, &item.namespace, &item.name)? else {
+        return Ok(false);
+    };
+    let mappers = rows::all(tx)?;
+    let is_its = owner(&object, &mappers)
+        .is_some_and(|owner| (&owner.name, owner.number) == (&mapper.name, mapper.number));
+    Ok(is_its && parcel(tx, item)?.is_some_and(|(_, print)| print == sent))
 }
 
 /// The mapper that serves a device now.
@@ -169,24 +185,6 @@ fn model_of(object: &Value) -> &str {
     object["spec"]["deviceModelRef"]["name"]
         .as_str()
         .unwrap_or_default()
-}
-
-/// Desired values in force: the conflict rules have spoken in the twin.
-fn desired(
-    tx: &Connection,
-    namespace: &str,
-    name: &str,
-) -> Result<BTreeMap<String, String>, StoreError> {
-    let Some(device) = twin::document(tx, namespace, name)? else {
-        return Ok(BTreeMap::new());
-    };
-    Ok(device
-        .live_properties()
-        .filter_map(|(name, property)| {
-            let desired = property.desired.as_ref()?;
-            Some((name.clone(), desired.value.clone()))
-        })
-        .collect())
 }
 
 /// A stored object; names come from its path where the body has none.

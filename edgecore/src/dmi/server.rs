@@ -12,15 +12,17 @@ use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
 use wire::topic::DeviceRef;
 
+use super::News;
 use super::limiter::Limiter;
 use super::peer::Peer;
 use super::plan::{self, Item, Parcel};
 use super::report::{self, Taken};
 use super::rows::{self, Mapper};
 use super::state::Board;
-use crate::bus::{self, BusHandle};
+use crate::bus;
 use crate::clock;
 use crate::store::{Store, StoreError};
+use crate::twin::{self, Outcome};
 
 /// Longest name of a mapper or protocol: as names of Kubernetes objects.
 const NAME_BYTES_MAX: usize = 253;
@@ -33,8 +35,7 @@ const TWINS_MAX: usize = 1024;
 
 pub(super) struct Service {
     pub store: Store,
-    pub bus: Option<BusHandle>,
-    pub link_wake: Arc<Notify>,
+    pub news: News,
     pub limiter: Limiter,
     /// Rung when a mapper has registered.
     pub registered: Arc<Notify>,
@@ -61,6 +62,25 @@ impl DeviceManagerService for Service {
             .await
             .map_err(|error| of_store(&error))?;
         let answer = done.map_err(Status::permission_denied)?;
+        let told = answer
+            .device_list
+            .iter()
+            .map(|device| (device.namespace.clone(), device.name.clone()));
+        let told: Vec<_> = told.collect();
+        let noted = self.news.note(move |tx, now| {
+            let mut outcome = Outcome::default();
+            for (namespace, name) in told {
+                outcome.append(twin::mapper_took(
+                    tx,
+                    &namespace,
+                    &name,
+                    &BTreeMap::new(),
+                    now,
+                )?);
+            }
+            Ok(outcome)
+        });
+        noted.await;
         tracing::info!(
             mapper = named.name,
             protocol = named.protocol,
@@ -144,7 +164,7 @@ impl Service {
             .inspect_err(|error| bus::count_refused(&self.store, error))
             .map_err(|error| of_store(&error))?;
         let (outcome, refusal) = done.map_err(Status::permission_denied)?;
-        bus::after_commit(outcome, self.bus.as_ref(), &self.link_wake);
+        self.news.tell(outcome);
         match refusal {
             None => Ok(()),
             Some(refused) => Err(match refused.code {

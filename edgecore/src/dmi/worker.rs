@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use super::News;
 use super::peer::Admission;
 use super::plan::{self, Item, Owed, Parcel, Print};
 use super::rows::{self, Mapper};
@@ -21,6 +22,7 @@ use super::server::item_name;
 use super::state::{Board, MapperSummary};
 use crate::clock;
 use crate::store::{Store, StoreError};
+use crate::twin::{self, Outcome};
 
 /// Pauses between attempts.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +61,7 @@ pub(super) struct Assignment {
 
 pub(super) struct Worker {
     pub store: Store,
+    pub news: News,
     pub admission: Arc<Admission>,
     pub board: Board,
     pub pace: Pace,
@@ -215,16 +218,17 @@ impl Worker {
                 return Ok(());
             }
             let item = step.item().clone();
-            match self.call(&mut client, &step).await? {
-                Ok(print) => {
+            let (sent, answer) = self.call(&mut client, &step).await?;
+            match answer {
+                Ok(()) => {
                     memory.reachable = Some(true);
                     memory.unreachable = Tries::default();
                     memory.refused.remove(&item);
-                    match print {
+                    match sent {
                         Some(print) => memory.told.insert(item.clone(), print),
                         None => memory.told.remove(&item),
                     };
-                    memory.notes.push((item, print));
+                    memory.notes.push((item, sent));
                     if memory.notes.len() >= NOTES_MAX {
                         self.write_notes(mapper, memory).await?;
                     }
@@ -236,6 +240,9 @@ impl Worker {
                 Err(Failure::Refused(reason)) => {
                     memory.reachable = Some(true);
                     memory.unreachable = Tries::default();
+                    if let Some(sent) = sent.filter(|_| item.is_device) {
+                        self.tell_refusal(mapper, &item, sent, &reason).await;
+                    }
                     let tries = memory.refused.entry(item.clone()).or_default();
                     tries.print = assignment.owed.items.get(&item).copied();
                     if tries.failed.is_power_of_two() || tries.failed == 0 {
@@ -253,6 +260,44 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Whoever desires something of the device learns why it does not come. Something else that is
+    /// desired since was not refused.
+    async fn tell_refusal(&self, mapper: &Mapper, item: &Item, sent: Print, reason: &str) {
+        let (mapper, item, reason) = (mapper.clone(), item.clone(), reason.to_owned());
+        let noted = self.news.note(move |tx, now| {
+            if !plan::is_owed(tx, &mapper, &item, sent)? {
+                return Ok(Outcome::default());
+            }
+            twin::mapper_refused(tx, &item.namespace, &item.name, &reason, now)
+        });
+        noted.await;
+    }
+
+    /// What the mapper refused before and took now is on its way again.
+    async fn tell_taken(&self, mapper: &Mapper, notes: Vec<(Item, Option<Print>)>) {
+        let taken = notes.into_iter().filter_map(|(item, print)| {
+            let print = print.filter(|_| item.is_device)?;
+            Some((item, print))
+        });
+        let taken: Vec<_> = taken.collect();
+        if taken.is_empty() {
+            return;
+        }
+        let mapper = mapper.clone();
+        let noted = self.news.note(move |tx, now| {
+            let mut told = Outcome::default();
+            for (item, sent) in taken {
+                if plan::is_owed(tx, &mapper, &item, sent)? {
+                    let none = BTreeMap::new();
+                    let (namespace, name) = (&item.namespace, &item.name);
+                    told.append(twin::mapper_took(tx, namespace, name, &none, now)?);
+                }
+            }
+            Ok(told)
+        });
+        noted.await;
     }
 
     fn unreachable(&self, mapper: &Mapper, memory: &mut Memory, reason: String) {
@@ -275,18 +320,22 @@ impl Worker {
             return Ok(());
         }
         let notes = std::mem::take(&mut memory.notes);
-        let (name, number) = (mapper.name.clone(), mapper.number);
-        self.store
-            .write(move |tx| {
-                match rows::all(tx)?.iter().find(|one| one.name == name) {
-                    Some(current) if current.number == number => rows::note(tx, &name, &notes),
-                    // The mapper registered while it was being told: which came first there,
-                    // the answer or the call, nobody knows. It is told again.
-                    Some(_) => rows::doubt(tx, &name, &notes),
-                    None => Ok(()),
+        let (name, number, noted) = (mapper.name.clone(), mapper.number, notes.clone());
+        let is_current = self.store.write(move |tx| {
+            match rows::all(tx)?.iter().find(|one| one.name == name) {
+                Some(current) if current.number == number => {
+                    rows::note(tx, &name, &noted).map(|()| true)
                 }
-            })
-            .await
+                // The mapper registered while it was being told: which came first there, the
+                // answer or the call, nobody knows. It is told again.
+                Some(_) => rows::doubt(tx, &name, &noted).map(|()| false),
+                None => Ok(false),
+            }
+        });
+        if is_current.await? {
+            self.tell_taken(mapper, notes).await;
+        }
+        Ok(())
     }
 
     async fn connect(&self, mapper: &Mapper) -> Result<DeviceMapperServiceClient<Channel>, String> {
@@ -319,29 +368,26 @@ impl Worker {
         Ok(DeviceMapperServiceClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
     }
 
-    /// One call. `Ok(Some)` is what the mapper knows now; `Ok(None)`, that it has forgotten.
+    /// One call: what was sent, nothing if the mapper was to forget, and how it went.
     async fn call(
         &self,
         client: &mut DeviceMapperServiceClient<Channel>,
         step: &Step,
-    ) -> Result<Result<Option<Print>, Failure>, StoreError> {
+    ) -> Result<(Option<Print>, Result<(), Failure>), StoreError> {
         let item = step.item().clone();
-        let (told, print) = match step {
+        let (sent, told) = match step {
             Step::Put { is_new, .. } => {
                 let wanted = item.clone();
                 let found = self.store.read(move |tx| plan::parcel(tx, &wanted)).await?;
                 let Some((parcel, print)) = found else {
                     // Gone since the plan was made; the next one knows.
-                    return Ok(Err(Failure::Refused("it is gone".to_owned())));
+                    return Ok((None, Err(Failure::Refused("it is gone".to_owned()))));
                 };
-                (put(client, parcel, *is_new).await, Some(print))
+                (Some(print), put(client, parcel, *is_new).await)
             }
-            Step::Forget { .. } => (forget(client, item).await, None),
+            Step::Forget { .. } => (None, forget(client, item).await),
         };
-        Ok(match told {
-            Ok(()) => Ok(print),
-            Err(status) => Err(failure(&status)),
-        })
+        Ok((sent, told.map_err(|status| failure(&status))))
     }
 
     fn tell(&self, assignment: &Assignment, memory: &Memory) {
@@ -441,12 +487,18 @@ async fn forget(client: &mut DeviceMapperServiceClient<Channel>, item: Item) -> 
 /// The stock framework answers with a plain error that says so.
 fn is_unknown_there(status: &Status) -> bool {
     let text = status.message().to_ascii_lowercase();
-    status.code() == Code::NotFound || text.contains("not found") || text.contains("not exist")
+    status.code() == Code::NotFound
+        || ["not found", "not exist", "can not find"]
+            .iter()
+            .any(|words| text.contains(words))
 }
 
 /// Which kind of failure a status is: the ones that the transport makes mean that nobody answered.
 fn failure(status: &Status) -> Failure {
-    let reason = status.message().to_owned();
+    let reason = match status.message() {
+        "" => status.code().description().to_owned(),
+        message => message.to_owned(),
+    };
     let is_transport = matches!(
         status.code(),
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled

@@ -71,6 +71,7 @@ fn change(twin: MsgTwin) -> Change {
             .sync
             .filter(|sync| sync.state == "refused")
             .map(|sync| sync.reason),
+        delivery: None,
     }
 }
 

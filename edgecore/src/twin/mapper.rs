@@ -7,7 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use device_twin::{Change, Device, DeviceId, Event, Rejected};
+use device_twin::{
+    Change, Delivery, Device, DeviceId, Event, Property, Rejected, SyncState, cut_reason,
+};
 use rusqlite::Connection;
 
 use super::{Outcome, change, rows};
@@ -80,7 +82,7 @@ pub fn mapper_state(
     told(tx, namespace, name, Event::State { state }, now)
 }
 
-/// The mapper did not take the device's desired values: those that are pending are refused.
+/// The mapper did not take the device: its desired values are refused until one does.
 ///
 /// # Errors
 /// Of the store; worth another try.
@@ -90,32 +92,87 @@ pub fn mapper_refused(
     name: &str,
     reason: &str,
     now: UnixMillis,
-) -> Result<Result<Outcome, Rejected>, StoreError> {
+) -> Result<Outcome, StoreError> {
+    deliveries(tx, namespace, name, now, |_| {
+        Some(Delivery::Refused(reason.to_owned()))
+    })
+}
+
+/// The mapper took the device, except for the properties `withheld` from it, for these reasons.
+///
+/// # Errors
+/// Of the store; worth another try.
+pub fn mapper_took(
+    tx: &Connection,
+    namespace: &str,
+    name: &str,
+    withheld: &BTreeMap<String, String>,
+    now: UnixMillis,
+) -> Result<Outcome, StoreError> {
+    deliveries(tx, namespace, name, now, |property| {
+        let reason = withheld.get(property).cloned();
+        Some(reason.map_or(Delivery::Taken, Delivery::Refused))
+    })
+}
+
+/// Notes what became of the desired values of a device, where that is news. One that the device
+/// has, or has refused itself, stays as it is. A device that is not known has none.
+fn deliveries(
+    tx: &Connection,
+    namespace: &str,
+    name: &str,
+    now: UnixMillis,
+    delivery_of: impl Fn(&str) -> Option<Delivery>,
+) -> Result<Outcome, StoreError> {
     let Some(device) = load(tx, namespace, name)? else {
-        return Ok(Err(Rejected::unknown_device()));
+        return Ok(Outcome::default());
     };
-    let is_pending = |p: &device_twin::Property| p.sync() == Some(device_twin::SyncState::Pending);
-    let refused = Change {
-        refused: Some(reason.to_owned()),
-        ..Change::default()
+    let is_news = |property: &Property, delivery: &Delivery| match (property.sync(), delivery) {
+        (Some(SyncState::Pending), Delivery::Refused(_)) => true,
+        (Some(SyncState::Refused(before)), Delivery::Refused(reason)) => {
+            before.is_undelivered && before.reason != cut_reason(reason)
+        }
+        (Some(SyncState::Refused(before)), Delivery::Taken) => before.is_undelivered,
+        (Some(SyncState::Pending), Delivery::Taken) | (None | Some(SyncState::Acknowledged), _) => {
+            false
+        }
     };
     let changes: BTreeMap<_, _> = device
         .live_properties()
-        .filter(|(_, property)| is_pending(property))
-        .map(|(name, _)| (name.clone(), Some(refused.clone())))
+        .filter_map(|(name, property)| {
+            let delivery = delivery_of(name).filter(|delivery| is_news(property, delivery))?;
+            let change = Change {
+                delivery: Some(delivery),
+                ..Change::default()
+            };
+            Some((name.clone(), Some(change)))
+        })
         .collect();
     if changes.is_empty() {
-        return Ok(Ok(Outcome::default()));
+        return Ok(Outcome::default());
     }
     let event = Event::Update {
         event_id: String::new(),
         changes,
     };
-    told(tx, namespace, name, event, now)
+    let mut outcome = Outcome::default();
+    match change(tx, &device, event, now, &mut outcome)? {
+        Ok(()) => Ok(outcome),
+        Err(rejected) => {
+            tracing::warn!(
+                namespace,
+                name,
+                reason = rejected.reason,
+                "what became of desired values was refused"
+            );
+            Ok(Outcome::default())
+        }
+    }
 }
 
-/// The desired values that stand on this node, whoever set them: what a mapper is to be sent in
-/// place of those in the Device object. `None`: no such device.
+/// The desired values that stand on this node, whoever set them, empty where none does: what a
+/// mapper is to be sent in place of those in the Device object, which may have been refused.
+/// `None`: no such device.
 ///
 /// # Errors
 /// Of the store.
@@ -125,9 +182,9 @@ pub fn desired_values(
     name: &str,
 ) -> Result<Option<BTreeMap<String, String>>, StoreError> {
     Ok(load(tx, namespace, name)?.map(|device| {
-        let desired = device.live_properties().filter_map(|(name, property)| {
-            let value = &property.desired.as_ref()?.value;
-            (!value.is_empty()).then(|| (name.clone(), value.clone()))
+        let desired = device.live_properties().map(|(name, property)| {
+            let value = property.desired.as_ref().map(|desired| &desired.value);
+            (name.clone(), value.cloned().unwrap_or_default())
         });
         desired.collect()
     }))

@@ -37,7 +37,9 @@ pub(crate) use history::open_totals as open_history_totals;
 pub use history::{
     HistoryBounds, HistoryQuery, READINGS_MAX, Reading, history, set_history_bounds,
 };
-pub use mapper::{MapperTwin, desired_values, mapper_refused, mapper_reported, mapper_state};
+pub use mapper::{
+    MapperTwin, desired_values, mapper_refused, mapper_reported, mapper_state, mapper_took,
+};
 pub use members::{
     device_removed, device_upserted, membership, membership_detail_request, set_conflict, set_node,
 };

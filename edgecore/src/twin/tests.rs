@@ -653,9 +653,7 @@ fn fault_16_and_21_a_mapper_may_leave_things_out_and_names_types() {
         "the mapper hears of it"
     );
     wished(tx, "8", "31", &json!({}));
-    mapper_refused(tx, "default", "t1", "mapper is not there", T)
-        .unwrap()
-        .unwrap();
+    mapper_refused(tx, "default", "t1", "mapper is not there", T).unwrap();
     assert_eq!(told_sync(tx)["reason"], "mapper is not there");
     mapper_state(tx, "default", "t1", "disconnected", T)
         .unwrap()

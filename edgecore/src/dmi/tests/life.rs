@@ -71,18 +71,25 @@ async fn a_report_is_on_disk_and_on_its_way_when_it_is_answered() {
     tokio::time::timeout(Duration::from_secs(5), node.link_wake.notified())
         .await
         .expect("the link is woken");
-    let state = pb::ReportDeviceStatesRequest {
-        device_name: "d".into(),
-        device_namespace: "dev".into(),
-        state: "online".into(),
-    };
-    node.client()
-        .await
-        .report_device_states(state)
-        .await
-        .unwrap();
-    let state = node.reports().await.pop().unwrap();
-    assert_eq!(state["device"]["state"], "online");
+    // All that the stock framework says, `disconnected` too, which KubeEdge drops.
+    for (said, told) in [
+        ("online", "online"),
+        ("ok", "ok"),
+        ("disconnected", "offline"),
+        ("unhealthy", "unhealthy"),
+        ("unknown", "unknown"),
+        ("offline", "offline"),
+    ] {
+        let state = pb::ReportDeviceStatesRequest {
+            device_name: "d".into(),
+            device_namespace: "dev".into(),
+            state: said.into(),
+        };
+        let mut client = node.client().await;
+        client.report_device_states(state).await.unwrap();
+        let state = node.reports().await.pop().unwrap();
+        assert_eq!(state["device"]["state"], told, "{said}");
+    }
     // A mapper that has not heard of the newest wish does not take it back.
     let mut late = reading("level", "4");
     late.observed_desired = Some(pb::TwinProperty {
@@ -228,13 +235,9 @@ async fn a_full_ledger_is_told_and_nothing_is_lost() {
 async fn a_wish_of_the_node_itself_reaches_the_mapper() {
     let Served { dir, node, mapper } = Served::start(&["a"]).await;
     // As local staff do it, over MQTT.
-    let topic = wire::topic::parse("$hw/events/device/dev/a/twin/update").unwrap();
     let body = br#"{"event_id":"e","twin":{"level":{"expected":{"value":"8"}}}}"#;
-    let told = node
-        .store
-        .write(move |tx| crate::twin::handle_publish(tx, &topic, body, 2))
-        .await
-        .unwrap();
+    let topic = "$hw/events/device/dev/a/twin/update";
+    let told = node.publish(topic, body).await;
     let is_delta = |topic: &str| topic.ends_with("/twin/update/delta");
     assert!(told.publishes.iter().any(|one| is_delta(&one.topic)));
     node.deltas.send_modify(|deltas| *deltas += 1);

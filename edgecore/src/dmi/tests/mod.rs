@@ -3,4 +3,5 @@
 mod convert;
 mod faults;
 mod life;
+mod refusals;
 mod world;

@@ -149,6 +149,40 @@ impl Node {
         rows.unwrap().iter().map(|row| of(&row.message)).collect()
     }
 
+    /// Those of the twin of one device.
+    pub(super) async fn reports_of(&self, device: &str) -> Vec<Value> {
+        let resource = format!("device/dev/{device}/twin/edge_updated");
+        let rows = self.store.read(|tx| outbox::pending(tx, 0, 10_000)).await;
+        let messages = rows.unwrap();
+        let messages = messages
+            .iter()
+            .map(|row| Message::decode(&row.message).unwrap());
+        messages
+            .filter(|message| message.route.resource == resource)
+            .map(|message| message.content.decode::<Value>().unwrap())
+            .collect()
+    }
+
+    /// A publish of a local client.
+    pub(super) async fn publish(&self, topic: &str, payload: &'static [u8]) -> twin::Outcome {
+        let topic = wire::topic::parse(topic).unwrap();
+        let handled = self
+            .store
+            .write(move |tx| twin::handle_publish(tx, &topic, payload, 2));
+        handled.await.unwrap()
+    }
+
+    /// Waits until the store is as `accept` wants it.
+    pub(super) async fn until(&self, what: &str, accept: impl AsyncFn(&Self) -> bool) {
+        let reached = async {
+            while !accept(self).await {
+                tokio::task::yield_now().await;
+            }
+        };
+        let reached = tokio::time::timeout(SOON, reached).await;
+        reached.unwrap_or_else(|_| panic!("not within {SOON:?}: {what}"));
+    }
+
     /// The twin's reported value.
     pub(super) async fn reported(&self, device: &str, property: &str) -> Option<String> {
         let (device, property) = (device.to_owned(), property.to_owned());
@@ -280,7 +314,8 @@ impl Served {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Script {
     calls: watch::Sender<Vec<String>>,
-    refuse: watch::Sender<String>,
+    /// Calls that begin so, and the reason.
+    refuse: watch::Sender<(String, String)>,
     is_busy: watch::Sender<bool>,
 }
 
@@ -324,7 +359,12 @@ impl Drop for Mapper {
 impl Script {
     /// Calls that begin so are refused from now on; empty refuses none.
     pub(super) fn refuse(&self, prefix: &str) {
-        self.refuse.send_replace(prefix.to_owned());
+        self.refuse_with(prefix, "the device is busy");
+    }
+
+    pub(super) fn refuse_with(&self, prefix: &str, reason: &str) {
+        self.refuse
+            .send_replace((prefix.to_owned(), reason.to_owned()));
     }
 
     pub(super) fn calls(&self) -> Vec<String> {
@@ -332,8 +372,13 @@ impl Script {
     }
 
     pub(super) async fn called(&self, call: &str) {
+        self.called_times(call, 1).await;
+    }
+
+    pub(super) async fn called_times(&self, call: &str, times: usize) {
         let mut calls = self.calls.subscribe();
-        reached(&mut calls, call, |all| all.iter().any(|one| one == call)).await;
+        let of = |all: &Vec<String>| all.iter().filter(|one| *one == call).count();
+        reached(&mut calls, call, |all| of(all) >= times).await;
     }
 
     /// Whether updates wait.
@@ -342,7 +387,7 @@ impl Script {
     }
 
     fn note(&self, call: String) -> Result<(), Status> {
-        let refused = self.refuse.borrow().clone();
+        let (refused, reason) = self.refuse.borrow().clone();
         let is_refused = !refused.is_empty() && call.starts_with(&refused);
         let said = if is_refused {
             format!("refused {call}")
@@ -351,7 +396,7 @@ impl Script {
         };
         self.calls.send_modify(|calls| calls.push(said));
         if is_refused {
-            return Err(Status::unknown("the device is busy"));
+            return Err(Status::unknown(reason));
         }
         Ok(())
     }
