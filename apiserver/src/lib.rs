@@ -19,7 +19,6 @@ mod openapi;
 pub mod patch;
 pub mod pipeline;
 pub mod proto;
-pub mod quantity;
 pub mod registry;
 pub mod selector;
 pub mod status;

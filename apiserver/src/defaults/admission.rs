@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Object, default, made};
-use crate::quantity::Quantity;
+use quantity::Quantity;
 
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 

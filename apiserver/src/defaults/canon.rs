@@ -11,8 +11,8 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::quantity::Quantity;
 use crate::types::{self, Card, Field, Message, Special, Ty};
+use quantity::Quantity;
 
 /// JSON bodies nest at most this deep.
 const MAX_DEPTH: usize = 130;

@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 
 use super::{MAX_PROBLEMS, json_type};
-use crate::quantity::{self, Quantity};
 use crate::types::{self, Card, Field, Message, Special, Ty};
+use quantity::Quantity;
 
 /// Deeper than any real object, and than what the JSON parser lets through.
 const MAX_DEPTH: usize = 130;

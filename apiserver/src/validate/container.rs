@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{FieldError, invalid, list, not_negative, one_of, text};
 use crate::names;
-use crate::quantity::Quantity;
+use quantity::Quantity;
 
 const PORT_RANGE: &str = "must be between 1 and 65535, inclusive";
 

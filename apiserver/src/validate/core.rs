@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{FieldError, invalid, list, not_negative, one_of, text};
 use crate::names;
-use crate::quantity::Quantity;
+use quantity::Quantity;
 
 /// The size of a ConfigMap or Secret.
 const MAX_DATA: usize = 1024 * 1024;

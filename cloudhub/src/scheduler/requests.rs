@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use apiserver::quantity::Quantity;
+use quantity::Quantity;
 use serde_json::Value;
 
 use crate::kube::text;

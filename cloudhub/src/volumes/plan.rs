@@ -1,6 +1,6 @@
 //! Which volume suits a claim, and what a new one looks like. Pure.
 
-use apiserver::quantity::Quantity;
+use quantity::Quantity;
 use serde_json::{Value, json};
 
 use crate::kube::text;

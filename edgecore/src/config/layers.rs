@@ -6,7 +6,7 @@ use std::error::Error;
 
 use config::{Map, Source, Value, ValueKind};
 
-use super::raw::Raw;
+use super::keys::Keys;
 use super::schema::{self, Known};
 use super::{ConfigError, Flags};
 
@@ -57,12 +57,12 @@ impl Source for Layer {
     }
 }
 
-/// Merges everything into the raw form and says which keys were ignored.
+/// Merges everything and says which keys were ignored.
 pub(super) fn merge(
     file: Option<(&str, &str)>,
     env: impl IntoIterator<Item = (String, String)>,
     flags: &Flags,
-) -> Result<(Raw, Vec<String>), ConfigError> {
+) -> Result<(Keys, Vec<String>), ConfigError> {
     let broken = |error: config::ConfigError| ConfigError::Type(error.to_string());
     let mut ignored = BTreeSet::new();
     let mut builder = config::Config::builder();
@@ -83,11 +83,8 @@ pub(super) fn merge(
             .set_override_option(path, value.clone())
             .map_err(broken)?;
     }
-    let raw = builder
-        .build()
-        .and_then(config::Config::try_deserialize)
-        .map_err(broken)?;
-    Ok((raw, ignored.into_iter().collect()))
+    let merged = builder.build().map_err(broken)?;
+    Ok((Keys::new(merged), ignored.into_iter().collect()))
 }
 
 fn parse(origin: &str, text: &str) -> Result<Map<String, Value>, ConfigError> {
@@ -174,8 +171,7 @@ pub(super) fn assignments(
 ) -> Result<Map<String, Value>, ConfigError> {
     let mut layer = Map::new();
     for (path, text) in pairs {
-        let field = schema::FIELDS
-            .iter()
+        let field = schema::fields()
             .find(|field| field.path.eq_ignore_ascii_case(&path))
             .ok_or_else(|| ConfigError::UnknownField {
                 origin: origin.to_owned(),

@@ -1,28 +1,40 @@
 //! Configuration in KubeEdge's own file format, in layers: defaults < file < environment < flags
-//! (design D9). [`Config`] is what was checked; nothing else in the daemon sees the raw form.
+//! (design D9). [`Config`] is what was checked; nothing else in the daemon sees the layers. Each
+//! section is a file: its keys with their defaults, its type, its checks.
 //!
 //! - A key of KubeEdge's that has no meaning here is accepted and listed in [`Config::ignored`].
 //! - A key that nobody knows is an error that names its path and the closest known key.
 //! - Environment: `EDGECORE__MODULES__EDGEHUB__HEARTBEAT=20`; segments match without regard to
 //!   case, because variables have none.
 
+mod bus;
+mod container_logs;
+mod dmi;
+mod hub;
+mod images;
+mod keys;
 mod layers;
+mod log;
 mod mqtt;
-mod raw;
+mod network;
+mod outbox;
 mod resources;
+mod runtime;
 mod schema;
 mod service_bus;
-mod upkeep;
+mod twin;
 mod valid;
 
 use std::path::Path;
 
+pub use bus::{BusConfig, BusMode};
+pub use hub::{HubConfig, TlsFiles};
+pub use log::{LogConfig, LogFormat};
 pub use mqtt::{Anonymous, MqttConfig, MqttTls, MqttUser};
 pub use resources::NodeResources;
+pub use runtime::RuntimeConfig;
 pub(crate) use valid::is_node_name;
-pub use valid::{
-    BusConfig, BusMode, Config, HubConfig, LogConfig, LogFormat, RuntimeConfig, TlsFiles, host_name,
-};
+pub use valid::{Config, host_name};
 
 /// Where `edgecore run` looks when no `--config` is given.
 pub const DEFAULT_PATH: &str = "/etc/edgecore/edgecore.yaml";
@@ -85,12 +97,12 @@ pub fn load(
             })?,
         )),
     };
-    let (raw, ignored) = layers::merge(
+    let (keys, ignored) = layers::merge(
         text.as_ref().map(|(o, t)| (o.as_str(), t.as_str())),
         env,
         flags,
     )?;
-    valid::check(&raw, ignored)
+    valid::check(&keys, ignored)
 }
 
 /// The commented file that `--defaultconfig` prints.
@@ -105,7 +117,7 @@ pub fn default_file() -> String {
 pub fn minimal_file() -> String {
     schema::print(
         "edgecore: the keys a node usually sets. `edgecore --defaultconfig` prints them all.",
-        |field| field.min.then(|| field.default.to_owned()),
+        |field| field.is_usual.then(|| field.default.to_owned()),
     )
 }
 

@@ -1,31 +1,82 @@
 //! `outpost.mqtt…`: who may come to the broker inside, from where, and how much of it.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
 use super::ConfigError;
-use super::valid::{absolute, host_port, quantity, wrong};
+use super::keys::{Keys, wrong};
+use super::schema::{Field, field};
 
-/// As written.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct RawMqtt {
-    pub anonymous: String,
-    pub bytes_per_second: String,
-    pub client_ca_file: String,
-    pub packet_bytes_max: String,
-    pub packets_per_second: u32,
-    pub password_file: String,
-    pub session_expiry_max_seconds: u32,
-    pub tls_cert_file: String,
-    pub tls_key_file: String,
-    pub tls_listen: String,
-    pub users: Vec<MqttUser>,
-    pub web_socket_listen: String,
-    pub web_socket_origins: Vec<String>,
-    pub web_socket_tls_listen: String,
-}
+pub(super) const FIELDS: &[Field] = &[
+    field(
+        "outpost.mqtt.anonymous",
+        "\"auto\"",
+        "MQTT clients without a name: no, loopback (from the node itself), yes; auto: no where there is a passwordFile or clientCaFile, else loopback",
+    ),
+    field(
+        "outpost.mqtt.bytesPerSecond",
+        "\"8Mi\"",
+        "what one MQTT client is read, with one second of credit; 0: no limit",
+    ),
+    field(
+        "outpost.mqtt.clientCaFile",
+        "\"\"",
+        "authority of client certificates on the TLS listeners; the common name is the user",
+    ),
+    field(
+        "outpost.mqtt.packetBytesMax",
+        "\"256Ki\"",
+        "largest MQTT packet",
+    ),
+    field(
+        "outpost.mqtt.packetsPerSecond",
+        "5000",
+        "packets one MQTT client is read, with one second of credit; 0: no limit",
+    ),
+    field(
+        "outpost.mqtt.passwordFile",
+        "\"\"",
+        "users and hashed passwords, as `edgecore mqtt passwd` and mosquitto_passwd write it; read again when it changes",
+    ),
+    field(
+        "outpost.mqtt.sessionExpiryMaxSeconds",
+        "0",
+        "an MQTT session outlives its connection so long at most; 0: as long as the client asks",
+    ),
+    field(
+        "outpost.mqtt.tlsCertFile",
+        "\"\"",
+        "certificate chain of the TLS listeners",
+    ),
+    field("outpost.mqtt.tlsKeyFile", "\"\"", ""),
+    field(
+        "outpost.mqtt.tlsListen",
+        "\"\"",
+        "host:port for MQTT over TLS; empty: none",
+    ),
+    field(
+        "outpost.mqtt.users",
+        "[]",
+        "per user: name, admin, devices (namespace/name), publish, subscribe; who is not listed speaks for the device it is named after",
+    ),
+    field(
+        "outpost.mqtt.webSocketListen",
+        "\"\"",
+        "host:port for MQTT over WebSocket; empty: none",
+    ),
+    field(
+        "outpost.mqtt.webSocketOrigins",
+        "[]",
+        "pages that may connect, scheme://host[:port]; a page of the same host always may",
+    ),
+    field(
+        "outpost.mqtt.webSocketTlsListen",
+        "\"\"",
+        "host:port for MQTT over WebSocket with TLS; empty: none",
+    ),
+];
 
 /// What a client without a name may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,91 +158,86 @@ impl Default for MqttConfig {
     }
 }
 
-pub(super) fn check(raw: &RawMqtt) -> Result<MqttConfig, ConfigError> {
-    let optional = |path, value: &str| {
-        (!value.is_empty())
-            .then(|| absolute(path, value))
-            .transpose()
-    };
-    let listen = |path, value: &str| {
-        (!value.is_empty())
-            .then(|| host_port(path, value))
-            .transpose()
-    };
-    let passwords = optional("outpost.mqtt.passwordFile", &raw.password_file)?;
-    let tls = tls(raw)?;
-    let tls_listen = listen("outpost.mqtt.tlsListen", &raw.tls_listen)?;
-    let web_socket_tls_listen = listen(
-        "outpost.mqtt.webSocketTlsListen",
-        &raw.web_socket_tls_listen,
-    )?;
+pub(super) fn check(keys: &Keys) -> Result<MqttConfig, ConfigError> {
+    let passwords = keys.optional_file("outpost.mqtt.passwordFile")?;
+    let tls = tls(keys)?;
+    let tls_listen = keys.optional_host_port("outpost.mqtt.tlsListen")?;
+    let web_socket_tls_listen = keys.optional_host_port("outpost.mqtt.webSocketTlsListen")?;
     if tls.is_none() && (tls_listen.is_some() || web_socket_tls_listen.is_some()) {
         let reason = "a TLS listener needs tlsCertFile and tlsKeyFile";
         return Err(wrong("outpost.mqtt.tlsCertFile", reason));
     }
     let has_names = passwords.is_some() || tls.as_ref().is_some_and(|t| t.client_ca.is_some());
-    let anonymous = match raw.anonymous.as_str() {
-        "auto" if has_names => Anonymous::No,
-        "auto" | "loopback" => Anonymous::Loopback,
-        "no" => Anonymous::No,
-        "yes" => Anonymous::Yes,
-        other => {
-            let reason = format!("must be auto, no, loopback or yes, is `{other}`");
-            return Err(wrong("outpost.mqtt.anonymous", reason));
-        }
+    let session_expiry_max_secs = match keys.get("outpost.mqtt.sessionExpiryMaxSeconds")? {
+        0 => u32::MAX,
+        secs => secs,
     };
-    users(&raw.users)?;
-    let small = |path, text: &str| {
-        let bytes = quantity(path, text)?;
-        u32::try_from(bytes).map_err(|_| wrong(path, format!("must be below 4Gi, is `{text}`")))
-    };
-    let packet_bytes_max = small("outpost.mqtt.packetBytesMax", &raw.packet_bytes_max)?;
-    if !(1024..=16 << 20).contains(&packet_bytes_max) {
-        let reason = format!("must be from 1Ki to 16Mi, is `{}`", raw.packet_bytes_max);
-        return Err(wrong("outpost.mqtt.packetBytesMax", reason));
-    }
     Ok(MqttConfig {
-        anonymous,
+        anonymous: anonymous(keys, has_names)?,
         passwords,
-        users: raw.users.clone(),
+        users: users(keys)?,
         tls,
         tls_listen,
-        web_socket_listen: listen("outpost.mqtt.webSocketListen", &raw.web_socket_listen)?,
+        web_socket_listen: keys.optional_host_port("outpost.mqtt.webSocketListen")?,
         web_socket_tls_listen,
-        web_socket_origins: raw.web_socket_origins.clone(),
-        packet_bytes_max,
-        packets_per_second: raw.packets_per_second,
-        bytes_per_second: small("outpost.mqtt.bytesPerSecond", &raw.bytes_per_second)?,
-        session_expiry_max_secs: match raw.session_expiry_max_seconds {
-            0 => u32::MAX,
-            secs => secs,
-        },
+        web_socket_origins: keys.get("outpost.mqtt.webSocketOrigins")?,
+        packet_bytes_max: bytes(keys, "outpost.mqtt.packetBytesMax", 1 << 10..=16 << 20)?,
+        packets_per_second: keys.get("outpost.mqtt.packetsPerSecond")?,
+        bytes_per_second: bytes(keys, "outpost.mqtt.bytesPerSecond", 0..=2 << 30)?,
+        session_expiry_max_secs,
     })
 }
 
-fn tls(raw: &RawMqtt) -> Result<Option<MqttTls>, ConfigError> {
-    if raw.tls_cert_file.is_empty() && raw.tls_key_file.is_empty() {
-        if raw.client_ca_file.is_empty() {
+fn anonymous(keys: &Keys, has_names: bool) -> Result<Anonymous, ConfigError> {
+    const PATH: &str = "outpost.mqtt.anonymous";
+    match keys.text(PATH)?.as_str() {
+        "auto" if has_names => Ok(Anonymous::No),
+        "auto" | "loopback" => Ok(Anonymous::Loopback),
+        "no" => Ok(Anonymous::No),
+        "yes" => Ok(Anonymous::Yes),
+        other => {
+            let reason = format!("must be auto, no, loopback or yes, is `{other}`");
+            Err(wrong(PATH, reason))
+        }
+    }
+}
+
+fn bytes(
+    keys: &Keys,
+    path: &'static str,
+    allowed: RangeInclusive<u32>,
+) -> Result<u32, ConfigError> {
+    let (least, most) = allowed.into_inner();
+    let bytes = keys.bytes(path, least.into()..=most.into())?;
+    Ok(u32::try_from(bytes).unwrap_or(most))
+}
+
+fn tls(keys: &Keys) -> Result<Option<MqttTls>, ConfigError> {
+    const CERT: &str = "outpost.mqtt.tlsCertFile";
+    const KEY: &str = "outpost.mqtt.tlsKeyFile";
+    const CLIENT_CA: &str = "outpost.mqtt.clientCaFile";
+    let client_ca = keys.optional_file(CLIENT_CA)?;
+    if keys.optional(CERT)?.is_none() && keys.optional(KEY)?.is_none() {
+        if client_ca.is_none() {
             return Ok(None);
         }
         let reason = "needs tlsCertFile and tlsKeyFile beside it";
-        return Err(wrong("outpost.mqtt.clientCaFile", reason));
+        return Err(wrong(CLIENT_CA, reason));
     }
     Ok(Some(MqttTls {
-        cert: absolute("outpost.mqtt.tlsCertFile", &raw.tls_cert_file)?,
-        key: absolute("outpost.mqtt.tlsKeyFile", &raw.tls_key_file)?,
-        client_ca: (!raw.client_ca_file.is_empty())
-            .then(|| absolute("outpost.mqtt.clientCaFile", &raw.client_ca_file))
-            .transpose()?,
+        cert: keys.absolute(CERT)?,
+        key: keys.absolute(KEY)?,
+        client_ca,
     }))
 }
 
-fn users(users: &[MqttUser]) -> Result<(), ConfigError> {
+fn users(keys: &Keys) -> Result<Vec<MqttUser>, ConfigError> {
     const KEY: &str = "outpost.mqtt.users";
+    let users: Vec<MqttUser> = keys.get(KEY)?;
     for (index, user) in users.iter().enumerate() {
         let at = |reason: String| wrong(KEY, format!("entry {index}: {reason}"));
         if user.name.is_empty() || user.name.contains(char::is_control) {
-            return Err(at("name is empty or not printable".into()));
+            return Err(at("name is empty or not printable".to_owned()));
         }
         if users[..index].iter().any(|other| other.name == user.name) {
             return Err(at(format!("`{}` is there twice", user.name)));
@@ -208,5 +254,5 @@ fn users(users: &[MqttUser]) -> Result<(), ConfigError> {
             return Err(at(format!("`{bad}` is no topic filter")));
         }
     }
-    Ok(())
+    Ok(users)
 }

@@ -1,8 +1,13 @@
-//! Every key the configuration file may carry: the ones that are used, with default and comment,
-//! and KubeEdge's own that mean nothing here.
+//! Every key the configuration file may carry: the ones that are used, which the sections declare
+//! with default and comment, and KubeEdge's own that mean nothing here.
 //!
 //! Source of the names: `edgecore.config.kubeedge.io/v1alpha2`
 //! (`apis/componentconfig/edgecore/v1alpha2/types.go`, `EdgeCoreConfig`).
+
+use super::{
+    bus, container_logs, dmi, hub, images, log, mqtt, network, outbox, resources, runtime,
+    service_bus, twin, valid,
+};
 
 /// One key that is used.
 #[derive(Clone, Copy, Debug)]
@@ -14,569 +19,61 @@ pub(super) struct Field {
     /// Comment in the printed file.
     pub doc: &'static str,
     /// Whether `--minconfig` shows it.
-    pub min: bool,
+    pub is_usual: bool,
 }
 
-const fn f(path: &'static str, default: &'static str, doc: &'static str) -> Field {
+/// A key of the complete file.
+pub(super) const fn field(path: &'static str, default: &'static str, doc: &'static str) -> Field {
     Field {
         path,
         default,
         doc,
-        min: false,
+        is_usual: false,
     }
 }
 
-const fn m(path: &'static str, default: &'static str, doc: &'static str) -> Field {
+/// A key that nodes usually set: of the minimal file too.
+pub(super) const fn usual(path: &'static str, default: &'static str, doc: &'static str) -> Field {
     Field {
         path,
         default,
         doc,
-        min: true,
+        is_usual: true,
     }
 }
 
-/// Used keys, in the order in which they are printed. Siblings stand together.
-pub(super) const FIELDS: &[Field] = &[
-    m(
-        "apiVersion",
-        "\"edgecore.config.kubeedge.io/v1alpha2\"",
-        "KubeEdge's own format; a file written for KubeEdge is read as it is",
-    ),
-    m("kind", "\"EdgeCore\"", ""),
-    m(
-        "database.dataSource",
-        "\"/var/lib/edgecore/edgecore.db\"",
-        "the node's one database; its directory also holds the key that seals secrets",
-    ),
-    f(
-        "modules.deviceTwin.enable",
-        "true",
-        "false serves no mappers (Device Mapper Interface); devices on MQTT are not touched",
-    ),
-    f(
-        "modules.deviceTwin.dmiSockPath",
-        "\"/etc/kubeedge/\"",
-        "directory of dmi.sock, where mappers register; a path that ends in .sock means its directory",
-    ),
-    f(
-        "modules.edgeHub.enable",
-        "true",
-        "false runs the node alone, without any hub",
-    ),
-    f(
-        "modules.edgeHub.heartbeat",
-        "15",
-        "keepalives go to a plain KubeEdge hub every 15 s; another value is listed as ignored",
-    ),
-    m(
-        "modules.edgeHub.httpServer",
-        "\"https://127.0.0.1:10002\"",
-        "where certificates are requested",
-    ),
-    f(
-        "modules.edgeHub.projectID",
-        "\"e632aba927ea4ac2b575ec1603d56f10\"",
-        "part of the URL; the hub ignores it",
-    ),
-    f(
-        "modules.edgeHub.rotateCertificates",
-        "true",
-        "renew the node's certificate before it expires",
-    ),
-    m(
-        "modules.edgeHub.tlsCaFile",
-        "\"/var/lib/edgecore/pki/ca.crt\"",
-        "the hub's certificate authority (PEM)",
-    ),
-    m(
-        "modules.edgeHub.tlsCertFile",
-        "\"/var/lib/edgecore/pki/node.crt\"",
-        "this node's certificate (PEM)",
-    ),
-    m(
-        "modules.edgeHub.tlsPrivateKeyFile",
-        "\"/var/lib/edgecore/pki/node.key\"",
-        "its key (PEM, mode 0600)",
-    ),
-    f(
-        "modules.edgeHub.token",
-        "\"\"",
-        "join token, used once while there is no certificate; `edgecore join` does without it",
-    ),
-    f(
-        "modules.edgeHub.websocket.enable",
-        "true",
-        "the only transport; false is the same as edgeHub.enable: false",
-    ),
-    f(
-        "modules.edgeHub.websocket.handshakeTimeout",
-        "30",
-        "seconds for TCP, TLS and the upgrade together",
-    ),
-    m(
-        "modules.edgeHub.websocket.server",
-        "\"127.0.0.1:10000\"",
-        "host:port of the hub",
-    ),
-    f(
-        "modules.edgeHub.websocket.writeDeadline",
-        "15",
-        "seconds one write may take before the link counts as dead",
-    ),
-    f(
-        "modules.edged.enable",
-        "true",
-        "false runs no pods (devices only)",
-    ),
-    m(
-        "modules.edged.hostnameOverride",
-        "\"\"",
-        "the node's name; empty takes the host's name",
-    ),
-    f(
-        "modules.edged.nodeIP",
-        "\"\"",
-        "address told to the hub; empty takes the one that routes outwards",
-    ),
-    f(
-        "modules.edged.nodeLabels",
-        "{}",
-        "labels put on the node at registration",
-    ),
-    f(
-        "modules.edged.registerSchedulable",
-        "true",
-        "false registers the node as unschedulable",
-    ),
-    f(
-        "modules.edged.remoteRuntimeEndpoint",
-        "\"\"",
-        "older name of tailoredKubeletConfig.containerRuntimeEndpoint; used if not empty",
-    ),
-    f(
-        "modules.edged.reportEvent",
-        "true",
-        "send pod events to the hub",
-    ),
-    f(
-        "modules.edged.rootDirectory",
-        "\"/var/lib/edgecore/pods\"",
-        "pod volumes that survive a reboot",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.allowedUnsafeSysctls",
-        "[]",
-        "sysctls beyond the safe ones that pods may set; a trailing `*` allows a prefix",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.clusterDNS",
-        "[]",
-        "DNS servers for pods with ClusterFirst; empty uses resolvConf",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.clusterDomain",
-        "\"cluster.local\"",
-        "",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.containerLogMaxFiles",
-        "5",
-        "files of one container's log, 2 or more",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.containerLogMaxSize",
-        "\"10Mi\"",
-        "one of them is replaced by the next at this size",
-    ),
-    m(
-        "modules.edged.tailoredKubeletConfig.containerRuntimeEndpoint",
-        "\"unix:///run/containerd/containerd.sock\"",
-        "containerd's socket",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.enforceNodeAllocatable",
-        "[\"pods\"]",
-        "pods together get no more than what is not reserved; [\"none\"] only counts it",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.evictionHard",
-        "{\"memory.available\": \"100Mi\", \"nodefs.available\": \"10%\", \"nodefs.inodesFree\": \"5%\", \"imagefs.available\": \"15%\", \"pid.available\": \"5%\"}",
-        "below this much pods are ended, one after the other; 0% switches one off",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.evictionMaxPodGracePeriod",
-        "0",
-        "seconds a pod gets at most when a soft threshold ends it",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.evictionMinimumReclaim",
-        "{}",
-        "what must be free beyond the threshold before the shortage is over",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.evictionPressureTransitionPeriod",
-        "\"5m0s\"",
-        "a pressure condition stays this long after the shortage",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.evictionSoft",
-        "{}",
-        "as evictionHard, after evictionSoftGracePeriod",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.evictionSoftGracePeriod",
-        "{}",
-        "",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.kubeReserved",
-        "{}",
-        "kept back from pods: cpu, memory, ephemeral-storage, pid",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.imageGCHighThresholdPercent",
-        "85",
-        "unused images are removed when containerd's disk is this full; 100 never does",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.imageGCLowThresholdPercent",
-        "80",
-        "… until it is this full",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.imageMaximumGCAge",
-        "\"0s\"",
-        "images that nobody has used for so long are removed even while there is room; 0s: never",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.imageMinimumGCAge",
-        "\"2m0s\"",
-        "images that came or were used more recently stay, however full the disk",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.maxParallelImagePulls",
-        "0",
-        "images pulled at the same time; 0: 2, or 1 with serializeImagePulls",
-    ),
-    f("modules.edged.tailoredKubeletConfig.maxPods", "110", ""),
-    f(
-        "modules.edged.tailoredKubeletConfig.nodeStatusMaxImages",
-        "50",
-        "images listed in the node's status, the largest; -1 lists all",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.podCIDR",
-        "\"\"",
-        "addresses of the built-in pod network, e.g. 10.42.7.0/24; empty takes a free 10.88.x.0/24",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.podLogsDir",
-        "\"/var/log/pods\"",
-        "",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.podPidsLimit",
-        "-1",
-        "most processes of one pod; -1 for no limit",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.resolvConf",
-        "\"/etc/resolv.conf\"",
-        "resolvers of the node, which pods inherit",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.seccompDefault",
-        "true",
-        "containers that say nothing of seccomp get RuntimeDefault; false: Unconfined",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.serializeImagePulls",
-        "false",
-        "true: one image after the other",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.staticPodPath",
-        "\"/etc/edgecore/manifests\"",
-        "directory of static pods; need not exist",
-    ),
-    f(
-        "modules.edged.tailoredKubeletConfig.systemReserved",
-        "{}",
-        "as kubeReserved; both together are kept back",
-    ),
-    f(
-        "modules.eventBus.enable",
-        "true",
-        "false runs no MQTT and no devices",
-    ),
-    f(
-        "modules.eventBus.eventBusTLS.enable",
-        "false",
-        "TLS towards the external broker",
-    ),
-    f("modules.eventBus.eventBusTLS.tlsMqttCAFile", "\"\"", ""),
-    f("modules.eventBus.eventBusTLS.tlsMqttCertFile", "\"\"", ""),
-    f(
-        "modules.eventBus.eventBusTLS.tlsMqttPrivateKeyFile",
-        "\"\"",
-        "",
-    ),
-    m(
-        "modules.eventBus.mqttMode",
-        "0",
-        "0: the broker inside; 1: both; 2: an external broker only",
-    ),
-    f(
-        "modules.eventBus.mqttPassword",
-        "\"\"",
-        "for the external broker",
-    ),
-    f(
-        "modules.eventBus.mqttServerExternal",
-        "\"tcp://127.0.0.1:1884\"",
-        "used with mqttMode 1 and 2",
-    ),
-    m(
-        "modules.eventBus.mqttServerInternal",
-        "\"tcp://127.0.0.1:1883\"",
-        "listener of the broker inside; keep it on loopback",
-    ),
-    f(
-        "modules.eventBus.mqttSubClientID",
-        "\"\"",
-        "client id towards the external broker; empty makes one from the node name",
-    ),
-    f(
-        "modules.eventBus.mqttUsername",
-        "\"\"",
-        "for the external broker",
-    ),
-    f(
-        "modules.metaManager.remoteQueryTimeout",
-        "60",
-        "an object asked of the hub is waited for 60 s; another value is listed as ignored",
-    ),
-    f(
-        "modules.serviceBus.enable",
-        "false",
-        "HTTP between this node and the cloud, by rules (docs/operating.md)",
-    ),
-    f(
-        "modules.serviceBus.port",
-        "9060",
-        "where local applications ask; open while a rule of the cloud has a URL for them",
-    ),
-    f("modules.serviceBus.server", "\"127.0.0.1\"", ""),
-    f(
-        "modules.serviceBus.timeout",
-        "60",
-        "seconds that a local application waits for the cloud",
-    ),
-    f(
-        "modules.serviceBus.tlsCertFile",
-        "\"\"",
-        "with a key: HTTPS",
-    ),
-    f("modules.serviceBus.tlsPrivateKeyFile", "\"\"", ""),
-    f(
-        "outpost.cgroupRoot",
-        "\"/edgepods\"",
-        "root of the pods' cgroups",
-    ),
-    f(
-        "outpost.cniBinDirectory",
-        "\"/opt/cni/bin\"",
-        "CNI plugins; also looked for in /usr/lib/cni",
-    ),
-    f("outpost.cniConfDirectory", "\"/etc/cni/net.d\"", ""),
-    f(
-        "outpost.containerdNamespace",
-        "\"edgecore\"",
-        "containerd namespace of our images and containers",
-    ),
-    f(
-        "outpost.dmiCallsPerSecond",
-        "200",
-        "calls that each mapper may make; at least 100",
-    ),
-    f(
-        "outpost.dmiGroups",
-        "[]",
-        "numeric groups besides root whose processes may be mappers",
-    ),
-    f(
-        "outpost.dmiUsers",
-        "[]",
-        "numeric users besides root whose processes may be mappers; they report only for devices of their own",
-    ),
-    f(
-        "outpost.history.rowsMax",
-        "1000",
-        "readings kept of each device property, for `edgecore history`; 0 keeps none",
-    ),
-    f(
-        "outpost.history.ageMax",
-        "\"168h\"",
-        "readings older than this are dropped",
-    ),
-    f(
-        "outpost.history.bytesMax",
-        "\"64Mi\"",
-        "disk for the readings of all properties; then each gives up its oldest eighth",
-    ),
-    f(
-        "outpost.historyRowsPerSecond",
-        "10000",
-        "after a long outage the newest values go first; what came before follows at this rate",
-    ),
-    f(
-        "outpost.imageLayersMax",
-        "3",
-        "layers of one image pulled at the same time",
-    ),
-    f(
-        "outpost.imageStallSeconds",
-        "30",
-        "a transfer that brings nothing for so long is tried again from where it stopped",
-    ),
-    f(
-        "outpost.insecureRegistries",
-        "[]",
-        "registries spoken to in plain HTTP, host:port",
-    ),
-    f(
-        "outpost.loggerPath",
-        "\"\"",
-        "the program that writes container logs; empty: `edged-logger` beside this program",
-    ),
-    f("outpost.logFormat", "\"text\"", "text or json"),
-    f(
-        "outpost.logLevel",
-        "\"info\"",
-        "error, warn, info, debug, trace, or a tracing filter",
-    ),
-    f(
-        "outpost.mqtt.anonymous",
-        "\"auto\"",
-        "MQTT clients without a name: no, loopback (from the node itself), yes; auto: no where there is a passwordFile or clientCaFile, else loopback",
-    ),
-    f(
-        "outpost.mqtt.bytesPerSecond",
-        "\"8Mi\"",
-        "what one MQTT client is read, with one second of credit; 0: no limit",
-    ),
-    f(
-        "outpost.mqtt.clientCaFile",
-        "\"\"",
-        "authority of client certificates on the TLS listeners; the common name is the user",
-    ),
-    f(
-        "outpost.mqtt.packetBytesMax",
-        "\"256Ki\"",
-        "largest MQTT packet",
-    ),
-    f(
-        "outpost.mqtt.packetsPerSecond",
-        "5000",
-        "packets one MQTT client is read, with one second of credit; 0: no limit",
-    ),
-    f(
-        "outpost.mqtt.passwordFile",
-        "\"\"",
-        "users and hashed passwords, as `edgecore mqtt passwd` and mosquitto_passwd write it; read again when it changes",
-    ),
-    f(
-        "outpost.mqtt.sessionExpiryMaxSeconds",
-        "0",
-        "an MQTT session outlives its connection so long at most; 0: as long as the client asks",
-    ),
-    f(
-        "outpost.mqtt.tlsCertFile",
-        "\"\"",
-        "certificate chain of the TLS listeners",
-    ),
-    f("outpost.mqtt.tlsKeyFile", "\"\"", ""),
-    f(
-        "outpost.mqtt.tlsListen",
-        "\"\"",
-        "host:port for MQTT over TLS; empty: none",
-    ),
-    f(
-        "outpost.mqtt.users",
-        "[]",
-        "per user: name, admin, devices (namespace/name), publish, subscribe; who is not listed speaks for the device it is named after",
-    ),
-    f(
-        "outpost.mqtt.webSocketListen",
-        "\"\"",
-        "host:port for MQTT over WebSocket; empty: none",
-    ),
-    f(
-        "outpost.mqtt.webSocketOrigins",
-        "[]",
-        "pages that may connect, scheme://host[:port]; a page of the same host always may",
-    ),
-    f(
-        "outpost.mqtt.webSocketTlsListen",
-        "\"\"",
-        "host:port for MQTT over WebSocket with TLS; empty: none",
-    ),
-    f(
-        "outpost.nodeLogsBytesMax",
-        "\"2Gi\"",
-        "all container logs of the node together; the oldest rotated files go",
-    ),
-    f(
-        "outpost.outboxBytesMax",
-        "\"256Mi\"",
-        "what waits for the hub may take this much disk; then the oldest rows give way (`evicted` in the ledger)",
-    ),
-    f(
-        "outpost.podLogsBytesMax",
-        "\"256Mi\"",
-        "all container logs of one pod together",
-    ),
-    f(
-        "outpost.registries",
-        "[]",
-        "per registry: host, mirrors (asked first, in order), caFile, certFile, keyFile, skipVerify, plainHttp",
-    ),
-    f(
-        "outpost.registryAuthFiles",
-        "[\"/var/lib/edgecore/registry-auth.json\", \"/var/lib/kubelet/config.json\"]",
-        "docker config.json files with the node's credentials, read at each pull; imagePullSecrets come first",
-    ),
-    f(
-        "outpost.registryConfigDirectory",
-        "\"\"",
-        "containerd's certs.d (<host>/hosts.toml), for registries not listed above",
-    ),
-    f(
-        "outpost.runDirectory",
-        "\"/run/edgecore\"",
-        "the socket that `edgecore status` asks; network pins; volumes that must not touch the disk",
-    ),
-    f(
-        "outpost.twinConflict",
-        "\"cloud\"",
-        "whose desired value stands when the hub and somebody here both set one: cloud, edge or newest; the annotation outpost.dev/conflict of a Device comes first",
-    ),
-    f(
-        "outpost.seccompDirectory",
-        "\"/var/lib/edgecore/seccomp\"",
-        "where seccomp profiles of type Localhost lie",
-    ),
-    f(
-        "outpost.snapshotter",
-        "\"overlayfs\"",
-        "containerd's snapshotter",
-    ),
-    f(
-        "outpost.streams",
-        "[]",
-        "what waits for the hub, by stream; the first that matches counts: match (twin/<ns>/<device>, state/<ns>/<device>, upload/<topic>, with + and #), priority 0-9, ttl (24h), bytes (4Mi), whenFull (dropOldest, refuse, keepNewest)",
-    ),
+const SECTIONS: &[&[Field]] = &[
+    valid::FIELDS,
+    hub::FIELDS,
+    outbox::FIELDS,
+    twin::FIELDS,
+    dmi::FIELDS,
+    bus::FIELDS,
+    mqtt::FIELDS,
+    service_bus::FIELDS,
+    runtime::FIELDS,
+    images::FIELDS,
+    network::FIELDS,
+    resources::FIELDS,
+    container_logs::FIELDS,
+    log::FIELDS,
 ];
+
+/// Used keys, section by section.
+pub(super) fn fields() -> impl Iterator<Item = &'static Field> {
+    SECTIONS.iter().copied().flatten()
+}
+
+/// In the order of the printed file: what it is first, then tables and keys by name.
+fn in_order() -> Vec<&'static Field> {
+    let mut all: Vec<_> = fields().collect();
+    all.sort_by_cached_key(|field| {
+        let is_body = !matches!(field.path, "apiVersion" | "kind");
+        let names: Vec<String> = field.path.split('.').map(str::to_lowercase).collect();
+        (is_body, names)
+    });
+    all
+}
 
 /// KubeEdge's keys (or whole subtrees) that are accepted and reported as ignored.
 pub(super) const IGNORED: &[&str] = &[
@@ -615,6 +112,14 @@ pub(super) const IGNORED: &[&str] = &[
     "modules.taskManager",
 ];
 
+/// The full path of one of kubelet's keys.
+macro_rules! kubelet {
+    ($key:literal) => {
+        concat!("modules.edged.tailoredKubeletConfig.", $key)
+    };
+}
+pub(super) use kubelet;
+
 const KUBELET: &str = "modules.edged.tailoredKubeletConfig";
 
 /// The rest of `tailoredKubeletConfig`: kubelet's knobs that are not used.
@@ -651,7 +156,7 @@ pub(super) enum Known {
 
 /// Classifies a dotted path.
 pub(super) fn classify(path: &str) -> Known {
-    if FIELDS.iter().any(|field| field.path == path) {
+    if fields().any(|field| field.path == path) {
         return Known::Leaf;
     }
     let kubelet_key = path
@@ -667,7 +172,7 @@ pub(super) fn classify(path: &str) -> Known {
             .strip_prefix(path)
             .is_some_and(|rest| rest.starts_with('.'))
     };
-    if FIELDS.iter().any(|field| is_above(field.path)) || IGNORED.iter().any(|p| is_above(p)) {
+    if fields().any(|field| is_above(field.path)) || IGNORED.iter().any(|p| is_above(p)) {
         return Known::Branch;
     }
     Known::Unknown
@@ -677,7 +182,10 @@ pub(super) fn classify(path: &str) -> Known {
 pub(super) fn suggestion(path: &str) -> Option<String> {
     let (parent, key) = path.rsplit_once('.').unwrap_or(("", path));
     let mut candidates: Vec<&str> = Vec::new();
-    for known in FIELDS.iter().map(|f| f.path).chain(IGNORED.iter().copied()) {
+    for known in fields()
+        .map(|field| field.path)
+        .chain(IGNORED.iter().copied())
+    {
         let below = if parent.is_empty() {
             Some(known)
         } else {
@@ -724,7 +232,7 @@ fn distance(a: &str, b: &str) -> usize {
 pub(super) fn print(heading: &str, select: impl Fn(&Field) -> Option<String>) -> String {
     let mut out = format!("# {heading}\n");
     let mut open: Vec<&str> = Vec::new();
-    for field in FIELDS {
+    for field in in_order() {
         let Some(value) = select(field) else { continue };
         let parts: Vec<&str> = field.path.split('.').collect();
         let (key, parents) = parts

@@ -1,52 +1,61 @@
-//! `modules.serviceBus`: KubeEdge's keys, off by default as there.
-
-use serde::Deserialize;
+//! `modules.serviceBus…`: KubeEdge's keys, off by default as there.
 
 use super::ConfigError;
-use super::valid::{absolute, seconds, wrong};
+use super::keys::{Keys, absolute, wrong};
+use super::schema::{Field, field};
 use crate::servicebus::ServiceBusConfig;
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct RawServiceBus {
-    pub enable: bool,
-    pub server: String,
-    pub port: u16,
-    pub timeout: u32,
-    pub tls_cert_file: String,
-    pub tls_private_key_file: String,
-}
+pub(super) const FIELDS: &[Field] = &[
+    field(
+        "modules.serviceBus.enable",
+        "false",
+        "HTTP between this node and the cloud, by rules (docs/operating.md)",
+    ),
+    field(
+        "modules.serviceBus.port",
+        "9060",
+        "where local applications ask; open while a rule of the cloud has a URL for them",
+    ),
+    field("modules.serviceBus.server", "\"127.0.0.1\"", ""),
+    field(
+        "modules.serviceBus.timeout",
+        "60",
+        "seconds that a local application waits for the cloud",
+    ),
+    field(
+        "modules.serviceBus.tlsCertFile",
+        "\"\"",
+        "with a key: HTTPS",
+    ),
+    field("modules.serviceBus.tlsPrivateKeyFile", "\"\"", ""),
+];
 
 /// `None`: off.
-pub(super) fn service_bus(raw: &RawServiceBus) -> Result<Option<ServiceBusConfig>, ConfigError> {
-    if !raw.enable {
+pub(super) fn check(keys: &Keys) -> Result<Option<ServiceBusConfig>, ConfigError> {
+    const SERVER: &str = "modules.serviceBus.server";
+    const CERT: &str = "modules.serviceBus.tlsCertFile";
+    const KEY: &str = "modules.serviceBus.tlsPrivateKeyFile";
+    let is_on: bool = keys.get("modules.serviceBus.enable")?;
+    if !is_on {
         return Ok(None);
     }
-    if raw.server.is_empty() || raw.port == 0 {
-        let path = "modules.serviceBus.server";
-        return Err(wrong(
-            path,
-            "server and port say where to listen".to_owned(),
-        ));
+    let server = keys.text(SERVER)?;
+    let port: u16 = keys.get("modules.serviceBus.port")?;
+    if server.is_empty() || port == 0 {
+        return Err(wrong(SERVER, "server and port say where to listen"));
     }
-    let host = if raw.server.contains(':') && !raw.server.starts_with('[') {
-        format!("[{}]", raw.server)
+    let host = if server.contains(':') && !server.starts_with('[') {
+        format!("[{server}]")
     } else {
-        raw.server.clone()
+        server
     };
-    let tls = match (
-        raw.tls_cert_file.as_str(),
-        raw.tls_private_key_file.as_str(),
-    ) {
+    let tls = match (keys.text(CERT)?.as_str(), keys.text(KEY)?.as_str()) {
         ("", "") => None,
-        (cert, key) => Some((
-            absolute("modules.serviceBus.tlsCertFile", cert)?,
-            absolute("modules.serviceBus.tlsPrivateKeyFile", key)?,
-        )),
+        (cert, key) => Some((absolute(CERT, cert)?, absolute(KEY, key)?)),
     };
     Ok(Some(ServiceBusConfig {
-        listen: format!("{host}:{}", raw.port),
-        timeout: seconds("modules.serviceBus.timeout", raw.timeout, 1)?,
+        listen: format!("{host}:{port}"),
+        timeout: keys.seconds("modules.serviceBus.timeout")?,
         tls,
     }))
 }

@@ -100,7 +100,10 @@ fn mistakes_name_the_path() {
         ),
         ("apiVersion: v1", "edgecore.config.kubeedge.io/v1alpha2"),
         ("modules: {eventBus: {mqttMode: 7}}", "must be 0, 1 or 2"),
-        ("outpost: {outboxBytesMax: 4k}", "must be 1Mi or more"),
+        (
+            "outpost: {outboxBytesMax: 4k}",
+            "must be a size from 1Mi to 1Pi, is `4k`",
+        ),
         (
             "outpost: {podLogsBytesMax: 1Mi}",
             "`outpost.podLogsBytesMax`: 1Mi must not be less than containerLogMaxSize, 10Mi",
@@ -112,6 +115,23 @@ fn mistakes_name_the_path() {
     ] {
         let told = with_file(text).unwrap_err().to_string();
         assert!(told.contains(expected), "{text}: {told}");
+    }
+}
+
+/// What no key takes is refused by name, whatever the key: so each is read by its section.
+#[test]
+fn each_key_of_the_file_is_read() {
+    for field in schema::fields() {
+        let mut text = "{no: [[value]]}".to_owned();
+        for name in field.path.rsplit('.') {
+            text = format!("{{{name}: {text}}}");
+        }
+        // The one section that is off by default.
+        let on = ("EDGECORE__MODULES__SERVICEBUS__ENABLE", "true");
+        let env = (field.path != "modules.serviceBus.enable").then_some(on);
+        let told = with(&text, env.as_slice()).err();
+        let told = told.map(|error| error.to_string()).unwrap_or_default();
+        assert!(told.contains(field.path), "{text}: {told}");
     }
 }
 
@@ -178,8 +198,11 @@ fn images_and_logs_are_kept_as_kubelets_keys_say() {
             "containerLogMaxFiles: 1",
             "containerLogMaxFiles`: must be between 2 and 100, is 1",
         ),
-        ("containerLogMaxSize: 4k", "must be 32Ki or more, is `4k`"),
-        ("containerLogMaxSize: 10Mib", "unknown unit `Mib`"),
+        (
+            "containerLogMaxSize: 4k",
+            "must be a size from 32Ki to 1Pi, is `4k`",
+        ),
+        ("containerLogMaxSize: 10Mib", "is `10Mib`"),
     ] {
         let told = kubelet(keys).unwrap_err();
         assert!(told.contains(says), "{keys}: {told}");

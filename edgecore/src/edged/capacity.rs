@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use quantity::binary;
 use serde_json::{Value, json};
 
 use super::eviction::threshold::{Signal, Threshold};
@@ -69,20 +70,6 @@ fn kibibytes(bytes: i64) -> String {
     } else {
         bytes.to_string()
     }
-}
-
-/// Bytes as Kubernetes writes a binary quantity: the greatest unit that leaves no remainder.
-pub fn binary(bytes: i64) -> String {
-    let mut value = bytes;
-    let mut unit = "";
-    for larger in ["Ki", "Mi", "Gi", "Ti", "Pi"] {
-        if value == 0 || value % 1024 != 0 {
-            break;
-        }
-        value /= 1024;
-        unit = larger;
-    }
-    format!("{value}{unit}")
 }
 
 /// Everything the machine has.
@@ -187,18 +174,5 @@ mod tests {
             ..reserved
         };
         assert_eq!(allocatable(&all, greedy, &[]).memory_bytes, 0);
-    }
-
-    #[test]
-    fn quantities_are_written_as_kubernetes_does() {
-        for (bytes, text) in [
-            (0, "0"),
-            (1, "1"),
-            (1024, "1Ki"),
-            (1536, "1536"),
-            (50 << 20, "50Mi"),
-        ] {
-            assert_eq!(binary(bytes), text);
-        }
     }
 }

@@ -8,6 +8,7 @@
 
 use std::fmt;
 
+use quantity::Quantity;
 use rusqlite::{Connection, OptionalExtension, params};
 use wire::extension::EVENTS_STREAM;
 
@@ -22,6 +23,7 @@ pub(super) const PRIORITY: u8 = 5;
 /// Most rules in a configuration.
 pub const RULES_MAX: usize = 64;
 const BYTES_MIN: u64 = 1 << 10;
+const BYTES_MAX: u64 = 1 << 50;
 const TTL_MS_MIN: i64 = 1_000;
 const TTL_MS_MAX: i64 = 10 * 365 * 86_400_000;
 
@@ -123,7 +125,9 @@ impl Policy {
             }
             "ttl" => self.ttl_ms = Some(ttl(value)?),
             "bytes" => {
-                let bytes = size(value).filter(|bytes| *bytes >= BYTES_MIN);
+                let bytes = Quantity::parse(value).ok();
+                let bytes = bytes.and_then(|quantity| u64::try_from(quantity.units()).ok());
+                let bytes = bytes.filter(|bytes| (BYTES_MIN..=BYTES_MAX).contains(bytes));
                 self.bytes_max = Some(bytes.ok_or_else(|| PolicyError::Bytes(value.to_owned()))?);
             }
             "whenFull" => self.when_full = WhenFull::parse(value)?,
@@ -186,21 +190,6 @@ fn ttl(text: &str) -> Result<i64, PolicyError> {
     parsed
         .filter(|ms| (TTL_MS_MIN..=TTL_MS_MAX).contains(ms))
         .ok_or_else(|| PolicyError::Ttl(text.to_owned()))
-}
-
-fn size(text: &str) -> Option<u64> {
-    let (count, unit) = split_unit(text)?;
-    let scale = match unit {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        _ => return None,
-    };
-    count.checked_mul(scale).filter(|bytes| *bytes <= 1 << 50)
 }
 
 /// Streams by pattern.

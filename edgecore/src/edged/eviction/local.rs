@@ -92,7 +92,7 @@ pub(super) fn excess(pod: &Pod, usage: &DiskUsage) -> Option<String> {
     if limits > 0 && above(usage.total(), limits) {
         return Some(format!(
             "Pod ephemeral local storage usage exceeds the total limit of containers {}. ",
-            crate::edged::capacity::binary(limits)
+            ::quantity::binary(limits)
         ));
     }
     containers(pod).find_map(|container| {

@@ -2,9 +2,10 @@
 
 use std::cmp::Reverse;
 
+use quantity::binary;
+
 use super::manager::Starved;
 use super::threshold::Signal;
-use crate::edged::capacity::binary;
 
 /// A pod that could be ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

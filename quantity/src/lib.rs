@@ -1,5 +1,7 @@
-//! `resource.Quantity`: `100m`, `1.5Gi`, `2e3`. Values are kept exactly, in units of 10^-9 (smaller parts round up,
-//! as the reference does), and printed in their canonical form.
+//! Kubernetes' `resource.Quantity`: `100m`, `1.5Gi`, `2e3`. Values are kept exactly, in units of
+//! 10^-9 (smaller parts round up, as the reference does), and printed in their canonical form.
+//!
+//! The one parser of sizes and amounts, in API objects and in configuration files.
 
 use std::fmt::{self, Display};
 
@@ -33,6 +35,13 @@ pub struct Quantity {
 const NANO: i128 = 1_000_000_000;
 /// 2^63-1, the cap of the reference.
 const MAX: i128 = 9_223_372_036_854_775_807 * NANO;
+
+/// Bytes in their canonical form: the largest binary suffix that leaves no remainder.
+pub fn binary(bytes: impl Into<i128>) -> String {
+    let nanos = bytes.into().saturating_mul(NANO);
+    let form = Form::Binary;
+    Quantity { nanos, form }.to_string()
+}
 
 impl Quantity {
     /// Reads a quantity.
@@ -70,6 +79,27 @@ impl Quantity {
     /// A whole number.
     pub fn is_integer(self) -> bool {
         self.nanos % NANO == 0
+    }
+
+    /// Whole units, rounded away from zero as the reference's `Value()` does. Saturates.
+    pub fn units(self) -> i64 {
+        self.scaled(NANO)
+    }
+
+    /// Thousandths, rounded away from zero as the reference's `MilliValue()` does. Saturates.
+    pub fn milli(self) -> i64 {
+        self.scaled(NANO / 1000)
+    }
+
+    fn scaled(self, divisor: i128) -> i64 {
+        let amount = self.nanos.abs();
+        let rounded = amount / divisor + i128::from(amount % divisor != 0);
+        let rounded = i64::try_from(rounded).unwrap_or(i64::MAX);
+        if self.is_negative() {
+            -rounded
+        } else {
+            rounded
+        }
     }
 
     /// For comparing: the value in units of 10^-9.
@@ -159,21 +189,17 @@ impl Display for Quantity {
         if self.nanos == 0 {
             return f.write_str("0");
         }
-        if self.form == Form::Binary && self.nanos % NANO == 0 {
-            let whole = self.nanos / NANO;
-            if whole.abs() >= 1024 {
-                let mut value = whole;
-                let mut suffix = "";
-                for next in ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"] {
-                    if value % 1024 != 0 {
-                        break;
-                    }
-                    value /= 1024;
-                    suffix = next;
+        if self.form == Form::Binary && self.is_integer() {
+            let mut value = self.nanos / NANO;
+            let mut suffix = "";
+            for next in ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"] {
+                if value % 1024 != 0 {
+                    break;
                 }
-                return write!(f, "{value}{suffix}");
+                value /= 1024;
+                suffix = next;
             }
-            return write!(f, "{whole}");
+            return write!(f, "{value}{suffix}");
         }
         let mut value = self.nanos;
         let mut power = -9;
@@ -241,6 +267,40 @@ mod tests {
             Quantity::parse("1mi").map(Quantity::nanos),
             Err(QuantityError::Suffix)
         );
+    }
+
+    #[test]
+    fn whole_units_and_thousandths() {
+        for (text, milli, units) in [
+            ("1", 1000, 1),
+            ("100m", 100, 1),
+            ("0.5", 500, 1),
+            ("1n", 1, 1),
+            ("1.5Gi", 1_610_612_736_000, 1_610_612_736),
+            ("-1.5", -1500, -2),
+            ("9999999E", i64::MAX, i64::MAX),
+            ("1e99", i64::MAX, i64::MAX),
+        ] {
+            let quantity = Quantity::parse(text).unwrap();
+            assert_eq!(
+                (quantity.milli(), quantity.units()),
+                (milli, units),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn bytes_are_written_with_the_largest_unit_that_fits() {
+        for (bytes, text) in [
+            (0, "0"),
+            (1023, "1023"),
+            (10 << 20, "10Mi"),
+            ((1 << 30) + (1 << 20), "1025Mi"),
+            (-(2 << 10), "-2Ki"),
+        ] {
+            assert_eq!(binary(bytes), text);
+        }
     }
 
     #[test]
