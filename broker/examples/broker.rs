@@ -160,13 +160,27 @@ fn commit(conn: &mut Connection, batches: &[Batch]) -> rusqlite::Result<()> {
 fn apply(tx: &Connection, op: &Op) -> rusqlite::Result<()> {
     match op {
         Op::SessionPut { client, state } => {
-            tx.prepare_cached("REPLACE INTO sessions VALUES (?1, ?2)")?
-                .execute(params![client, state])?;
+            tx.prepare_cached(
+                "INSERT INTO sessions VALUES (?1, ?2) ON CONFLICT (client)
+                 DO UPDATE SET state = excluded.state WHERE excluded.state > sessions.state",
+            )?
+            .execute(params![client, state])?;
         }
-        Op::SessionDelete { client } => {
-            for table in ["sessions", "queue", "received"] {
-                tx.execute(&format!("DELETE FROM {table} WHERE client = ?1"), [client])?;
-            }
+        Op::SessionDelete {
+            client,
+            before,
+            rows_before,
+        } => {
+            tx.execute(
+                "DELETE FROM sessions WHERE client = ?1 AND state < ?2",
+                params![client, before],
+            )?;
+            let rows_before = i64::try_from(*rows_before).unwrap_or(i64::MAX);
+            tx.execute(
+                "DELETE FROM queue WHERE client = ?1 AND id < ?2",
+                params![client, rows_before],
+            )?;
+            tx.execute("DELETE FROM received WHERE client = ?1", [client])?;
         }
         Op::QueuePut {
             id,

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::access::Access;
 use crate::connection::{self, Arrival, sleep_or_never};
 use crate::core::Core;
-use crate::limits::{ARRIVALS_MAX, INLET_MESSAGES_MAX, Limits};
+use crate::limits::{ARRIVALS_MAX, CLOCK_LOOK, INLET_MESSAGES_MAX, Limits};
 use crate::listener::Listener;
 use crate::message::{Message, Qos};
 use crate::pipeline::Pipeline;
@@ -147,6 +147,10 @@ impl Broker {
             tracing::warn!(rows = unreadable, "stored MQTT rows not readable; left out");
         }
         let core = Arc::new(Core::new(limits, storage, access, router, counters));
+        if unreadable > 0 {
+            // Before anybody can write a session of the same name.
+            core.settle().await;
+        }
         let (sender, inlet) = mpsc::channel(INLET_MESSAGES_MAX);
         let handle = BrokerHandle {
             inlet: sender,
@@ -287,12 +291,19 @@ async fn publish_inlet(
 
 async fn run_timers(core: Arc<Core>, stop: CancellationToken) {
     let pipeline = Arc::new(Pipeline::new(Version::V5, "".into()));
+    write_ends(&core).await;
+    let mut clock_look = Instant::now() + CLOCK_LOOK;
     loop {
         let next = core.router().next_timer();
         let due = sleep_or_never(next);
         // All arms only wait; nothing is lost when they are dropped.
         tokio::select! {
             () = due => {}
+            () = sleep_or_never(Some(clock_look)) => {
+                write_ends(&core).await;
+                clock_look = Instant::now() + CLOCK_LOOK;
+                continue;
+            }
             () = core.timers_changed.notified() => continue,
             () = stop.cancelled() => return,
         }
@@ -302,5 +313,16 @@ async fn run_timers(core: Arc<Core>, stop: CancellationToken) {
         for will in wills {
             core.publish_will(&pipeline, will).await;
         }
+    }
+}
+
+async fn write_ends(core: &Arc<Core>) {
+    loop {
+        let mut ops = Vec::new();
+        core.router().write_ends(Moment::now(), &mut ops);
+        if ops.is_empty() {
+            return;
+        }
+        core.commit_ops(ops).await;
     }
 }

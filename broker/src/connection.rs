@@ -436,7 +436,7 @@ impl<'a> Connection<'a> {
             &self.pipeline,
             self.expiry_secs,
             will,
-            Instant::now(),
+            Moment::now(),
             &mut ops,
         );
         self.core.timers_changed.notify_one();

@@ -77,6 +77,13 @@ pub const BUSY_RETRY: Duration = Duration::from_millis(2);
 /// published (MQTT 5 §3.1.2.5 lets a server defer it so).
 pub const RETURN_WITHIN: Duration = Duration::from_secs(10);
 
+/// How often the wall clock is compared with what sessions' rows say of their ends.
+pub const CLOCK_LOOK: Duration = Duration::from_secs(60);
+/// Beyond this difference a row is written again.
+pub const CLOCK_STEP_MS: u64 = 60_000;
+/// Rows of sessions written again in one commit.
+pub const ENDS_WRITTEN_MAX: usize = 64;
+
 /// How often changed counters are published below `$SYS/broker`, while somebody listens.
 pub const SYS_INTERVAL: Duration = Duration::from_secs(10);
 

@@ -9,8 +9,10 @@ use crate::message::{Message, Qos};
 use crate::proto::Will;
 use crate::trie::SubOptions;
 
-/// What is written. In 1 a message had no time of writing.
-const FORMAT: u8 = 2;
+/// What is written. In 2 a session had neither revision nor end, in 1 a message no time of writing.
+/// It only rises: it is the first byte by which states of a session are compared.
+const FORMAT: u8 = 3;
+const FORMAT_WITHOUT_ENDS: u8 = 2;
 const FORMAT_WITHOUT_TIMES: u8 = 1;
 /// Times before this are of a clock that was not set yet: nothing is counted by them.
 const CLOCK_SET_MS: u64 = 1_577_836_800_000;
@@ -32,6 +34,16 @@ impl Moment {
         }
     }
 
+    /// What the wall clock will show at a moment; 0 when it is not set.
+    pub(crate) fn wall_ms_of(self, at: Instant) -> u64 {
+        if self.wall_ms < CLOCK_SET_MS {
+            return 0;
+        }
+        let ahead = at.saturating_duration_since(self.at).as_millis();
+        self.wall_ms
+            .saturating_add(u64::try_from(ahead).unwrap_or(u64::MAX))
+    }
+
     /// Whole seconds since something was written; 0 where the clocks do not tell.
     fn seconds_since(self, written_ms: u64) -> u64 {
         if written_ms < CLOCK_SET_MS {
@@ -44,8 +56,29 @@ impl Moment {
 /// A persistent session as kept.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct SessionRecord {
+    /// Rises with everything that is written of sessions.
+    pub(crate) revision: u64,
     pub(crate) expiry_secs: u32,
+    /// When it ends unless its client comes back, in Unix milliseconds; 0 while the client is
+    /// connected, and when the clock was not set as it left.
+    pub(crate) ends_ms: u64,
     pub(crate) subscriptions: Vec<(Box<str>, SubOptions)>,
+}
+
+impl SessionRecord {
+    /// How long the session lives on after a start, `within` being the time in which its client may
+    /// come back whatever the clock says.
+    ///
+    /// Never longer than the client asked for, and all of that when the clocks do not tell: a node
+    /// without a battery behind its clock starts in the past.
+    pub(crate) fn life_left(&self, now: Moment, within: Duration) -> Duration {
+        let whole = Duration::from_secs(u64::from(self.expiry_secs));
+        if self.ends_ms == 0 || now.wall_ms < CLOCK_SET_MS {
+            return whole;
+        }
+        let left = Duration::from_millis(self.ends_ms.saturating_sub(now.wall_ms));
+        left.max(within).min(whole)
+    }
 }
 
 /// A queued message as kept.
@@ -59,12 +92,22 @@ pub(crate) struct QueueRecord {
     pub(crate) message: Option<Message>,
 }
 
+/// How every state of a session begins: states compare as bytes like their revisions.
+pub(crate) fn session_start(revision: u64) -> Vec<u8> {
+    let mut out = vec![FORMAT];
+    out.put_u64(revision);
+    out
+}
+
 pub(crate) fn encode_session<'a>(
+    revision: u64,
     expiry_secs: u32,
+    ends_ms: u64,
     subscriptions: impl ExactSizeIterator<Item = (&'a str, &'a SubOptions)>,
 ) -> Vec<u8> {
-    let mut out = vec![FORMAT];
+    let mut out = session_start(revision);
     out.put_u32(expiry_secs);
+    out.put_u64(ends_ms);
     put_count(&mut out, subscriptions.len());
     for (filter, options) in subscriptions {
         put_bytes(&mut out, filter.as_bytes());
@@ -80,7 +123,10 @@ pub(crate) fn encode_session<'a>(
 
 pub(crate) fn decode_session(bytes: &[u8]) -> Option<SessionRecord> {
     let mut input = Reader::new(bytes)?;
+    let has_end = input.format > FORMAT_WITHOUT_ENDS;
+    let revision = if has_end { input.u64()? } else { 0 };
     let expiry_secs = input.u32()?;
+    let ends_ms = if has_end { input.u64()? } else { 0 };
     let count = input.u32()?;
     let mut subscriptions = Vec::new();
     for _ in 0..count {
@@ -95,7 +141,9 @@ pub(crate) fn decode_session(bytes: &[u8]) -> Option<SessionRecord> {
         subscriptions.push((filter, options));
     }
     Some(SessionRecord {
+        revision,
         expiry_secs,
+        ends_ms,
         subscriptions,
     })
 }
@@ -210,7 +258,8 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(bytes: &'a [u8]) -> Option<Self> {
         let (&format, rest) = bytes.split_first()?;
-        matches!(format, FORMAT | FORMAT_WITHOUT_TIMES).then_some(Self { rest, format })
+        matches!(format, FORMAT | FORMAT_WITHOUT_ENDS | FORMAT_WITHOUT_TIMES)
+            .then_some(Self { rest, format })
     }
 
     fn take(&mut self, len: usize) -> Option<&'a [u8]> {
@@ -299,10 +348,53 @@ mod tests {
             retain_as_published: false,
             id: 9,
         };
-        let bytes = encode_session(5, [("a/#", &options)].into_iter());
+        let bytes = encode_session(8, 5, 6, [("a/#", &options)].into_iter());
         let read = decode_session(&bytes).unwrap();
-        assert_eq!(read.expiry_secs, 5);
+        assert_eq!((read.revision, read.expiry_secs, read.ends_ms), (8, 5, 6));
         assert_eq!(read.subscriptions, [("a/#".into(), options)]);
+        // As it was written before there were ends.
+        let mut old = bytes.clone();
+        old[0] = FORMAT_WITHOUT_ENDS;
+        old.drain(13..21);
+        old.drain(1..9);
+        let old = decode_session(&old).unwrap();
+        assert_eq!((old.revision, old.expiry_secs, old.ends_ms), (0, 5, 0));
+        assert_eq!(old.subscriptions, read.subscriptions);
+    }
+
+    #[test]
+    fn what_is_left_of_a_session_counts_from_its_end() {
+        const WEEK_SECS: u64 = 7 * 86_400;
+        let left_ms = CLOCK_SET_MS + 500_000_000_000;
+        let ends_ms = left_ms + WEEK_SECS * 1000;
+        let day = 86_400_000;
+        for (name, ends_ms, wall_ms, expected_secs) in [
+            ("six of seven days ago", ends_ms, left_ms + 6 * day, 86_400),
+            ("at once", ends_ms, left_ms, WEEK_SECS),
+            ("a week and a day ago", ends_ms, left_ms + 8 * day, 10),
+            ("just before the end", ends_ms, ends_ms - 3_000, 10),
+            ("the clock is behind", ends_ms, left_ms - day, WEEK_SECS),
+            ("the clock is not set", ends_ms, 7_000, WEEK_SECS),
+            ("it was not set then", 0, left_ms, WEEK_SECS),
+        ] {
+            let now = Moment {
+                at: Instant::now(),
+                wall_ms,
+            };
+            let record = SessionRecord {
+                revision: 1,
+                expiry_secs: u32::try_from(WEEK_SECS).unwrap(),
+                ends_ms,
+                subscriptions: Vec::new(),
+            };
+            let left = record.life_left(now, Duration::from_secs(10));
+            assert_eq!(left, Duration::from_secs(expected_secs), "{name}");
+            let short = SessionRecord {
+                expiry_secs: 4,
+                ..record
+            };
+            assert!(short.life_left(now, Duration::from_secs(10)) <= Duration::from_secs(4));
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::stats::{Counters, Held};
 use crate::storage::{Loaded, Op};
 use crate::trie::{Hit, SessionKey, Trie};
 
+mod expiry;
 mod publish;
 mod requests;
 mod wills;
@@ -66,6 +67,12 @@ pub(crate) struct Router {
     stale: Vec<u64>,
     /// Rows of wills that will not be published.
     void_wills: Vec<u64>,
+    /// Wills of connections that others had taken over when the last run died.
+    late_wills: Vec<DueWill>,
+    /// Clients whose session could not be read. What it says of its revision may be above ours.
+    unreadable_sessions: Vec<Arc<str>>,
+    /// Of the last state of a session that was written.
+    revision: u64,
     next_key: SessionKey,
     next_row: u64,
     next_will: u64,
@@ -88,6 +95,9 @@ impl Router {
             timers: BTreeSet::new(),
             stale: Vec::new(),
             void_wills: Vec::new(),
+            late_wills: Vec::new(),
+            unreadable_sessions: Vec::new(),
+            revision: 0,
             next_key: NOBODY + 1,
             next_row: 1,
             next_will: 1,
@@ -111,9 +121,14 @@ impl Router {
         for (client, state) in loaded.sessions {
             let Some(record) = record::decode_session(&state) else {
                 unreadable += 1;
+                self.unreadable_sessions.push(client.into());
                 continue;
             };
-            let key = self.add_session(client.into(), record.expiry_secs);
+            self.revision = self.revision.max(record.revision);
+            let life = record.life_left(now, self.limits.return_within);
+            let secs_max = self.limits.session_expiry_max_secs;
+            let expiry_secs = record.expiry_secs.min(secs_max);
+            let key = self.add_session(client.into(), expiry_secs);
             for (filter, options) in record.subscriptions {
                 self.trie.insert(&filter, key, options);
                 self.levels += levels_of(&filter);
@@ -125,8 +140,10 @@ impl Router {
             }
             if let Some(session) = self.sessions.get_mut(&key) {
                 session.is_stored = true;
+                session.ends_ms = record.ends_ms;
             }
-            self.start_expiry(key, record.expiry_secs, now.at);
+            let life = life.min(Duration::from_secs(u64::from(secs_max)));
+            self.start_expiry(key, expiry_secs, life, now.at);
         }
         for (row, client, blob) in loaded.queue {
             self.next_row = self.next_row.max(row + 1);
@@ -226,8 +243,9 @@ impl Router {
         };
         // A delayed will is not sent when the session goes on (MQTT 5 §3.1.3.2.2).
         void(session.will.take(), ops);
-        let is_changed = session.expiry_secs != connect.expiry_secs;
+        let is_changed = session.expiry_secs != connect.expiry_secs || session.ends_ms != 0;
         session.expiry_secs = connect.expiry_secs;
+        session.ends_ms = 0;
         session.attach(Attached {
             pipeline: Arc::clone(pipeline),
             receive_maximum: connect.receive_maximum,
@@ -235,10 +253,7 @@ impl Router {
         });
         if (session.expiry_secs > 0 && !session.is_stored) || (session.is_stored && is_changed) {
             session.is_stored = true;
-            ops.push(Op::SessionPut {
-                client: Arc::clone(client),
-                state: session.record(),
-            });
+            ops.push(session.put(&mut self.revision));
         }
         self.timers.retain(|(_, timed, _)| *timed != key);
         Ok(Welcome {
@@ -262,7 +277,7 @@ impl Router {
         pipeline: &Arc<Pipeline>,
         expiry_secs: Option<u32>,
         will: Option<Will>,
-        now: Instant,
+        now: Moment,
         ops: &mut Vec<Op>,
     ) -> Option<DueWill> {
         let Some(session) = self.sessions.get_mut(&key) else {
@@ -286,40 +301,31 @@ impl Router {
             return will.map(|will| DueWill { client, will });
         }
         session.detach();
-        if let Some(secs) = expiry_secs
-            && secs != session.expiry_secs
-        {
-            session.expiry_secs = secs;
-            if secs > 0 {
-                ops.push(Op::SessionPut {
-                    client: Arc::clone(&client),
-                    state: session.record(),
-                });
-            }
-        }
+        let was_secs = session.expiry_secs;
+        session.expiry_secs = expiry_secs.unwrap_or(was_secs);
         let expiry_secs = session.expiry_secs;
         if expiry_secs == 0 {
             self.remove_session(key, ops);
             return will.map(|will| DueWill { client, will });
         }
-        self.start_expiry(key, expiry_secs, now);
+        let life = Duration::from_secs(u64::from(expiry_secs));
+        if expiry_secs != u32::MAX {
+            session.ends_ms = now.wall_ms_of(now.at + life);
+        }
+        if session.is_stored && (session.ends_ms != 0 || was_secs != expiry_secs) {
+            ops.push(session.put(&mut self.revision));
+        }
+        self.start_expiry(key, expiry_secs, life, now.at);
         let will = will?;
         if will.delay_secs == 0 {
             return Some(DueWill { client, will });
         }
-        let at = now + Duration::from_secs(u64::from(will.delay_secs.min(expiry_secs)));
+        let at = now.at + Duration::from_secs(u64::from(will.delay_secs.min(expiry_secs)));
         self.timers.insert((at, key, Timer::Will));
         if let Some(session) = self.sessions.get_mut(&key) {
             session.will = Some(will);
         }
         None
-    }
-
-    fn start_expiry(&mut self, key: SessionKey, expiry_secs: u32, now: Instant) {
-        if expiry_secs != u32::MAX {
-            let at = now + Duration::from_secs(u64::from(expiry_secs));
-            self.timers.insert((at, key, Timer::Expiry));
-        }
     }
 
     /// Removes a session; its delayed will becomes due.
@@ -332,35 +338,14 @@ impl Router {
         }
         self.timers.retain(|(_, timed, _)| *timed != key);
         if session.is_stored {
+            self.revision = self.revision.saturating_add(1);
             ops.push(Op::SessionDelete {
                 client: Arc::clone(&session.client),
+                before: record::session_start(self.revision),
+                rows_before: self.next_row,
             });
         }
         let client = session.client;
         session.will.map(|will| DueWill { client, will })
-    }
-
-    /// When the next timer is due.
-    pub(crate) fn next_timer(&self) -> Option<Instant> {
-        self.timers.first().map(|(at, _, _)| *at)
-    }
-
-    /// Fires what is due: sessions that expire, wills whose delay is over.
-    pub(crate) fn fire_timers(&mut self, now: Instant, ops: &mut Vec<Op>) -> Vec<DueWill> {
-        let mut due = Vec::new();
-        while let Some((at, key, timer)) = self.timers.first().copied() {
-            if at > now {
-                break;
-            }
-            self.timers.remove(&(at, key, timer));
-            match timer {
-                Timer::Expiry => due.extend(self.remove_session(key, ops)),
-                Timer::Will => due.extend(self.sessions.get_mut(&key).and_then(|session| {
-                    let client = Arc::clone(&session.client);
-                    session.will.take().map(|will| DueWill { client, will })
-                })),
-            }
-        }
-        due
     }
 }

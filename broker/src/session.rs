@@ -14,6 +14,7 @@ use crate::proto::encode::{self, Ack};
 use crate::proto::{Will, reason};
 use crate::record;
 use crate::stats::Counters;
+use crate::storage::Op;
 use crate::trie::SubOptions;
 
 /// The connection a session has now.
@@ -90,6 +91,8 @@ impl Drop for QueueBytes {
 pub(crate) struct Session {
     pub(crate) client: Arc<str>,
     pub(crate) expiry_secs: u32,
+    /// As in its row: see [`record::SessionRecord`].
+    pub(crate) ends_ms: u64,
     pub(crate) subscriptions: HashMap<Box<str>, SubOptions>,
     /// Packet ids of QoS 2 publishes from the client; true once they are stored.
     pub(crate) received: HashMap<u16, bool>,
@@ -114,6 +117,7 @@ impl Session {
         Self {
             client,
             expiry_secs,
+            ends_ms: 0,
             subscriptions: HashMap::new(),
             received: HashMap::new(),
             attached: None,
@@ -129,11 +133,14 @@ impl Session {
         }
     }
 
-    pub(crate) fn record(&self) -> Vec<u8> {
-        record::encode_session(
-            self.expiry_secs,
-            self.subscriptions.iter().map(|(f, o)| (&**f, o)),
-        )
+    /// Its row as it is now; `revision` is the last one given, and rises.
+    pub(crate) fn put(&self, revision: &mut u64) -> Op {
+        *revision = revision.saturating_add(1);
+        let subscriptions = self.subscriptions.iter().map(|(f, o)| (&**f, o));
+        Op::SessionPut {
+            client: Arc::clone(&self.client),
+            state: record::encode_session(*revision, self.expiry_secs, self.ends_ms, subscriptions),
+        }
     }
 
     fn has_room(&self, limits: &Limits, bytes: usize) -> bool {

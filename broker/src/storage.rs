@@ -30,10 +30,16 @@ pub enum StorageError {
 /// One change of the broker's own state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Creates or replaces a persistent session.
+    /// Creates or replaces a persistent session. States of a client rise, compared as bytes: one
+    /// that is below what is kept was overtaken on its way and changes nothing.
     SessionPut { client: Arc<str>, state: Vec<u8> },
-    /// Removes a session with its queue rows and its received packet ids.
-    SessionDelete { client: Arc<str> },
+    /// Removes a session whose state is below `before`, with its queue rows of ids below
+    /// `rows_before` and its received packet ids.
+    SessionDelete {
+        client: Arc<str>,
+        before: Vec<u8>,
+        rows_before: u64,
+    },
     /// Creates or replaces a queued message; `id` rises for ever and gives the order.
     QueuePut {
         id: u64,
@@ -171,7 +177,7 @@ pub struct MemoryStorage {
     rows: Arc<Mutex<Rows>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Rows {
     sessions: BTreeMap<String, Vec<u8>>,
     queue: BTreeMap<u64, (String, Vec<u8>)>,
@@ -185,6 +191,15 @@ impl MemoryStorage {
     /// Number of batches taken so far.
     pub fn commits(&self) -> u64 {
         self.lock().commits
+    }
+
+    /// A storage of its own with what is kept now, as a crash would leave it.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let rows = self.lock().clone();
+        Self {
+            rows: Arc::new(Mutex::new(rows)),
+        }
     }
 
     /// Number of wills kept.
@@ -215,11 +230,21 @@ impl Rows {
     fn apply(&mut self, op: Op) {
         match op {
             Op::SessionPut { client, state } => {
-                self.sessions.insert(client.to_string(), state);
+                let kept = self.sessions.entry(client.to_string()).or_default();
+                if *kept < state {
+                    *kept = state;
+                }
             }
-            Op::SessionDelete { client } => {
-                self.sessions.remove(&*client);
-                self.queue.retain(|_, (owner, _)| **owner != *client);
+            Op::SessionDelete {
+                client,
+                before,
+                rows_before,
+            } => {
+                if self.sessions.get(&*client).is_some_and(|s| *s < before) {
+                    self.sessions.remove(&*client);
+                }
+                self.queue
+                    .retain(|id, (owner, _)| **owner != *client || *id >= rows_before);
                 self.received.retain(|(owner, _)| **owner != *client);
             }
             Op::QueuePut {

@@ -98,6 +98,13 @@ impl Router {
                 ids: std::mem::take(&mut self.stale),
             });
         }
+        let rows_before = self.next_row;
+        let unreadable = self.unreadable_sessions.drain(..);
+        ops.extend(unreadable.map(|client| Op::SessionDelete {
+            client,
+            before: vec![u8::MAX],
+            rows_before,
+        }));
         ops.extend(self.void_wills.drain(..).map(|id| Op::WillDelete { id }));
     }
 
@@ -155,10 +162,7 @@ impl Router {
             answers.push((options.qos.bits(), old.is_none()));
         }
         if is_changed && session.is_stored {
-            ops.push(Op::SessionPut {
-                client: Arc::clone(&session.client),
-                state: session.record(),
-            });
+            ops.push(session.put(&mut self.revision));
         }
         answers
     }
@@ -185,10 +189,7 @@ impl Router {
             existed.push(was);
         }
         if session.is_stored && existed.contains(&true) {
-            ops.push(Op::SessionPut {
-                client: Arc::clone(&session.client),
-                state: session.record(),
-            });
+            ops.push(session.put(&mut self.revision));
         }
         existed
     }

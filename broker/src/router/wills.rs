@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Router, Timer};
+use super::{DueWill, NOBODY, Router, Timer};
 use crate::proto::Will;
 use crate::record::{self, Moment};
 use crate::storage::Op;
@@ -56,14 +56,69 @@ impl Router {
                 0 => (now.at + self.limits.return_within, Timer::Expiry),
                 _ => (at, Timer::Will),
             };
-            // Two of one client: the older connection had been taken over.
+            // Two of one client: the older connection had been taken over, and only its will with a
+            // delay is void.
             if let Some(old) = session.will.replace(will) {
-                self.void_wills.extend(old.row);
+                if old.delay_secs == 0 {
+                    let client = Arc::clone(&session.client);
+                    self.late_wills.push(DueWill { client, will: old });
+                } else {
+                    self.void_wills.extend(old.row);
+                }
                 self.timers
                     .retain(|(_, timed, kind)| (*timed, *kind) != (key, timer));
             }
             self.timers.insert((at, key, timer));
         }
+        if !self.late_wills.is_empty() {
+            // Whoever wants to know has to come back too.
+            let at = now.at + self.limits.return_within;
+            self.timers.insert((at, NOBODY, Timer::Will));
+        }
         unreadable
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::Limits;
+    use crate::message::{Message, Qos};
+    use crate::storage::Loaded;
+
+    #[test]
+    fn wills_of_connections_that_were_taken_over_before_a_death_are_published_too() {
+        let now = Moment::now();
+        let row = |id, topic, delay_secs| {
+            let will = Will {
+                message: Message::new(topic, "gone", Qos::AtLeastOnce, false),
+                delay_secs,
+                expiry_secs: None,
+                row: None,
+            };
+            (id, "d".to_owned(), record::encode_will(&will, now))
+        };
+        for expiry_secs in [0, 100] {
+            let state = record::encode_session(1, expiry_secs, 0, [].into_iter());
+            let loaded = Loaded {
+                // Without an expiry no session is kept.
+                sessions: [("d".to_owned(), state)]
+                    .into_iter()
+                    .filter(|_| expiry_secs > 0)
+                    .collect(),
+                wills: vec![row(1, "older", 0), row(2, "void", 50), row(3, "newer", 0)],
+                ..Loaded::default()
+            };
+            let mut router = Router::new(Limits::default(), Arc::default());
+            assert_eq!(router.load(loaded, now), 0);
+            let mut ops = Vec::new();
+            let within = router.limits.return_within;
+            assert!(router.fire_timers(now.at, &mut ops).is_empty());
+            let due = router.fire_timers(now.at + within, &mut ops);
+            let topics: Vec<_> = due.iter().map(|due| &*due.will.message.topic).collect();
+            assert_eq!(topics, ["older", "newer"], "expiry {expiry_secs}");
+            router.take_stale(&mut ops);
+            assert!(ops.contains(&Op::WillDelete { id: 2 }));
+        }
     }
 }

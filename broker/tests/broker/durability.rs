@@ -196,6 +196,38 @@ async fn a_will_outlives_the_broker_unless_its_client_comes_back() {
 }
 
 #[tokio::test]
+async fn the_life_of_an_absent_session_goes_on_while_the_broker_is_away() {
+    let storage = MemoryStorage::default();
+    let limits = Limits {
+        return_within: Duration::ZERO,
+        ..Limits::default()
+    };
+    let harness = Harness::with(storage.clone(), limits.clone(), broker::AllowAll).await;
+    for (client, secs) in [("short", 1), ("long", 1000), ("back", 1)] {
+        let mut device = Raw::connect_v5(harness.addr, client, false, secs).await;
+        device.send(&[0xe0, 0]).await;
+        device.assert_closed().await;
+    }
+    wait_until("who left is gone", || harness.handle.stats().clients == 0).await;
+    let left = std::time::Instant::now();
+    let _back = Raw::connect_v5(harness.addr, "back", false, 1).await;
+    // As a death leaves it: who is connected is not taken for absent since it last left.
+    let kept = storage.copy();
+    wait_until("a second is over", || {
+        left.elapsed() > Duration::from_millis(1100)
+    })
+    .await;
+
+    let again = Harness::with(kept, limits, broker::AllowAll).await;
+    for (client, expected) in [("short", false), ("long", true), ("back", true)] {
+        let (_, is_present) = Raw::connect_v311(again.addr, client, false).await;
+        assert_eq!(is_present, expected, "{client}");
+    }
+    again.stop().await;
+    harness.stop().await;
+}
+
+#[tokio::test]
 async fn nothing_is_kept_or_acknowledged_after_a_gap_until_the_device_connects_again() {
     for is_v5 in [false, true] {
         let storage = GatedStorage::default();
@@ -402,4 +434,31 @@ async fn a_full_queue_of_an_absent_session_is_bounded_and_counted() {
     assert_eq!(storage.queued(), 2);
     assert_eq!(harness.handle.stats().messages_dropped, 3);
     harness.stop().await;
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_read_are_left_out_and_stand_in_nobodys_way() {
+    let storage = MemoryStorage::default();
+    storage.apply(broker::Batch {
+        ops: vec![
+            broker::Op::SessionPut {
+                client: "r".into(),
+                state: vec![0xfe; 30],
+            },
+            broker::Op::QueuePut {
+                id: 7,
+                client: "r".into(),
+                message: vec![0xfe; 9],
+            },
+        ],
+        ..broker::Batch::default()
+    });
+    for was_present in [false, true] {
+        let harness = Harness::start(storage.clone()).await;
+        let (mut reader, is_present) = Raw::connect_v311(harness.addr, "r", false).await;
+        assert_eq!(is_present, was_present);
+        reader.assert_silent().await;
+        harness.stop().await;
+    }
+    assert_eq!(storage.queued(), 0);
 }

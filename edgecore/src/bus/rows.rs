@@ -18,18 +18,22 @@ fn apply_one(tx: &Connection, op: &Op) -> Result<(), StoreError> {
         Op::SessionPut { client, state } => {
             tx.prepare_cached(
                 "INSERT INTO mqtt_sessions (client, state) VALUES (?1, ?2)
-                 ON CONFLICT (client) DO UPDATE SET state = excluded.state",
+                 ON CONFLICT (client) DO UPDATE SET state = excluded.state
+                     WHERE excluded.state > mqtt_sessions.state",
             )?
             .execute(params![client, state])?;
         }
-        Op::SessionDelete { client } => {
-            for sql in [
-                "DELETE FROM mqtt_sessions WHERE client = ?1",
-                "DELETE FROM mqtt_queue WHERE client = ?1",
-                "DELETE FROM mqtt_received WHERE client = ?1",
-            ] {
-                tx.prepare_cached(sql)?.execute([client])?;
-            }
+        Op::SessionDelete {
+            client,
+            before,
+            rows_before,
+        } => {
+            tx.prepare_cached("DELETE FROM mqtt_sessions WHERE client = ?1 AND state < ?2")?
+                .execute(params![client, before])?;
+            tx.prepare_cached("DELETE FROM mqtt_queue WHERE client = ?1 AND id < ?2")?
+                .execute(params![client, rows_before])?;
+            tx.prepare_cached("DELETE FROM mqtt_received WHERE client = ?1")?
+                .execute([client])?;
         }
         Op::QueuePut {
             id,
@@ -106,4 +110,50 @@ pub(super) fn load(conn: &Connection) -> Result<Loaded, StoreError> {
         loaded.wills.push(row?);
     }
     Ok(loaded)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn what_a_takeover_overtook_changes_nothing_of_the_new_session() {
+        let db = crate::store::Db::open_in_memory().unwrap();
+        let tx = db.reader();
+        let client: Arc<str> = "d".into();
+        let put = |state: &[u8]| Op::SessionPut {
+            client: Arc::clone(&client),
+            state: state.to_vec(),
+        };
+        let row = |id| Op::QueuePut {
+            id,
+            client: Arc::clone(&client),
+            message: vec![0],
+        };
+        let delete = |before: &[u8], rows_before| Op::SessionDelete {
+            client: Arc::clone(&client),
+            before: before.to_vec(),
+            rows_before,
+        };
+        let kept = || {
+            let loaded = load(tx).unwrap();
+            let states: Vec<_> = loaded
+                .sessions
+                .into_iter()
+                .map(|(_, state)| state)
+                .collect();
+            let rows: Vec<_> = loaded.queue.into_iter().map(|(id, ..)| id).collect();
+            (states, rows)
+        };
+        // Written by a release whose states began with a lower byte.
+        apply(tx, &[put(&[2, 9]), row(1)]).unwrap();
+        apply(tx, &[put(&[3, 5]), put(&[3, 4]), row(2)]).unwrap();
+        assert_eq!(kept(), (vec![vec![3, 5]], vec![1, 2]));
+        apply(tx, &[delete(&[3, 5], 2)]).unwrap();
+        assert_eq!(kept(), (vec![vec![3, 5]], vec![2]));
+        apply(tx, &[delete(&[3, 6], 3)]).unwrap();
+        assert_eq!(kept(), (vec![], vec![]));
+    }
 }
