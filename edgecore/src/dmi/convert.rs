@@ -32,6 +32,7 @@ pub(super) fn device(
             device_model_reference: text(&spec["deviceModelRef"], "name"),
             protocol: Some(protocol(&spec["protocol"], model)),
             properties: list(spec, "properties")
+                .filter(|given| flaw(given, model).is_none())
                 .map(|given| property(given, model, desired))
                 .collect(),
             methods: list(spec, "methods").map(method).collect(),
@@ -42,6 +43,44 @@ pub(super) fn device(
             report_cycle: integer(status, "reportCycle"),
         }),
     }
+}
+
+/// Properties that [`device`] leaves out, and why: KubeEdge's mapper-framework ends the mapper's
+/// process at a property that the model does not have (`device/device.go`, `dataHandler`).
+pub(super) fn withheld(object: &Value, model: Option<&Value>) -> BTreeMap<String, String> {
+    list(&object["spec"], "properties")
+        .filter_map(|given| Some((text(given, "name"), flaw(given, model)?)))
+        .collect()
+}
+
+/// All properties, if a device is not told of at all.
+pub(super) fn all_withheld(object: &Value, reason: &str) -> BTreeMap<String, String> {
+    list(&object["spec"], "properties")
+        .map(|given| (text(given, "name"), reason.to_owned()))
+        .collect()
+}
+
+/// Why no mapper can serve a property. A type that the model does not give is none of KubeEdge's
+/// concern, and works with what is only read.
+fn flaw(given: &Value, model: Option<&Value>) -> Option<String> {
+    let (model, name) = (model?, text(given, "name"));
+    let of = text(&model["metadata"], "name");
+    let Some(property) = of_model(model, &name) else {
+        return Some(format!("model {of} has no property {name}"));
+    };
+    let kind = text(property, "type");
+    let is_known = TYPES.iter().any(|known| known.eq_ignore_ascii_case(&kind));
+    (!kind.is_empty() && !is_known)
+        .then(|| format!("model {of} has property {name} of the unknown type {kind}"))
+}
+
+/// `spec.properties[].type` of a DeviceModel.
+const TYPES: [&str; 7] = [
+    "INT", "FLOAT", "DOUBLE", "STRING", "BOOLEAN", "BYTES", "STREAM",
+];
+
+fn of_model<'a>(model: &'a Value, name: &str) -> Option<&'a Value> {
+    list(&model["spec"], "properties").find(|property| property["name"].as_str() == Some(name))
 }
 
 /// The model. Visitors and protocol defaults have no field; they reach the mapper in its devices.
@@ -80,9 +119,7 @@ fn property(
 ) -> pb::DeviceProperty {
     let name = text(given, "name");
     let of_model = model
-        .into_iter()
-        .flat_map(|model| list(&model["spec"], "properties"))
-        .find(|property| property["name"].as_str() == Some(&name))
+        .and_then(|model| of_model(model, &name))
         .map(|property| &property["visitors"])
         .filter(|visitors| visitors.is_object());
     pb::DeviceProperty {

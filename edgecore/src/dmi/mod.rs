@@ -19,7 +19,7 @@ mod state;
 mod tests;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -43,6 +43,7 @@ pub use state::MapperSummary;
 pub use worker::Pace;
 
 use limiter::Limiter;
+use plan::{Item, Withheld};
 use rows::Mapper;
 use server::Service;
 use state::Board;
@@ -181,6 +182,7 @@ pub fn start(config: DmiConfig, deps: DmiDeps, stop: CancellationToken) -> (DmiH
         stop: stop.clone(),
         workers: BTreeMap::new(),
         tasks: JoinSet::new(),
+        withheld: BTreeMap::new(),
     };
     let serving = async move {
         let server = serve(config.socket, admission, service, stop);
@@ -243,6 +245,8 @@ struct Manager {
     stop: CancellationToken,
     workers: BTreeMap<String, watch::Sender<Arc<Assignment>>>,
     tasks: JoinSet<()>,
+    /// What mappers are not told of, as it was last complained of.
+    withheld: BTreeMap<Item, BTreeMap<String, Withheld>>,
 }
 
 impl Manager {
@@ -252,8 +256,9 @@ impl Manager {
             self.deltas.mark_unchanged();
             let again = match self.plan().await {
                 Ok(assignments) => {
+                    let is_told = self.complain(&assignments).await;
                     self.hand_out(assignments);
-                    None
+                    (!is_told).then(|| clock::monotonic() + PLAN_AGAIN)
                 }
                 Err(error) => {
                     tracing::warn!(%error, "what mappers are owed cannot be read");
@@ -288,6 +293,37 @@ impl Manager {
                 Ok(mappers.into_iter().map(assignment).collect())
             })
             .await
+    }
+
+    /// Tells what mappers are not told of; whether that could be stored.
+    async fn complain(&mut self, assignments: &[Assignment]) -> bool {
+        let withheld = assignments.iter().flat_map(|one| &one.owed.withheld);
+        let withheld: BTreeMap<Item, _> = withheld
+            .map(|(item, of)| (item.clone(), of.clone()))
+            .collect();
+        let is_news = |item: &&Item| withheld.get(*item) != self.withheld.get(*item);
+        let devices: BTreeSet<&Item> = withheld.keys().chain(self.withheld.keys()).collect();
+        let news = devices.into_iter().filter(is_news).map(|item| {
+            let of = withheld.get(item).into_iter().flatten();
+            let of = of.map(|(name, one)| (name.clone(), one.reason.clone()));
+            (item.clone(), of.collect::<BTreeMap<String, String>>())
+        });
+        let news: Vec<_> = news.collect();
+        if news.is_empty() {
+            return true;
+        }
+        let is_told = self.news.note(move |tx, now| {
+            let mut told = Outcome::default();
+            for (item, of) in news {
+                told.append(plan::not_served(tx, &item, &of, now)?);
+            }
+            Ok(told)
+        });
+        let is_told = is_told.await;
+        if is_told {
+            self.withheld = withheld;
+        }
+        is_told
     }
 
     fn hand_out(&mut self, assignments: Vec<Assignment>) {

@@ -12,8 +12,9 @@ use wire::resource::Kind;
 
 use super::convert;
 use super::rows::{self, Mapper};
+use crate::clock::UnixMillis;
 use crate::store::StoreError;
-use crate::twin;
+use crate::twin::{self, Outcome};
 
 /// Names the mapper of a device where several serve its protocol.
 pub const MAPPER_ANNOTATION: &str = "outpost.dev/mapper";
@@ -33,8 +34,45 @@ pub(super) type Print = i64;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Owed {
     pub items: BTreeMap<Item, Print>,
+    /// The models of devices that have one.
+    pub models: BTreeMap<Item, Item>,
     /// Devices whose model is not on the node yet.
     pub waiting: usize,
+    /// What the mapper is not told of its devices, by device and property.
+    pub withheld: BTreeMap<Item, BTreeMap<String, Withheld>>,
+}
+
+/// Why a mapper is not told of a property, and what is desired of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Withheld {
+    pub reason: String,
+    pub desired: String,
+}
+
+impl Owed {
+    /// Whether a mapper that was `told` this knows the model of a device as it is owed: with an
+    /// older one, a stock mapper ends at a property that is new. True for all else.
+    pub(super) fn has_its_model(&self, item: &Item, told: &BTreeMap<Item, Print>) -> bool {
+        let model = self.models.get(item);
+        model.is_none_or(|model| told.get(model) == self.items.get(model))
+    }
+
+    fn withhold(
+        &mut self,
+        device: &Item,
+        reasons: BTreeMap<String, String>,
+        desired: &BTreeMap<String, String>,
+    ) {
+        if reasons.is_empty() {
+            return;
+        }
+        let of = |(name, reason): (String, String)| {
+            let desired = desired.get(&name).cloned().unwrap_or_default();
+            (name, Withheld { reason, desired })
+        };
+        let all = reasons.into_iter().map(of).collect();
+        self.withheld.insert(device.clone(), all);
+    }
 }
 
 /// What goes to a mapper.
@@ -90,6 +128,12 @@ pub(super) fn owed(
         else {
             continue;
         };
+        let desired = twin::desired_values(tx, &namespace, &name)?.unwrap_or_default();
+        let device = Item {
+            is_device: true,
+            namespace: namespace.clone(),
+            name,
+        };
         let reference = model_of(&object);
         let model = if reference.is_empty() {
             None
@@ -107,24 +151,22 @@ pub(super) fn owed(
             };
             let Some((object, print)) = known else {
                 owed.waiting += 1;
+                let reason = format!("model {reference} is not on the node");
+                owed.withhold(&device, convert::all_withheld(&object, &reason), &desired);
                 continue;
             };
             let item = Item {
                 is_device: false,
-                namespace: namespace.clone(),
+                namespace,
                 name: reference.to_owned(),
             };
-            owed.items.insert(item, *print);
+            owed.items.insert(item.clone(), *print);
+            owed.models.insert(device.clone(), item);
             Some(&*object)
         };
-        let desired = twin::desired_values(tx, &namespace, &name)?.unwrap_or_default();
         let print = Parcel::Device(convert::device(&object, model, &desired)).print();
-        let item = Item {
-            is_device: true,
-            namespace,
-            name,
-        };
-        owed.items.insert(item, print);
+        owed.withhold(&device, convert::withheld(&object, model), &desired);
+        owed.items.insert(device, print);
     }
     Ok(all)
 }
@@ -140,10 +182,7 @@ pub(super) fn parcel(tx: &Connection, item: &Item) -> Result<Option<(Parcel, Pri
         return Ok(None);
     };
     let parcel = if item.is_device {
-        let model = match model_of(&object) {
-            "" => None,
-            reference => stored(tx, &Kind::DeviceModel, &item.namespace, reference)?,
-        };
+        let model = stored_model(tx, &object, &item.namespace)?;
         let desired = twin::desired_values(tx, &item.namespace, &item.name)?.unwrap_or_default();
         Parcel::Device(convert::device(&object, model.as_ref(), &desired))
     } else {
@@ -167,6 +206,43 @@ pub(super) fn is_owed(
     let is_its = owner(&object, &mappers)
         .is_some_and(|owner| (&owner.name, owner.number) == (&mapper.name, mapper.number));
     Ok(is_its && parcel(tx, item)?.is_some_and(|(_, print)| print == sent))
+}
+
+/// Notes that a mapper took a device as it is now.
+pub(super) fn taken(tx: &Connection, item: &Item, now: UnixMillis) -> Result<Outcome, StoreError> {
+    if !twin::is_undelivered(tx, &item.namespace, &item.name)? {
+        return Ok(Outcome::default());
+    }
+    let Some(object) = stored(tx, &Kind::Device, &item.namespace, &item.name)? else {
+        return Ok(Outcome::default());
+    };
+    let model = stored_model(tx, &object, &item.namespace)?;
+    let withheld = convert::withheld(&object, model.as_ref());
+    twin::mapper_took(tx, &item.namespace, &item.name, &withheld, now)
+}
+
+/// Notes what no mapper is told of a device; nothing, if the device is gone.
+pub(super) fn not_served(
+    tx: &Connection,
+    item: &Item,
+    withheld: &BTreeMap<String, String>,
+    now: UnixMillis,
+) -> Result<Outcome, StoreError> {
+    match stored(tx, &Kind::Device, &item.namespace, &item.name)? {
+        Some(object) => twin::not_served(tx, &object, withheld, now),
+        None => Ok(Outcome::default()),
+    }
+}
+
+fn stored_model(
+    tx: &Connection,
+    device: &Value,
+    namespace: &str,
+) -> Result<Option<Value>, StoreError> {
+    match model_of(device) {
+        "" => Ok(None),
+        reference => stored(tx, &Kind::DeviceModel, namespace, reference),
+    }
 }
 
 /// The mapper that serves a device now.

@@ -106,8 +106,8 @@ pub(super) fn set_told(
     note(tx, name, &news)
 }
 
-/// Notes what a mapper may have been told out of order: it counts as known in another form, or as
-/// not known.
+/// Notes what a mapper may have been told out of order: it counts as known in another form (other
+/// than the note's, and than the one that a note of doubt stands for), or as not known.
 pub(super) fn doubt(
     tx: &Connection,
     name: &str,
@@ -115,7 +115,7 @@ pub(super) fn doubt(
 ) -> Result<(), StoreError> {
     let other: Vec<_> = news
         .iter()
-        .map(|(item, print)| (item.clone(), print.map(|print| !print)))
+        .map(|(item, print)| (item.clone(), print.map(|print| print ^ 1)))
         .collect();
     note(tx, name, &other)
 }

@@ -22,7 +22,7 @@ use super::state::Board;
 use crate::bus;
 use crate::clock;
 use crate::store::{Store, StoreError};
-use crate::twin::{self, Outcome};
+use crate::twin::Outcome;
 
 /// Longest name of a mapper or protocol: as names of Kubernetes objects.
 const NAME_BYTES_MAX: usize = 253;
@@ -62,21 +62,16 @@ impl DeviceManagerService for Service {
             .await
             .map_err(|error| of_store(&error))?;
         let answer = done.map_err(Status::permission_denied)?;
-        let told = answer
-            .device_list
-            .iter()
-            .map(|device| (device.namespace.clone(), device.name.clone()));
-        let told: Vec<_> = told.collect();
+        let told = answer.device_list.iter().map(|device| Item {
+            is_device: true,
+            namespace: device.namespace.clone(),
+            name: device.name.clone(),
+        });
+        let told: Vec<Item> = told.collect();
         let noted = self.news.note(move |tx, now| {
             let mut outcome = Outcome::default();
-            for (namespace, name) in told {
-                outcome.append(twin::mapper_took(
-                    tx,
-                    &namespace,
-                    &name,
-                    &BTreeMap::new(),
-                    now,
-                )?);
+            for item in told {
+                outcome.append(plan::taken(tx, &item, now)?);
             }
             Ok(outcome)
         });

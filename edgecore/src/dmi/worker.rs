@@ -218,6 +218,9 @@ impl Worker {
                 return Ok(());
             }
             let item = step.item().clone();
+            if !assignment.owed.has_its_model(&item, &memory.told) {
+                continue;
+            }
             let (sent, answer) = self.call(&mut client, &step).await?;
             match answer {
                 Ok(()) => {
@@ -234,6 +237,12 @@ impl Worker {
                     }
                 }
                 Err(Failure::Unreachable(reason)) => {
+                    if let Some(sent) = sent.filter(|_| !memory.told.contains_key(&item)) {
+                        // It may know the item all the same. A stock mapper takes a second
+                        // registration of a device for the first one: it gets an update.
+                        memory.told.insert(item.clone(), !sent);
+                        memory.notes.push((item, Some(!sent)));
+                    }
                     self.unreachable(mapper, memory, reason);
                     return Ok(());
                 }
@@ -290,9 +299,7 @@ impl Worker {
             let mut told = Outcome::default();
             for (item, sent) in taken {
                 if plan::is_owed(tx, &mapper, &item, sent)? {
-                    let none = BTreeMap::new();
-                    let (namespace, name) = (&item.namespace, &item.name);
-                    told.append(twin::mapper_took(tx, namespace, name, &none, now)?);
+                    told.append(plan::taken(tx, &item, now)?);
                 }
             }
             Ok(told)
@@ -434,31 +441,47 @@ fn steps(owed: &BTreeMap<Item, Print>, told: &BTreeMap<Item, Print>) -> Vec<Step
     left(true).chain(put).chain(left(false)).collect()
 }
 
+/// A mapper that does not know what it should change is told of it as of something new.
 async fn put(
     client: &mut DeviceMapperServiceClient<Channel>,
     parcel: Parcel,
     is_new: bool,
 ) -> Result<(), Status> {
-    match (parcel, is_new) {
-        (Parcel::Device(device), true) => {
-            let device = Some(device);
-            let request = pb::RegisterDeviceRequest { device };
-            client.register_device(request).await.map(|_| ())
-        }
-        (Parcel::Device(device), false) => {
+    if is_new {
+        return create(client, parcel).await;
+    }
+    let told = match parcel.clone() {
+        Parcel::Device(device) => {
             let device = Some(device);
             let request = pb::UpdateDeviceRequest { device };
             client.update_device(request).await.map(|_| ())
         }
-        (Parcel::Model(model), true) => {
-            let model = Some(model);
-            let request = pb::CreateDeviceModelRequest { model };
-            client.create_device_model(request).await.map(|_| ())
-        }
-        (Parcel::Model(model), false) => {
+        Parcel::Model(model) => {
             let model = Some(model);
             let request = pb::UpdateDeviceModelRequest { model };
             client.update_device_model(request).await.map(|_| ())
+        }
+    };
+    match told {
+        Err(status) if is_unknown_there(&status) => create(client, parcel).await,
+        told => told,
+    }
+}
+
+async fn create(
+    client: &mut DeviceMapperServiceClient<Channel>,
+    parcel: Parcel,
+) -> Result<(), Status> {
+    match parcel {
+        Parcel::Device(device) => {
+            let device = Some(device);
+            let request = pb::RegisterDeviceRequest { device };
+            client.register_device(request).await.map(|_| ())
+        }
+        Parcel::Model(model) => {
+            let model = Some(model);
+            let request = pb::CreateDeviceModelRequest { model };
+            client.create_device_model(request).await.map(|_| ())
         }
     }
 }

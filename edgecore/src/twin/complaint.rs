@@ -11,6 +11,32 @@ use crate::clock::UnixMillis;
 use crate::outbox;
 use crate::store::StoreError;
 
+/// What a complaint is about; one of each is open at a device.
+pub(super) struct Subject {
+    /// Where the last text is kept.
+    fact: &'static str,
+    /// Of the event.
+    reason: &'static str,
+}
+
+/// Annotations of the Device.
+pub(super) const ANNOTATIONS: Subject = Subject {
+    fact: "complaint",
+    reason: "AnnotationNotUsable",
+};
+
+/// What keeps a mapper from serving it.
+pub(super) const MAPPING: Subject = Subject {
+    fact: "unserved",
+    reason: "NotServed",
+};
+
+impl Subject {
+    fn fact(&self, namespace: &str, name: &str) -> String {
+        format!("{}/{namespace}/{name}", self.fact)
+    }
+}
+
 /// Longest text of an event (Kubernetes' own bound).
 const TEXT_CHARS_MAX: usize = 1024;
 
@@ -18,6 +44,7 @@ const TEXT_CHARS_MAX: usize = 1024;
 pub(super) fn tell(
     tx: &Connection,
     object: &Value,
+    subject: &Subject,
     wrong: &[String],
     now: UnixMillis,
     outcome: &mut Outcome,
@@ -27,7 +54,7 @@ pub(super) fn tell(
         value.and_then(Value::as_str).unwrap_or_default()
     };
     let (namespace, name) = (at("namespace"), at("name"));
-    let fact = format!("complaint/{namespace}/{name}");
+    let fact = subject.fact(namespace, name);
     let told: Option<String> = tx
         .prepare_cached("SELECT value FROM facts WHERE name = ?1")?
         .query_row([&fact], |row| row.get(0))
@@ -60,7 +87,7 @@ pub(super) fn tell(
             "apiVersion": "devices.kubeedge.io/v1beta1", "kind": "Device",
             "namespace": namespace, "name": name, "uid": at("uid"),
         },
-        "reason": "AnnotationNotUsable", "message": text, "type": "Warning", "count": 1,
+        "reason": subject.reason, "message": text, "type": "Warning", "count": 1,
         "firstTimestamp": rfc3339(Some(now)), "lastTimestamp": rfc3339(Some(now)),
         "source": {"component": "edgecore"},
     });
@@ -75,7 +102,9 @@ pub(super) fn tell(
 
 /// The device is gone.
 pub(super) fn forget(tx: &Connection, namespace: &str, name: &str) -> Result<(), StoreError> {
-    let fact = format!("complaint/{namespace}/{name}");
-    tx.execute("DELETE FROM facts WHERE name = ?1", [fact])?;
+    for subject in [ANNOTATIONS, MAPPING] {
+        let fact = subject.fact(namespace, name);
+        tx.execute("DELETE FROM facts WHERE name = ?1", [fact])?;
+    }
     Ok(())
 }

@@ -5,14 +5,15 @@
 //! the desired value it has seen is an acknowledgement, and is never a wish itself; its times are
 //! kept beside the node's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use device_twin::{
     Change, Delivery, Device, DeviceId, Event, Property, Rejected, SyncState, cut_reason,
 };
 use rusqlite::Connection;
+use serde_json::Value;
 
-use super::{Outcome, change, rows};
+use super::{Outcome, change, complaint, rows};
 use crate::clock::UnixMillis;
 use crate::store::StoreError;
 
@@ -113,6 +114,43 @@ pub fn mapper_took(
         let reason = withheld.get(property).cloned();
         Some(reason.map_or(Delivery::Taken, Delivery::Refused))
     })
+}
+
+/// No mapper is told of the properties `withheld` of a device, for these reasons: their desired
+/// values are refused, and an event at the Device says why, once for each text. Nothing withheld
+/// ends the complaint.
+///
+/// # Errors
+/// Of the store; worth another try.
+pub fn not_served(
+    tx: &Connection,
+    object: &Value,
+    withheld: &BTreeMap<String, String>,
+    now: UnixMillis,
+) -> Result<Outcome, StoreError> {
+    let at = |pointer| object.pointer(pointer).and_then(Value::as_str);
+    let (namespace, name) = (at("/metadata/namespace"), at("/metadata/name"));
+    let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
+    let mut outcome = deliveries(tx, namespace, name, now, |property| {
+        withheld.get(property).cloned().map(Delivery::Refused)
+    })?;
+    let wrong: BTreeSet<&String> = withheld.values().collect();
+    let wrong: Vec<String> = wrong.into_iter().cloned().collect();
+    complaint::tell(tx, object, &complaint::MAPPING, &wrong, now, &mut outcome)?;
+    Ok(outcome)
+}
+
+/// Whether some desired value of a device did not get as far as the device.
+///
+/// # Errors
+/// Of the store.
+pub fn is_undelivered(tx: &Connection, namespace: &str, name: &str) -> Result<bool, StoreError> {
+    let device = load(tx, namespace, name)?;
+    let mut properties = device.iter().flat_map(Device::live_properties);
+    Ok(properties.any(|(_, property)| {
+        let refused = property.refused.as_ref();
+        refused.is_some_and(|refused| refused.is_undelivered)
+    }))
 }
 
 /// Notes what became of the desired values of a device, where that is news. One that the device

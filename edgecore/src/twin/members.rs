@@ -65,7 +65,14 @@ pub fn device_upserted(
         ));
     }
     let rules = Rules::of(tx, object, &mut wrong)?;
-    complaint::tell(tx, object, &wrong, now, &mut outcome)?;
+    complaint::tell(
+        tx,
+        object,
+        &complaint::ANNOTATIONS,
+        &wrong,
+        now,
+        &mut outcome,
+    )?;
     let Some(device) = ensure(tx, &id, description, BTreeMap::new(), now, &mut outcome)? else {
         return Ok(outcome);
     };

@@ -38,7 +38,8 @@ pub use history::{
     HistoryBounds, HistoryQuery, READINGS_MAX, Reading, history, set_history_bounds,
 };
 pub use mapper::{
-    MapperTwin, desired_values, mapper_refused, mapper_reported, mapper_state, mapper_took,
+    MapperTwin, desired_values, is_undelivered, mapper_refused, mapper_reported, mapper_state,
+    mapper_took, not_served,
 };
 pub use members::{
     device_removed, device_upserted, membership, membership_detail_request, set_conflict, set_node,

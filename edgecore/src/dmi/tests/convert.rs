@@ -145,7 +145,7 @@ fn the_model_is_merged_in_and_the_device_overrides_it() {
     "properties": [
         {"name": "a", "type": "INT", "accessMode": "ReadOnly",
          "visitors": {"protocolName": "of-model", "configData": {"offset": "1", "scale": "2"}}},
-        {"name": "b", "type": "STRING"},
+        {"name": "b", "type": "string"}, {"name": "c"}, {"name": "e", "type": "FISH"},
         {"name": "only-in-model", "type": "INT", "visitors": {"configData": {}}},
     ]}});
     let device = json!({"metadata": {}, "spec": {
@@ -153,7 +153,7 @@ fn the_model_is_merged_in_and_the_device_overrides_it() {
     "properties": [
         {"name": "a", "visitors": {"protocolName": "own", "configData": {"scale": "3"}}},
         {"name": "b", "visitors": {"protocolName": "own", "configData": {"k": "v"}}},
-        {"name": "c"},
+        {"name": "c"}, {"name": "d"}, {"name": "e"},
     ]}});
     let in_force = BTreeMap::from([("c".to_owned(), "7".to_owned())]);
     let found = convert::device(&device, Some(&model), &in_force)
@@ -171,6 +171,13 @@ fn the_model_is_merged_in_and_the_device_overrides_it() {
     );
     let names: Vec<_> = found.properties.iter().map(|p| p.name.as_str()).collect();
     assert_eq!(names, ["a", "b", "c"], "nothing is added");
+    let found_withheld = convert::withheld(&device, Some(&model));
+    let reason = |name: &str| found_withheld.get(name).map(String::as_str);
+    assert_eq!(reason("d"), Some("model m has no property d"));
+    let unknown = "model m has property e of the unknown type FISH";
+    assert_eq!(reason("e"), Some(unknown));
+    assert_eq!(found_withheld.len(), 2, "{found_withheld:?}");
+    assert!(convert::withheld(&device, None).is_empty());
     let a = found.properties[0].visitors.as_ref().unwrap();
     assert_eq!(a.protocol_name, "of-model");
     assert_eq!(
@@ -182,7 +189,7 @@ fn the_model_is_merged_in_and_the_device_overrides_it() {
     let wish = found.properties[2].desired.as_ref().unwrap();
     assert_eq!(wish.value, "7", "what is in force here");
     let sent = convert::model(&model);
-    assert_eq!(sent.spec.unwrap().properties.len(), 3);
+    assert_eq!(sent.spec.unwrap().properties.len(), 5);
 }
 
 fn json_value() -> impl Strategy<Value = Value> {

@@ -316,6 +316,8 @@ pub(super) struct Script {
     calls: watch::Sender<Vec<String>>,
     /// Calls that begin so, and the reason.
     refuse: watch::Sender<(String, String)>,
+    /// Calls that begin so are carried out and not answered.
+    lose: watch::Sender<String>,
     is_busy: watch::Sender<bool>,
 }
 
@@ -367,6 +369,11 @@ impl Script {
             .send_replace((prefix.to_owned(), reason.to_owned()));
     }
 
+    /// Answers of calls that begin so are lost from now on; empty loses none.
+    pub(super) fn lose(&self, prefix: &str) {
+        self.lose.send_replace(prefix.to_owned());
+    }
+
     pub(super) fn calls(&self) -> Vec<String> {
         self.calls.borrow().clone()
     }
@@ -394,7 +401,12 @@ impl Script {
         } else {
             call
         };
+        let lost = self.lose.borrow().clone();
+        let is_lost = !lost.is_empty() && said.starts_with(&lost);
         self.calls.send_modify(|calls| calls.push(said));
+        if is_lost {
+            return Err(Status::unavailable("the answer is lost"));
+        }
         if is_refused {
             return Err(Status::unknown(reason));
         }
