@@ -241,8 +241,12 @@ async fn join_hub(args: &JoinArgs) -> Result<String, Box<dyn std::error::Error>>
         })?;
     }
     Ok(format!(
-        "node `{node}` {} hub {authority}\ncertificate   {}\nconfiguration {}{}\nnext: edgecore run --config {}\n",
-        if had { "had already joined" } else { "joined" },
+        "node `{node}` {}\ncertificate   {}\nconfiguration {}{}\nnext: edgecore run --config {}\n",
+        if had {
+            format!("had already joined; {authority} was not asked")
+        } else {
+            format!("joined hub {authority}")
+        },
         files.cert.display(),
         args.config.display(),
         if keep {

@@ -110,9 +110,13 @@ fn invalid(path: &str, error: &impl std::fmt::Display) -> ConfigError {
     } else {
         path
     };
+    let mut message = error.to_string();
+    if message.contains("socket address") {
+        "must be an address and a port, such as `0.0.0.0:6443`".clone_into(&mut message);
+    }
     ConfigError::Invalid {
         path: path.to_owned(),
-        message: error.to_string(),
+        message,
     }
 }
 
@@ -215,7 +219,10 @@ mod tests {
         for (text, want) in [
             ("listen: {apis: '127.0.0.1:1'}\n", "listen"),
             ("nonsense: 1\n", "nonsense"),
-            ("listen: {api: 12}\n", "listen.api"),
+            (
+                "listen: {api: 12}\n",
+                "listen.api: must be an address and a port",
+            ),
             ("advertise: ['bad name']\n", "advertise"),
             ("history: {readingsPerNode: 1}\n", "history.readingsPerNode"),
             ("a: [\n", "not valid YAML"),

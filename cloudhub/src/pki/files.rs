@@ -37,6 +37,16 @@ pub enum PkiError {
         /// What was expected.
         what: &'static str,
     },
+    /// The authority's certificate is there, its key is not.
+    #[error(
+        "`{key}` is missing, the key of `{certificate}`; restore it from a backup, or remove the certificate to make a new authority (every node must then join again)"
+    )]
+    KeyMissing {
+        /// What is there.
+        certificate: PathBuf,
+        /// What is not.
+        key: PathBuf,
+    },
     /// Signing failed.
     #[error(transparent)]
     Sign(#[from] SignError),
@@ -147,10 +157,7 @@ fn open_authority(dir: &Path, now_secs: u64) -> Result<Authority, PkiError> {
             })
         }
         // A certificate without its key is an accident, not a first start.
-        (Some(_), None) => Err(PkiError::Content {
-            path: key,
-            what: "private key",
-        }),
+        (Some(_), None) => Err(PkiError::KeyMissing { certificate, key }),
         (None, _) => {
             let (authority, key_pem) = Authority::generate(now_secs)?;
             write_private(&key, key_pem.as_bytes())?;

@@ -26,6 +26,13 @@ const GROUP: &str = "telemetry.outpost.dev";
 pub const GROUP_PREFIX: &str = "/apis/telemetry.outpost.dev/v1/";
 /// Most readings in one answer.
 const LIMIT_MAX: usize = 10_000;
+/// Parameters of queries.
+const RANGE_OF_READINGS: [&str; 7] = [
+    "property", "node", "since", "until", "last", "limit", "continue",
+];
+const RANGE_OF_UPLOADS: [&str; 7] = [
+    "topic", "node", "since", "until", "last", "limit", "continue",
+];
 /// Readings in an answer when nothing is said.
 const LIMIT_DEFAULT: usize = 1000;
 
@@ -92,6 +99,7 @@ pub async fn handle(
         return Err(ApiError::new(Reason::NotFound, why.to_owned()));
     };
     let query = Parameters::parse(query);
+    query.check(&asked)?;
     let (series, range) = match asked {
         Asked::Forwards => return forwards(readings, health).await,
         Asked::Readings(source) => {
@@ -181,6 +189,27 @@ impl Parameters {
                 .map(|(name, value)| (decode(name), decode(value)))
                 .collect(),
         )
+    }
+
+    /// A misspelt one would be an answer to another question.
+    fn check(&self, asked: &Asked) -> Result<(), ApiError> {
+        let known: &[&str] = match asked {
+            Asked::Forwards => &[],
+            Asked::Readings(_) => &RANGE_OF_READINGS,
+            Asked::Uploads => &RANGE_OF_UPLOADS,
+        };
+        // kubectl and client libraries add theirs.
+        let is_known = |name: &str| known.contains(&name) || ["timeout", "pretty"].contains(&name);
+        match self.0.iter().find(|(name, _)| !is_known(name)) {
+            None => Ok(()),
+            Some((name, _)) if known.is_empty() => Err(ApiError::bad_request(format!(
+                "{name}: no parameters are known here"
+            ))),
+            Some((name, _)) => Err(ApiError::bad_request(format!(
+                "{name}: not a parameter of this query; known are {}",
+                known.join(", ")
+            ))),
+        }
     }
 
     fn get(&self, name: &str) -> Option<&str> {
@@ -282,6 +311,15 @@ mod tests {
             (range.limit, range.last, range.since),
             (5, true, Some(1000))
         );
+        let check = |query, asked: &Asked| Parameters::parse(query).check(asked);
+        let of = |asked: Asked, query| check(query, &asked).err().map(|e| e.message);
+        assert_eq!(of(Asked::Uploads, "topic=a&last=1&timeout=5s"), None);
+        let told = of(Asked::Readings(String::new()), "lst=5").unwrap();
+        assert!(
+            told.starts_with("lst: not a parameter of this query; known are property, node"),
+            "{told}"
+        );
+        assert!(of(Asked::Forwards, "last=5").is_some());
         for wrong in ["last=0", "limit=10001", "since=x", "continue=1", "last=%"] {
             assert!(Parameters::parse(wrong).range().is_err(), "{wrong}");
         }
