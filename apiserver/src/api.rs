@@ -26,6 +26,9 @@ pub struct Options {
     pub root_ca: String,
     /// The clock.
     pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    /// Prefix of the program's own keys by node: what has joined is known, also before there is a
+    /// Node, and where none is wanted. Empty: Nodes alone tell.
+    pub joined: &'static str,
 }
 
 impl Default for Options {
@@ -33,6 +36,7 @@ impl Default for Options {
         Self {
             root_ca: String::new(),
             clock: Arc::new(Timestamp::now),
+            joined: "",
         }
     }
 }
@@ -65,6 +69,7 @@ impl Api {
                 registry: Registry::new(),
                 clock: options.clock,
                 root_ca: options.root_ca,
+                joined: options.joined,
             }),
         };
         api.register_stored().await?;
@@ -139,6 +144,28 @@ impl Api {
             }
         }
         found
+    }
+
+    /// Changes of what is shown in the rows of a watch of these options, from the same time on.
+    pub(crate) async fn watch_companions(
+        &self,
+        def: &ResourceDef,
+        namespace: &str,
+        options: &WatchOptions,
+    ) -> Option<ObjectWatch> {
+        let plural = table::companion(def.group(), def.plural())?;
+        let other = Gvr::new(def.group(), &def.gvr.version, plural);
+        let other = self.def(&other).ok()?;
+        let mut from = options.resource_version.clone();
+        if options.initial_events || matches!(from.as_str(), "" | "0") {
+            from = self.pipeline.store.revision().await.ok()?.to_string();
+        }
+        let options = WatchOptions {
+            resource_version: from,
+            ..WatchOptions::default()
+        };
+        let watch = self.pipeline.watch(&other, namespace, &options);
+        watch.await.ok()
     }
 
     /// Watches a collection; an empty namespace means all of them.

@@ -7,6 +7,7 @@
 //!
 //! It does not authenticate, schedule or run anything.
 
+mod advice;
 pub mod api;
 pub mod authn;
 pub mod crd;

@@ -1,11 +1,11 @@
-//! The least OpenAPI that kubectl's validation needs (kube-api.md §1.4): an empty v2 document,
-//! which is valid protobuf, and v3 documents that say for each kind that the server validates
-//! fields. Pure.
+//! The least OpenAPI that kubectl needs (kube-api.md §1.4): an empty v2 document, which is valid
+//! protobuf, and v3 documents that say for each kind that the server validates fields, with the
+//! schemas of custom kinds for `kubectl explain`. Pure.
 
 use serde_json::{Map, Value, json};
 
 use crate::discovery::digest;
-use crate::registry::{Served, api_version};
+use crate::registry::{ResourceDef, Served, api_version};
 
 /// Type of the (empty) v2 document.
 pub(crate) const V2_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
@@ -42,8 +42,11 @@ pub(crate) fn document(served: &Served, name: &str) -> Option<Value> {
     if defs.is_empty() {
         return None;
     }
-    let mut paths = Map::new();
+    let (mut paths, mut schemas) = (Map::new(), Map::new());
     for def in defs {
+        if let Some(schema) = schema(def) {
+            schemas.insert(format!("{group}.{version}.{}", def.kind), schema);
+        }
         let scope = if def.namespaced {
             "namespaces/{namespace}/"
         } else {
@@ -63,7 +66,27 @@ pub(crate) fn document(served: &Served, name: &str) -> Option<Value> {
     }
     Some(json!({"openapi": "3.0.0",
         "info": {"title": "Kubernetes", "version": api_version(group, version)},
-        "paths": paths}))
+        "paths": paths, "components": {"schemas": schemas}}))
+}
+
+/// A custom kind as its definition describes it.
+fn schema(def: &ResourceDef) -> Option<Value> {
+    let version = &def.custom.as_ref()?.version;
+    let mut schema = version.pointer("/schema/openAPIV3Schema")?.clone();
+    for (member, kind, said) in [
+        ("apiVersion", "string", "Group and version of the object."),
+        ("kind", "string", "Kind of the object."),
+        (
+            "metadata",
+            "object",
+            "Name, namespace, labels, annotations: as of every object.",
+        ),
+    ] {
+        schema["properties"][member] = json!({"type": kind, "description": said});
+    }
+    schema["x-kubernetes-group-version-kind"] =
+        json!([{"group": def.group(), "version": def.gvr.version, "kind": def.kind}]);
+    Some(schema)
 }
 
 #[cfg(test)]

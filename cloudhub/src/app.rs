@@ -35,7 +35,7 @@ use crate::{
         ws::{self, WsState},
     },
     node::{evict::Evictor, lease::Leases, lifecycle::Lifecycle},
-    pki::{Enrollment, Pki},
+    pki::{Enrollment, Pki, enroll::NODES_PREFIX},
     readings::{self, Bounds, Forwarder, Health, Intake, Readings, Target},
     rules::{
         self,
@@ -151,6 +151,7 @@ async fn open(config: Config) -> Result<Parts, anyhow::Error> {
     })?);
     let options = Options {
         root_ca: pki.authority.pem().to_owned(),
+        joined: NODES_PREFIX,
         ..Options::default()
     };
     let api = Api::open(Arc::clone(&store), options).await?;
@@ -468,9 +469,12 @@ fn announce(parts: &Parts, ports: &Ports) -> Result<(), anyhow::Error> {
 }
 
 async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, anyhow::Error> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("{key}: cannot listen on {address}"))
+    TcpListener::bind(address).await.with_context(|| {
+        format!(
+            "{key}: cannot listen on {address}: has another program, or another hub, the port, \
+                 and is the address this machine's?"
+        )
+    })
 }
 
 fn private_dir(path: &Path) -> Result<(), anyhow::Error> {

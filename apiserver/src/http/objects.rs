@@ -144,6 +144,12 @@ impl Service {
                     bookmarks: query.flag("allowWatchBookmarks")?,
                     timeout: watch_timeout(query)?,
                     paired,
+                    companions: if paired {
+                        let namespace = &path.namespace;
+                        self.api.watch_companions(def, namespace, &options).await
+                    } else {
+                        None
+                    },
                 };
                 let watch = self.api.pipeline.watch(def, &path.namespace, &options);
                 let body = match watch.await {

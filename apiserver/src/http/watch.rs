@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use super::answer::{Body, View, partial};
 use super::negotiate::Shape;
 use crate::Api;
-use crate::pipeline::{ObjectWatch, WatchEvent};
+use crate::pipeline::{ObjectWatch, WatchEvent, meta};
+use crate::status::ApiError;
 use crate::table::{Companions, IncludeObject};
 
 /// How often a client that asked for bookmarks is told where it stands.
@@ -31,6 +32,8 @@ pub(super) struct Wishes {
     pub(super) timeout: Duration,
     /// Whether rows show companions.
     pub(super) paired: bool,
+    /// Whose changes are changes of a row too.
+    pub(super) companions: Option<ObjectWatch>,
 }
 
 struct Stream {
@@ -80,6 +83,12 @@ impl Stream {
             let event = tokio::select! {
                 biased;
                 event = self.watch.next() => event,
+                event = next_of(&mut self.wishes.companions) => {
+                    if let Some(row) = self.row_of(event).await {
+                        return Some(row);
+                    }
+                    continue;
+                }
                 () = tokio::time::sleep_until(due) => {
                     if due >= self.ends {
                         self.done = true;
@@ -125,6 +134,29 @@ impl Stream {
         let def = Arc::clone(self.watch.def());
         let objects = std::slice::from_ref(object);
         self.api.companions(&def, objects).await
+    }
+
+    /// The row of an object whose companion has changed.
+    async fn row_of(&mut self, event: Result<WatchEvent, ApiError>) -> Option<Bytes> {
+        let companion = match event {
+            Ok(WatchEvent::Added(companion) | WatchEvent::Modified(companion)) => companion,
+            Ok(WatchEvent::Deleted(_) | WatchEvent::Synced(_)) => return None,
+            // Rows change with their objects from now on.
+            Err(_) => {
+                self.wishes.companions = None;
+                return None;
+            }
+        };
+        let (namespace, name) = (meta::namespace(&companion), meta::name(&companion));
+        let gvr = &self.watch.def().gvr;
+        let object = self.api.get(gvr, namespace, name).await.ok()?;
+        if !self.watch.selects(&object) {
+            return None;
+        }
+        let mut out = Vec::new();
+        let event = WatchEvent::Modified(Arc::new(object));
+        self.write(event, &mut out).await;
+        (!out.is_empty()).then(|| out.into())
     }
 
     fn bookmark_line(&self) -> Option<Bytes> {
@@ -179,6 +211,14 @@ impl Stream {
             self.columns_sent = true;
         }
         out.extend(line(kind, &shown));
+    }
+}
+
+/// Never, if nothing is watched. Cancel-safe.
+async fn next_of(watch: &mut Option<ObjectWatch>) -> Result<WatchEvent, ApiError> {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -26,7 +26,7 @@ impl Pipeline {
         place(def, namespace, &mut object)?;
         let mut problems = options.problems.clone();
         problems.extend(engines::prune(def, &mut object));
-        let warnings = judge(def, options.field_validation, problems)?;
+        let mut warnings = judge(def, options.field_validation, problems)?;
         self.start_metadata(def, &mut object)?;
         let generated = meta::name(&object).is_empty();
         let prefix = meta::text(&object, "/metadata/generateName").to_owned();
@@ -51,6 +51,7 @@ impl Pipeline {
                         && error.reason == Reason::AlreadyExists
                         && attempt < GENERATE_TRIES_MAX => {}
                 Ok(object) => {
+                    warnings.extend(self.advise(def, &object).await);
                     return Ok(Written {
                         object,
                         created: true,

@@ -5,6 +5,7 @@
 //! One write is: read the object, compute what it becomes (pure), compare-and-swap. Nothing is
 //! remembered between requests, so several servers may share one store.
 
+mod advice;
 mod claims;
 mod create;
 mod definitions;
@@ -108,6 +109,8 @@ pub(crate) struct Pipeline {
     pub(crate) clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// Content of every namespace's `kube-root-ca.crt`.
     pub(crate) root_ca: String,
+    /// See [`crate::Options::joined`].
+    pub(crate) joined: &'static str,
 }
 
 impl Pipeline {

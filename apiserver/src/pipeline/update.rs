@@ -150,7 +150,9 @@ impl Pipeline {
             check_preconditions(at, &current, &object)?;
             let object = self.settle(at, subresource, &current, object)?;
             let swapped = self.swap(at, &current, revision, object, options, warnings);
-            if let Some(written) = swapped.await? {
+            if let Some(mut written) = swapped.await? {
+                let advice = self.advise(at.def, &written.object).await;
+                written.warnings.extend(advice);
                 return Ok(written);
             }
         }

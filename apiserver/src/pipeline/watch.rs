@@ -141,6 +141,11 @@ impl ObjectWatch {
             .then(|| self.position.max(self.watcher.position()))
     }
 
+    /// Whether an object of the kind and namespace would be told.
+    pub fn selects(&self, object: &Value) -> bool {
+        self.selectors.matches(object)
+    }
+
     /// The kind that is watched.
     pub fn def(&self) -> &Arc<ResourceDef> {
         &self.def

@@ -35,15 +35,16 @@ pub(super) fn of(group: &str, plural: &str) -> Option<(&'static str, super::Pair
 }
 
 fn device(object: &Value, status: &Value, now: Timestamp) -> Vec<Value> {
-    let wishes = cells::list(&object["spec"]["properties"])
-        .iter()
-        .map(|p| (cells::text(&p["name"]), cells::text(&p["desired"]["value"])));
+    let wishes = cells::list(&object["spec"]["properties"]).iter().map(|p| {
+        let (name, value) = (cells::text(&p["name"]), cells::text(&p["desired"]["value"]));
+        (name, value, progress(status, name, Some(value)))
+    });
     vec![
         cells::name(object),
         cells::or(&object["spec"]["nodeName"], cells::NONE).into(),
         cells::or(&status["status"]["state"], cells::UNKNOWN).into(),
         last_online(status, now),
-        summary(values(status, "reported")).into(),
+        summary(values(status, "reported").map(|(name, value)| (name, value, ""))).into(),
         summary(wishes).into(),
         cells::created(object, now),
         cells::or(&object["spec"]["deviceModelRef"]["name"], cells::NONE).into(),
@@ -56,8 +57,12 @@ fn status(object: &Value, _: &Value, now: Timestamp) -> Vec<Value> {
         cells::name(object),
         cells::or(&object["status"]["state"], cells::UNKNOWN).into(),
         last_online(object, now),
-        summary(values(object, "reported")).into(),
-        summary(values(object, "observedDesired")).into(),
+        summary(values(object, "reported").map(|(name, value)| (name, value, ""))).into(),
+        summary(
+            values(object, "observedDesired")
+                .map(|(name, value)| (name, value, progress(object, name, None))),
+        )
+        .into(),
         cells::created(object, now),
         object["status"]["extensions"]["outpost"]["received"]
             .as_u64()
@@ -83,13 +88,28 @@ fn values<'v>(status: &'v Value, part: &'v str) -> impl Iterator<Item = (&'v str
         })
 }
 
-/// `a=1,b=2,c=3 + 4 more...`; values that are not there are left out.
-fn summary<'v>(pairs: impl Iterator<Item = (&'v str, &'v str)>) -> String {
+/// How far a desired value has come, unless that is where it should be; of a value that the node
+/// does not have yet nothing is known.
+fn progress(status: &Value, name: &str, wished: Option<&str>) -> &'static str {
+    let has = |value| values(status, "observedDesired").any(|known| known == (name, value));
+    if !wished.is_none_or(has) {
+        return "";
+    }
+    let facts = &status["status"]["extensions"]["outpostProperties"][name];
+    match cells::text(&facts["sync"]) {
+        "refused" => "(refused)",
+        "pending" => "(pending)",
+        _ => "",
+    }
+}
+
+/// `a=1,b=2(refused),c=3 + 4 more...`; values that are not there are left out.
+fn summary<'v>(values: impl Iterator<Item = (&'v str, &'v str, &'v str)>) -> String {
     let mut shown = Vec::new();
     let mut more = 0_usize;
-    for (name, value) in pairs.filter(|(_, value)| !value.is_empty()) {
+    for (name, value, note) in values.filter(|(_, value, _)| !value.is_empty()) {
         if shown.len() < PROPERTIES_SHOWN {
-            shown.push(format!("{name}={}", short(value)));
+            shown.push(format!("{name}={}{note}", short(value)));
         } else {
             more += 1;
         }
@@ -147,6 +167,17 @@ mod tests {
                 json!("<none>"),
             ]
         );
+        // A wish that the node has, and what became of it.
+        let mut refused = status_object.clone();
+        refused["status"]["twins"][0] =
+            json!({"propertyName": "target", "observedDesired": {"value": "30"}});
+        refused["status"]["extensions"]["outpostProperties"] =
+            json!({"target": {"sync": "refused"}});
+        let wish = |status: &Value| device(&device_object, status, now)[5].clone();
+        assert_eq!(wish(&refused), "target=30(refused)");
+        assert_eq!(status(&refused, &Value::Null, now)[4], "target=30(refused)");
+        refused["status"]["twins"][0]["observedDesired"]["value"] = "20".into();
+        assert_eq!(wish(&refused), "target=30", "another value was refused");
         // Neither a status nor anything in it.
         let bare = device(&json!({"metadata": {"name": "t1"}}), &Value::Null, now);
         assert_eq!(bare[2..6], ["<unknown>", "<none>", "<none>", "<none>"]);

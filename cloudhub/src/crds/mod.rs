@@ -6,13 +6,20 @@
 
 use apiserver::{ApiError, Reason};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::{
     keys::DEVICES_GROUP,
-    kube::{Kube, resources},
+    kube::{Kube, resources, text},
 };
 
-/// Installs what is missing.
+/// Which definition this hub made, and the generation that it had then: as long as it has it,
+/// nobody else has changed it, and a newer hub may.
+const MADE: &str = "outpost.dev/definition";
+const MADE_GENERATION: &str = "outpost.dev/generation";
+
+/// Installs what is missing, and brings up to date what an older hub has installed. What others
+/// have changed, or brought along, stays theirs.
 pub async fn install(kube: &Kube) -> Result<(), ApiError> {
     for definition in [
         devices(),
@@ -21,12 +28,36 @@ pub async fn install(kube: &Kube) -> Result<(), ApiError> {
         rules(),
         rule_endpoints(),
     ] {
-        match kube.create(&resources::definitions(), "", definition).await {
-            Ok(_) => {}
-            Err(error) if error.reason == Reason::AlreadyExists => {}
-            Err(error) => return Err(error),
-        }
+        install_one(kube, definition).await?;
     }
+    Ok(())
+}
+
+async fn install_one(kube: &Kube, mut definition: Value) -> Result<(), ApiError> {
+    let of = resources::definitions();
+    let print = hex::encode(Sha256::digest(definition["spec"].to_string()));
+    let name = text(&definition, "/metadata/name").to_owned();
+    let mark = |generation: i64| json!({ MADE: print, MADE_GENERATION: generation.to_string() });
+    definition["metadata"]["annotations"] = mark(1);
+    match kube.create(&of, "", definition.clone()).await {
+        Ok(_) => return Ok(()),
+        Err(error) if error.reason == Reason::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    let stored = kube.get(&of, "", &name).await?;
+    let made = |key| stored["metadata"]["annotations"][key].as_str();
+    let generation = stored["metadata"]["generation"].as_i64().unwrap_or(0);
+    let is_ours = made(MADE_GENERATION) == Some(generation.to_string().as_str());
+    if !is_ours || made(MADE) == Some(print.as_str()) {
+        return Ok(());
+    }
+    let mut newer = stored.clone();
+    newer["spec"] = definition["spec"].take();
+    for (key, value) in mark(generation + 1).as_object().into_iter().flatten() {
+        newer["metadata"]["annotations"][key] = value.clone();
+    }
+    kube.update(&of, "", newer).await?;
+    tracing::info!(definition = name, "brought up to date");
     Ok(())
 }
 
@@ -142,8 +173,17 @@ fn twin_value() -> Value {
     json!({
         "type": "object",
         "required": ["value"],
-        "properties": { "value": string(), "metadata": strings() },
+        "properties": {
+            "value": said(string(), "The value as text, whatever the property's type."),
+            "metadata": said(strings(), "What is known about it: `timestamp` (Unix milliseconds), `type`."),
+        },
     })
+}
+
+/// What `kubectl explain` says about a member.
+fn said(mut schema: Value, text: &str) -> Value {
+    schema["description"] = text.into();
+    schema
 }
 
 fn devices() -> Value {
@@ -151,26 +191,38 @@ fn devices() -> Value {
         "type": "object",
         "required": ["name"],
         "properties": {
-            "name": string(),
-            "desired": twin_value(),
-            "visitors": visitors(),
-            "reportCycle": int64(),
-            "collectCycle": int64(),
-            "reportToCloud": boolean(),
-            "pushMethod": push_method(),
+            "name": said(string(), "Name of a property of the model; once in a device."),
+            "desired": said(twin_value(), "What the device should make of the property."),
+            "visitors": said(visitors(), "How a mapper reaches the property; free-form."),
+            "reportCycle": said(int64(), "How often a mapper reports, in milliseconds."),
+            "collectCycle": said(int64(), "How often a mapper reads, in milliseconds."),
+            "reportToCloud": said(boolean(), "Whether a mapper reports the property to the cloud."),
+            "pushMethod": said(push_method(), "Where else a mapper puts the readings."),
         },
     });
     let spec = object(&json!({
-        "deviceModelRef": object(&json!({ "name": string() })),
-        "nodeName": string(),
-        "protocol": object(&json!({ "protocolName": string(), "configData": free() })),
+        "deviceModelRef": said(
+            object(&json!({ "name": said(string(), "Name of a DeviceModel in the same namespace.") })),
+            "What kind of device it is."),
+        "nodeName": said(string(), "The node that the device is attached to."),
+        "protocol": said(
+            object(&json!({
+                "protocolName": said(string(), "A mapper is given the devices of its protocol; `mqtt` needs none."),
+                "configData": said(free(), "How the device is reached; free-form, as the mapper wants it."),
+            })),
+            "How the device is reached."),
         "properties": {
             "type": "array", "items": property,
             "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+            "description": "The properties of the model that this device has, and what is desired of them.",
         },
-        "methods": list(&object(&json!({
-            "name": string(), "description": string(), "propertyNames": list(&string()) }))),
-        "stateReport": object(&json!({ "reportToCloud": boolean(), "reportCycle": int64() })),
+        "methods": said(
+            list(&object(&json!({
+                "name": string(), "description": string(), "propertyNames": list(&string()) }))),
+            "What a mapper offers by name; each sets some properties."),
+        "stateReport": said(
+            object(&json!({ "reportToCloud": boolean(), "reportCycle": int64() })),
+            "Whether and how often (milliseconds) a mapper reports the device's state."),
     }));
     let columns = json!([
         { "name": "Node", "type": "string", "jsonPath": ".spec.nodeName" },
@@ -180,37 +232,56 @@ fn devices() -> Value {
         { "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" },
     ]);
     let schema = json!({ "spec": spec, "status": free() });
-    definition("devices", "device", "Device", &schema, &columns)
+    let mut made = definition("devices", "device", "Device", &schema, &columns);
+    made["spec"]["versions"][0]["selectableFields"] = json!([
+        { "jsonPath": ".spec.nodeName" }, { "jsonPath": ".spec.deviceModelRef.name" },
+        { "jsonPath": ".spec.protocol.protocolName" },
+    ]);
+    describe(
+        made,
+        "A device at a node: where it is, how it is reached and what is desired of it. What it \
+         reports is in the DeviceStatus of the same name.",
+    )
+}
+
+fn describe(mut definition: Value, text: &str) -> Value {
+    definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["description"] = text.into();
+    definition
 }
 
 fn device_models() -> Value {
     let property = object(&json!({
-        "name": string(),
-        "description": string(),
-        "type": { "type": "string",
+        "name": said(string(), "Name of the property."),
+        "description": said(string(), "For people."),
+        "type": { "type": "string", "description": "What the values are.",
                   "enum": ["INT", "FLOAT", "DOUBLE", "STRING", "BOOLEAN", "BYTES", "STREAM"] },
-        "accessMode": { "type": "string", "enum": ["ReadWrite", "ReadOnly"] },
-        "minimum": string(),
-        "maximum": string(),
-        "unit": string(),
-        "visitors": visitors(),
+        "accessMode": { "type": "string", "enum": ["ReadWrite", "ReadOnly"],
+                        "description": "Whether a value may be desired." },
+        "minimum": said(string(), "Least value, as text."),
+        "maximum": said(string(), "Largest value, as text."),
+        "unit": said(string(), "For people."),
+        "visitors": said(visitors(), "How a mapper reaches the property; free-form."),
     }));
     let spec = object(&json!({
-        "protocol": string(),
+        "protocol": said(string(), "The protocol that devices of the kind speak."),
         "protocolConfigData": free(),
-        "properties": list(&property),
+        "properties": said(list(&property), "What devices of the kind have."),
     }));
     let columns = json!([
         { "name": "Protocol", "type": "string", "jsonPath": ".spec.protocol" },
         { "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" },
     ]);
     let schema = json!({ "spec": spec, "status": free() });
-    definition(
+    let made = definition(
         "devicemodels",
         "devicemodel",
         "DeviceModel",
         &schema,
         &columns,
+    );
+    describe(
+        made,
+        "A kind of device: the properties that each of them has.",
     )
 }
 
@@ -220,12 +291,16 @@ fn rules() -> Value {
         "type": "object",
         "required": ["source", "sourceResource", "target", "targetResource"],
         "properties": {
-            "source": string(), "sourceResource": strings(),
-            "target": string(), "targetResource": strings(),
+            "source": said(string(), "Name of the RuleEndpoint that messages come from."),
+            "sourceResource": said(strings(), "rest: `path`. eventbus: `topic`, `node_name`. servicebus: `target_url`, `node_name`."),
+            "target": said(string(), "Name of the RuleEndpoint that messages go to."),
+            "targetResource": said(strings(), "rest: `resource`, a URL. eventbus: `topic`. servicebus: `path`."),
         },
     });
     let status = object(&json!({
-        "successMessages": int64(), "failMessages": int64(), "errors": list(&string()),
+        "successMessages": said(int64(), "Messages that arrived."),
+        "failMessages": said(int64(), "Messages that were given up."),
+        "errors": said(list(&string()), "The last errors, newest first; `not usable:` asks for a change of the rule."),
     }));
     let columns = json!([
         { "name": "Source", "type": "string", "jsonPath": ".spec.source" },
@@ -237,7 +312,11 @@ fn rules() -> Value {
     ]);
     let schema = json!({ "spec": spec, "status": status });
     let of = (crate::rules::GROUP, "v1");
-    definition_of(of, "rules", "rule", "Rule", &schema, &columns)
+    let made = definition_of(of, "rules", "rule", "Rule", &schema, &columns);
+    describe(
+        made,
+        "Hands messages from one endpoint to another: from or to MQTT and HTTP of nodes.",
+    )
 }
 
 fn rule_endpoints() -> Value {
@@ -245,8 +324,9 @@ fn rule_endpoints() -> Value {
         "type": "object",
         "required": ["ruleEndpointType"],
         "properties": {
-            "ruleEndpointType": { "type": "string", "enum": ["rest", "eventbus", "servicebus"] },
-            "properties": strings(),
+            "ruleEndpointType": { "type": "string", "enum": ["rest", "eventbus", "servicebus"],
+                "description": "rest: HTTP in the cloud. eventbus: MQTT of nodes. servicebus: HTTP services of nodes." },
+            "properties": said(strings(), "servicebus: `service_port`."),
         },
     });
     let columns = json!([
@@ -264,7 +344,7 @@ fn rule_endpoints() -> Value {
         &columns,
     );
     made["spec"]["names"]["shortNames"] = json!(["re"]);
-    made
+    describe(made, "Where messages of rules come from and go to.")
 }
 
 fn device_statuses() -> Value {
@@ -272,16 +352,16 @@ fn device_statuses() -> Value {
         "type": "object",
         "required": ["propertyName"],
         "properties": {
-            "propertyName": string(),
-            "reported": twin_value(),
-            "observedDesired": twin_value(),
+            "propertyName": said(string(), "Name of the property."),
+            "reported": said(twin_value(), "What the device said last."),
+            "observedDesired": said(twin_value(), "The desired value that the node has."),
         },
     });
     let status = object(&json!({
-        "twins": list(&twin),
-        "state": string(),
-        "lastOnlineTime": string(),
-        "extensions": free(),
+        "twins": said(list(&twin), "What is known of each property."),
+        "state": said(string(), "What the device or its mapper says: online, offline, ok, unhealthy ..."),
+        "lastOnlineTime": said(string(), "When it was online last."),
+        "extensions": said(free(), "`outpost`: counts. `outpostProperties`: of each property versions, and how far the desired value has come (`sync`: pending, acknowledged or refused, with `reason`)."),
     }));
     let columns = json!([
         { "name": "State", "type": "string", "jsonPath": ".status.state" },
@@ -291,11 +371,15 @@ fn device_statuses() -> Value {
         { "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" },
     ]);
     let schema = json!({ "spec": free(), "status": status });
-    definition(
+    let made = definition(
         "devicestatuses",
         "devicestatus",
         "DeviceStatus",
         &schema,
         &columns,
+    );
+    describe(
+        made,
+        "What a device reports; of the Device of the same name. The hub writes it.",
     )
 }

@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod absent;
+mod devices;
 mod faults;
 mod harness;
 mod load;
+mod neighbours;
 mod node;
 mod rights;
 mod rules;

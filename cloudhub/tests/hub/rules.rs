@@ -9,7 +9,8 @@ use wire::{
 
 use crate::{
     harness::{TestHub, TestNode},
-    telemetry::{Endpoint, kubectl},
+    neighbours::Endpoint,
+    telemetry::kubectl,
 };
 
 const ALL: &str = "batch, inventory, ping";

@@ -13,8 +13,8 @@ use wire::{
 
 use crate::{
     harness::{TestHub, TestNode},
+    neighbours::Endpoint,
     rules::{RULES, endpoint, rule},
-    telemetry::Endpoint,
 };
 
 const ALL: &str = "batch, inventory, ping, routes";
