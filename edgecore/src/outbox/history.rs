@@ -18,7 +18,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use wire::message::Message;
 use wire::twin::{self, TwinMessage};
 
-use super::{Seq, delivered_up_to, policy};
+use super::{Seq, delivered_up_to, fold, policy};
 use crate::store::StoreError;
 
 /// Rows that wait at a connection without being history: one window of the session.
@@ -92,7 +92,8 @@ fn scan(conn: &Connection, after: Seq) -> Result<Newest, StoreError> {
         newest.up_to = newest.up_to.max(seq);
         let stream: String = row.get(1)?;
         let message: Option<Vec<u8>> = row.get(2)?;
-        let keys = message.map_or_else(|| Keys::from([None]), |message| properties(&message));
+        let keys =
+            message.map_or_else(|| Keys::from([None]), |row| properties(&fold::unfold(&row)));
         if seen.adds(&stream, &keys) {
             newest.rows.push((seq, stream, keys));
         }

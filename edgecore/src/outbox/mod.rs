@@ -8,6 +8,7 @@
 //! as evicted. A stream may have a bound, a lifetime and a priority of its own ([`policy`]); only
 //! one that was configured so refuses anything. What was lost is told to the hub ([`gaps`]).
 
+mod fold;
 mod gaps;
 mod history;
 mod policy;
@@ -100,6 +101,7 @@ pub fn append_about(
     message: &[u8],
     now: UnixMillis,
 ) -> Result<Seq, StoreError> {
+    let message = &fold::fold(message);
     let cost = quota::cost(message);
     let total = quota::charge(tx, cost)?;
     let policy = if total.ruled {
@@ -197,7 +199,7 @@ pub fn pending(tx: &Connection, after: Seq, limit: usize) -> Result<Vec<Pending>
         Ok(Pending {
             seq: row.get(0)?,
             stream: row.get(1)?,
-            message: row.get(2)?,
+            message: fold::unfold(row.get_ref(2)?.as_bytes()?),
             is_history: row.get(3)?,
         })
     })?;

@@ -105,4 +105,6 @@ pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE mqtt_wills (id INTEGER PRIMARY KEY, client TEXT NOT NULL, will BLOB NOT NULL);
     ",
+    // 6: the outbox's messages are folded (outbox/fold.rs); rows of before read as they are
+    "",
 ];
