@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod console;
 pub mod dmi;
+pub mod document;
 pub mod edged;
 pub mod files;
 pub mod heap;

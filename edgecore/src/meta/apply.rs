@@ -10,6 +10,7 @@ use wire::rules::Routes;
 use super::objects::{self, Key, Object};
 use super::{Sealer, devices, routes};
 use crate::clock::UnixMillis;
+use crate::document;
 use crate::store::StoreError;
 use crate::twin::LocalPublish;
 
@@ -209,7 +210,7 @@ fn upsert(
 /// A pod that cannot be read would look absent later, and what runs would be stopped: it is
 /// refused here instead. A pod bound elsewhere is not ours (protocol §5.3).
 fn is_our_pod(object: &Object, node: &str) -> Result<bool, StoreError> {
-    let pod: Pod = serde_json::from_slice(&object.json)
+    let pod: Pod = document::read(&object.json)
         .map_err(|error| refused(format!("{}: {error}", object.key.path())))?;
     let bound = pod.spec.and_then(|spec| spec.node_name).unwrap_or_default();
     Ok(bound.is_empty() || bound == node)

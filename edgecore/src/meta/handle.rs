@@ -17,6 +17,7 @@ use wire::rules::Routes;
 use super::objects::{self, Key};
 use super::{Sealer, apply, routes};
 use crate::clock;
+use crate::document;
 use crate::edged::{DesiredError, DesiredState, Token, TokenWish};
 use crate::hub::HubHandle;
 use crate::store::{Store, StoreError};
@@ -249,7 +250,7 @@ pub(super) fn store_error(error: StoreError) -> DesiredError {
 }
 
 fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, DesiredError> {
-    serde_json::from_slice(json).map_err(|error| DesiredError::Store {
+    document::read(json).map_err(|error| DesiredError::Store {
         reason: error.to_string(),
     })
 }

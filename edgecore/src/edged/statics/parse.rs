@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::clock::UnixMillis;
+use crate::document;
 use crate::edged::pod::status::time;
 
 pub(super) const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
@@ -88,8 +89,8 @@ pub(super) fn parse(
         return Err(invalid(field, reason));
     }
     let uid = uid(&document, file, node);
-    let mut pod: Pod = serde_path_to_error::deserialize(document)
-        .map_err(|error| invalid(error.path().to_string(), error.inner().to_string()))?;
+    let mut pod: Pod = document::read(document.to_string().as_bytes())
+        .map_err(|error| invalid(error.field, error.reason))?;
     check(&pod)?;
     dress(&mut pod, &uid, node, seen_ms);
     Ok(pod)

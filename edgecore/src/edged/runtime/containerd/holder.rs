@@ -16,7 +16,6 @@ use containerd_client::services::v1::{
     StartRequest, WaitRequest,
 };
 use containerd_client::types::v1::Status;
-use oci_spec::runtime::Spec;
 use prost_types::Any;
 use serde_json::json;
 
@@ -206,6 +205,5 @@ fn spec(wanted: &Wanted<'_>, root: &Path) -> Result<Vec<u8>, serde_json::Error> 
         },
         "annotations": { GROUP_ANNOTATION: wanted.pod_uid },
     });
-    let typed: Spec = serde_json::from_value(spec)?;
-    serde_json::to_vec(&typed)
+    serde_json::to_vec(&spec)
 }

@@ -307,13 +307,11 @@ impl ContainerdRuntime {
     }
 
     /// What the program before runc has to know.
-    fn annotate(&self, id: &str, spec: &ContainerSpec, oci: &mut oci_spec::runtime::Spec) {
+    fn annotate(&self, id: &str, spec: &ContainerSpec, oci: &mut serde_json::Value) {
         let path = self.stdin_path(id).display().to_string();
-        let mut annotations = oci.annotations().clone().unwrap_or_default();
-        annotations.insert(task::STDIN_ANNOTATION.to_owned(), path);
-        let once = spec.stdin_once.to_string();
-        annotations.insert(task::STDIN_ONCE_ANNOTATION.to_owned(), once);
-        oci.set_annotations(Some(annotations));
+        let annotations = &mut oci["annotations"];
+        annotations[task::STDIN_ANNOTATION] = path.into();
+        annotations[task::STDIN_ONCE_ANNOTATION] = spec.stdin_once.to_string().into();
     }
 
     fn write_logger_config(&self, id: &str, spec: &ContainerSpec) -> std::io::Result<PathBuf> {

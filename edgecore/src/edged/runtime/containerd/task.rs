@@ -13,7 +13,6 @@ use containerd_client::services::v1::{
 };
 use containerd_client::types;
 use containerd_client::types::v1::{Process, Status};
-use oci_spec::runtime::Spec;
 use prost_types::Any;
 
 use super::cgroup::Cgroups;
@@ -74,7 +73,7 @@ struct RuncOptions {
 pub(super) struct Launch<'a> {
     pub(super) id: &'a str,
     pub(super) container: &'a ContainerSpec,
-    pub(super) spec: &'a Spec,
+    pub(super) spec: &'a serde_json::Value,
     pub(super) snapshotter: &'a str,
     pub(super) chain_id: &'a str,
     pub(super) image_id: &'a str,
