@@ -1,21 +1,15 @@
 //! What comes before MQTT on a port of the broker inside: TLS, a WebSocket request, or both.
 
 use std::io;
-use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use broker::{Listener, Transport, Upgrade, UpgradeFuture, Upgraded};
 use bytes::{Buf, Bytes};
 use futures_util::{Sink, Stream};
-use rustls::ServerConfig;
-use rustls::server::WebPkiClientVerifier;
-use rustls_pki_types::PrivateKeyDer;
-use rustls_pki_types::pem::PemObject;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
@@ -23,16 +17,17 @@ use tokio_tungstenite::tungstenite::http::{HeaderMap, HeaderValue, StatusCode, h
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 use super::BusError;
-use crate::config::{MqttConfig, MqttTls};
-use crate::files::{self, Stamp};
-use crate::hub::tls::{TlsError, certificates, provider, roots};
+use super::certificates::Certificates;
+use crate::config::MqttConfig;
 
 /// Bytes a WebSocket reads at once; MQTT packets are small.
 const READ_BYTES: usize = 8 << 10;
 
 /// The listeners besides the plain one, bound.
 pub(super) async fn bind(config: &MqttConfig) -> Result<Vec<Listener>, BusError> {
-    let certificates = config.tls.clone().map(Certificates::load).transpose();
+    let files = config.tls.clone();
+    let certificates = files.map(|files| Certificates::load(files, "MQTT"));
+    let certificates = certificates.transpose();
     let certificates = certificates.map_err(BusError::ListenerTls)?.map(Arc::new);
     let mut listeners = Vec::new();
     for (listen, has_tls, is_web_socket) in [
@@ -57,89 +52,6 @@ pub(super) async fn bind(config: &MqttConfig) -> Result<Vec<Listener>, BusError>
         listeners.push(Listener::upgraded(tcp, Arc::new(upgrade)));
     }
     Ok(listeners)
-}
-
-/// The files of the listeners' TLS, read again when one of them has changed. Connections that stand
-/// stay as they are.
-struct Certificates {
-    files: MqttTls,
-    known: Mutex<(Vec<Stamp>, TlsAcceptor)>,
-}
-
-impl Certificates {
-    fn load(files: MqttTls) -> Result<Self, TlsError> {
-        let known = (stamps(&files), acceptor_of(&files)?);
-        Ok(Self {
-            files,
-            known: Mutex::new(known),
-        })
-    }
-
-    /// For a connection that begins now. Files that cannot be used (half of a renewal is there)
-    /// change nothing.
-    fn acceptor(&self) -> TlsAcceptor {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamps = stamps(&self.files);
-        if stamps != known.0 {
-            match acceptor_of(&self.files) {
-                Ok(renewed) => {
-                    tracing::info!("certificates of the MQTT listeners read again");
-                    known.1 = renewed;
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "changed certificates of the MQTT listeners cannot be used; the earlier ones stay");
-                }
-            }
-            known.0 = stamps;
-        }
-        known.1.clone()
-    }
-}
-
-fn stamps(tls: &MqttTls) -> Vec<Stamp> {
-    let all = [Some(&tls.cert), Some(&tls.key), tls.client_ca.as_ref()];
-    all.into_iter()
-        .flatten()
-        .map(|path| files::stamp(path))
-        .collect()
-}
-
-fn acceptor_of(tls: &MqttTls) -> Result<TlsAcceptor, TlsError> {
-    acceptor(&tls.cert, &tls.key, tls.client_ca.as_deref())
-}
-
-/// TLS for a port of this node. With `client_ca`, certificates of clients are looked at.
-pub(crate) fn acceptor(
-    cert: &Path,
-    key: &Path,
-    client_ca: Option<&Path>,
-) -> Result<TlsAcceptor, TlsError> {
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsError::Read {
-        path: key.to_owned(),
-        reason: error.to_string(),
-    })?;
-    let builder =
-        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    let builder = match client_ca {
-        None => builder.with_no_client_auth(),
-        // Who comes without a certificate has a password, or is refused by the access rules.
-        Some(ca) => builder.with_client_cert_verifier(verifier(ca)?),
-    };
-    let mut config = builder.with_single_cert(certificates(cert)?, private)?;
-    // Devices stay connected: a session cache would only hold memory.
-    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
-fn verifier(ca: &Path) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, TlsError> {
-    let roots = Arc::new(roots(certificates(ca)?)?);
-    WebPkiClientVerifier::builder_with_provider(roots, provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| TlsError::Read {
-            path: ca.to_owned(),
-            reason: error.to_string(),
-        })
 }
 
 #[derive(Clone)]

@@ -5,6 +5,7 @@
 //! then the link to the hub is woken. [`dispatch`] is that job's work as a plain function.
 
 mod access;
+mod certificates;
 mod external;
 mod listen;
 mod passwords;
@@ -37,7 +38,7 @@ use crate::twin::{self, LocalPublish, Outcome};
 
 pub use passwords::change as change_password;
 
-pub(crate) use listen::acceptor;
+pub(crate) use certificates::Certificates;
 
 use access::BusAccess;
 use external::External;

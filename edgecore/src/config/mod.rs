@@ -30,7 +30,7 @@ use std::path::Path;
 pub use bus::{BusConfig, BusMode};
 pub use hub::{HubConfig, TlsFiles};
 pub use log::{LogConfig, LogFormat};
-pub use mqtt::{Anonymous, MqttConfig, MqttTls, MqttUser};
+pub use mqtt::{Anonymous, MqttConfig, MqttUser, ServerTls};
 pub use resources::NodeResources;
 pub use runtime::RuntimeConfig;
 pub(crate) use valid::is_node_name;

@@ -109,9 +109,9 @@ pub struct MqttUser {
     pub subscribe: Vec<String>,
 }
 
-/// Certificate of the TLS listeners, and whom they believe.
+/// Certificate of a port of this node, and whom it believes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MqttTls {
+pub struct ServerTls {
     pub cert: PathBuf,
     pub key: PathBuf,
     /// Authority of client certificates; without it none is asked for.
@@ -124,7 +124,7 @@ pub struct MqttConfig {
     pub anonymous: Anonymous,
     pub passwords: Option<PathBuf>,
     pub users: Vec<MqttUser>,
-    pub tls: Option<MqttTls>,
+    pub tls: Option<ServerTls>,
     pub tls_listen: Option<String>,
     pub web_socket_listen: Option<String>,
     pub web_socket_tls_listen: Option<String>,
@@ -212,7 +212,7 @@ fn bytes(
     Ok(u32::try_from(bytes).unwrap_or(most))
 }
 
-fn tls(keys: &Keys) -> Result<Option<MqttTls>, ConfigError> {
+fn tls(keys: &Keys) -> Result<Option<ServerTls>, ConfigError> {
     const CERT: &str = "outpost.mqtt.tlsCertFile";
     const KEY: &str = "outpost.mqtt.tlsKeyFile";
     const CLIENT_CA: &str = "outpost.mqtt.clientCaFile";
@@ -224,7 +224,7 @@ fn tls(keys: &Keys) -> Result<Option<MqttTls>, ConfigError> {
         let reason = "needs tlsCertFile and tlsKeyFile beside it";
         return Err(wrong(CLIENT_CA, reason));
     }
-    Ok(Some(MqttTls {
+    Ok(Some(ServerTls {
         cert: keys.absolute(CERT)?,
         key: keys.absolute(KEY)?,
         client_ca,

@@ -1,6 +1,6 @@
 //! `modules.serviceBus…`: KubeEdge's keys, off by default as there.
 
-use super::ConfigError;
+use super::{ConfigError, ServerTls};
 use super::keys::{Keys, absolute, wrong};
 use super::schema::{Field, field};
 use crate::servicebus::ServiceBusConfig;
@@ -51,7 +51,11 @@ pub(super) fn check(keys: &Keys) -> Result<Option<ServiceBusConfig>, ConfigError
     };
     let tls = match (keys.text(CERT)?.as_str(), keys.text(KEY)?.as_str()) {
         ("", "") => None,
-        (cert, key) => Some((absolute(CERT, cert)?, absolute(KEY, key)?)),
+        (cert, key) => Some(ServerTls {
+            cert: absolute(CERT, cert)?,
+            key: absolute(KEY, key)?,
+            client_ca: None,
+        }),
     };
     Ok(Some(ServiceBusConfig {
         listen: format!("{host}:{port}"),

@@ -363,7 +363,9 @@ fn the_service_bus_is_off_and_kubeedges_keys_turn_it_on() {
                  tlsCertFile: /a.crt, tlsPrivateKeyFile: /a.key}");
     let on = on.unwrap().unwrap();
     assert_eq!(on.listen, "[::1]:1");
-    assert_eq!(on.tls, Some(("/a.crt".into(), "/a.key".into())));
+    let tls = on.tls.unwrap();
+    assert_eq!((tls.cert, tls.key), ("/a.crt".into(), "/a.key".into()));
+    assert_eq!(tls.client_ca, None);
     for wrong in [
         "{enable: true, port: 0}",
         "{enable: true, timeout: 0}",

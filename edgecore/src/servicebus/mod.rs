@@ -12,7 +12,6 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use wire::message::Message;
 use wire::rules::{HttpReply, Routes};
 
 use crate::clock;
+use crate::config::ServerTls;
 use crate::hub::HubHandle;
 
 /// Calls of the cloud at once.
@@ -37,8 +37,8 @@ pub struct ServiceBusConfig {
     pub listen: String,
     /// How long one of them waits for the cloud.
     pub timeout: Duration,
-    /// Certificate chain and key; without, plain HTTP.
-    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Without, plain HTTP.
+    pub tls: Option<ServerTls>,
 }
 
 /// Takes calls of the cloud. Clones share the queue.

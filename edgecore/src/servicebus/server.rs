@@ -20,13 +20,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use wire::message::{Content, Message, Operation, Route};
 use wire::rules::{Failure, GROUP, HTTP_BODY_BYTES_MAX, Routes, SERVICE_BUS};
 
 use super::ServiceBusConfig;
-use crate::bus::acceptor;
+use crate::bus::Certificates;
 use crate::clock;
 use crate::hub::{HubHandle, RequestError};
 
@@ -120,20 +119,22 @@ impl Server {
         }
     }
 
-    async fn open(&self) -> Result<(TcpListener, Option<TlsAcceptor>), String> {
-        let tls = match &self.config.tls {
-            None => None,
-            Some((cert, key)) => Some(acceptor(cert, key, None).map_err(|e| e.to_string())?),
-        };
+    async fn open(&self) -> Result<(TcpListener, Option<Arc<Certificates>>), String> {
+        let files = self.config.tls.clone();
+        let tls = files.map(|files| Certificates::load(files, "ServiceBus"));
+        let tls = tls.transpose().map_err(|error| error.to_string())?;
         let listener = TcpListener::bind(&self.config.listen).await;
-        Ok((listener.map_err(|error| error.to_string())?, tls))
+        Ok((
+            listener.map_err(|error| error.to_string())?,
+            tls.map(Arc::new),
+        ))
     }
 
     /// Until no rule wants it any more. Who is being answered is answered still.
     async fn serve(
         &mut self,
         listener: TcpListener,
-        tls: Option<TlsAcceptor>,
+        tls: Option<Arc<Certificates>>,
         stop: &CancellationToken,
     ) {
         let served = Arc::new(Served {
@@ -176,15 +177,15 @@ impl Server {
     }
 }
 
-async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, served: Arc<Served>) {
-    match tls {
-        None => exchange(stream, served).await,
-        Some(acceptor) => {
-            let shaken = tokio::time::timeout(REQUEST_WITHIN, acceptor.accept(stream)).await;
-            if let Ok(Ok(stream)) = shaken {
-                exchange(stream, served).await;
-            }
-        }
+async fn connection(stream: TcpStream, tls: Option<Arc<Certificates>>, served: Arc<Served>) {
+    let Some(certificates) = tls else {
+        return exchange(stream, served).await;
+    };
+    let handshake = certificates.acceptor().accept(stream);
+    match tokio::time::timeout(REQUEST_WITHIN, handshake).await {
+        Ok(Ok(stream)) => exchange(stream, served).await,
+        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake with the ServiceBus failed"),
+        Err(_) => tracing::debug!("TLS handshake with the ServiceBus took too long"),
     }
 }
 

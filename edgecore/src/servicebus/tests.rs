@@ -282,3 +282,95 @@ async fn an_application_asks_for_a_url_while_a_rule_opens_it() {
         .unwrap()
         .unwrap();
 }
+
+/// Files of a server for 127.0.0.1 under an authority of its own; the authority's certificate comes
+/// back.
+fn certify(files: &ServerTls) -> String {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    std::fs::write(&files.cert, certificate.pem()).unwrap();
+    std::fs::write(&files.key, key.serialize_pem()).unwrap();
+    authority
+}
+
+async fn ask_over_tls(at: SocketAddr, authority: &str) -> Result<Value, reqwest::Error> {
+    let root = reqwest::Certificate::from_pem(authority.as_bytes()).unwrap();
+    let client = reqwest::Client::builder()
+        .tls_certs_only([root])
+        .no_proxy()
+        .build()
+        .unwrap();
+    let request = client
+        .post(format!("https://{at}/any"))
+        .body(r#"{"targetURL":"http://cloud/app"}"#);
+    let answer = request.send().await?.bytes().await?;
+    Ok(serde_json::from_slice(&answer).unwrap())
+}
+
+#[tokio::test]
+async fn applications_ask_over_tls_and_a_changed_certificate_is_taken_at_the_next_connection() {
+    // Somebody else in this process may have been first.
+    let _ = crate::hub::tls::provider()
+        .as_ref()
+        .clone()
+        .install_default();
+    let dir = tempfile::tempdir().unwrap();
+    let files = ServerTls {
+        cert: dir.path().join("server.crt"),
+        key: dir.path().join("server.key"),
+        client_ca: None,
+    };
+    let first = certify(&files);
+    let hub = HubHandle::answering(|message| {
+        let content = Content::string("from the cloud");
+        Ok(message.reply("r", 0, "router", content))
+    });
+    let at = free().await;
+    let (_routes, wanted) = watch::channel(routes(&["http://cloud/app"]));
+    let config = ServiceBusConfig {
+        tls: Some(files.clone()),
+        ..config_at(at)
+    };
+    let (_calls, bus) = ServiceBus::new(config, hub, wanted);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(bus.run(stop.clone()));
+    until_open(at, true).await;
+
+    let told = ask_over_tls(at, &first).await.unwrap();
+    assert_eq!(told["body"], "from the cloud");
+    let other = ServerTls {
+        cert: dir.path().join("other.crt"),
+        key: dir.path().join("other.key"),
+        client_ca: None,
+    };
+    let stranger = certify(&other);
+    let refused = ask_over_tls(at, &stranger).await.unwrap_err();
+    assert!(refused.is_connect(), "{refused:?}");
+    // Nobody is answered in clear, and whoever tries harms nobody.
+    let mut plain = TcpStream::connect(at).await.unwrap();
+    plain.write_all(b"POST / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    // A reset is as good an end as a closed stream.
+    let _ = plain.read_to_end(&mut answer).await;
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+
+    // Half of a renewal: the earlier pair stays.
+    std::fs::copy(&other.cert, &files.cert).unwrap();
+    ask_over_tls(at, &first).await.unwrap();
+    std::fs::copy(&other.key, &files.key).unwrap();
+    ask_over_tls(at, &stranger).await.unwrap();
+    assert!(ask_over_tls(at, &first).await.is_err());
+    stop.cancel();
+    tokio::time::timeout(PATIENCE, running)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+}
