@@ -97,3 +97,37 @@ async fn an_external_broker_is_asked_for_a_rules_topic_while_the_rule_is_there()
     node.stop().await;
     stop_other.cancel();
 }
+
+#[tokio::test]
+async fn an_external_broker_keeps_nothing_for_a_rule_that_went_while_the_node_was_away() {
+    let (port, stop_other, kept) = other_broker().await;
+    let holds = async |filter: &str| {
+        let loaded = broker::Storage::load(&kept).await.unwrap();
+        let mut states = loaded.sessions.iter().map(|(_, state)| state);
+        states.any(|state| state.windows(filter.len()).any(|w| w == filter.as_bytes()))
+    };
+    let external = format!("tcp://127.0.0.1:{port}");
+    let node = Node::start(&config(BusMode::External, &external)).await;
+    let mut device = Device::connect(port, "t1").await;
+    node.routes
+        .send_replace(topics(&["default/old", "default/x"]));
+    until_uploaded(&node, &mut device, "default/old").await;
+    until_uploaded(&node, &mut device, "default/x").await;
+    let disk = node.stop().await;
+    assert!(holds("default/old").await && holds("default/x").await);
+
+    let node = Node::on(disk, &config(BusMode::External, &external)).await;
+    let left = async {
+        let is_of_rule = |filter: &String| filter.starts_with("default/");
+        while node.external_filters().await.iter().any(is_of_rule) {}
+    };
+    timeout(PATIENCE, left).await.expect("never left");
+    assert!(!holds("default/old").await && !holds("default/x").await);
+    assert!(holds("+/user/#").await);
+    // What is wanted again is asked for again.
+    node.routes.send_replace(topics(&["default/x"]));
+    until_uploaded(&node, &mut device, "default/x").await;
+    assert!(holds("default/x").await);
+    node.stop().await;
+    stop_other.cancel();
+}

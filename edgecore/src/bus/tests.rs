@@ -59,7 +59,21 @@ impl Node {
         Self::on(Disk::new(), config).await
     }
 
-    async fn on(disk: Disk, config: &BusConfig) -> Self {
+    /// What the session at the external broker may hold, as written.
+    pub(super) async fn external_filters(&self) -> Vec<String> {
+        let text: String = self
+            .store
+            .read(|conn| {
+                let sql = "SELECT value FROM facts WHERE name = 'mqtt_external_filters'";
+                Ok(conn.query_row(sql, [], |row| row.get(0))?)
+            })
+            .await
+            .unwrap();
+        let record: Value = serde_json::from_str(&text).unwrap();
+        serde_json::from_value(record["filters"].clone()).unwrap()
+    }
+
+    pub(super) async fn on(disk: Disk, config: &BusConfig) -> Self {
         let (store, writer) = disk.open();
         let device = json!({
             "apiVersion": "devices.kubeedge.io/v1beta1", "kind": "Device",

@@ -1,8 +1,8 @@
 //! `modules.serviceBus…`: KubeEdge's keys, off by default as there.
 
-use super::{ConfigError, ServerTls};
 use super::keys::{Keys, absolute, wrong};
 use super::schema::{Field, field};
+use super::{ConfigError, ServerTls};
 use crate::servicebus::ServiceBusConfig;
 
 pub(super) const FIELDS: &[Field] = &[
