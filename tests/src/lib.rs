@@ -14,6 +14,7 @@ pub mod kills;
 pub mod kubectl;
 pub mod leaks;
 pub mod ledger;
+pub mod mangle;
 pub mod mosquitto;
 pub mod oci;
 pub mod process;

@@ -1,7 +1,12 @@
 //! The rules of reading and writing, over HTTP without a socket and through the in-process API.
 //! Expected texts are those of a reference server (docs of the API's rules are in the modules).
 
+mod fuzz;
 mod kinds;
+/// Shared with the end-to-end tests, which own the file.
+#[path = "../../../tests/src/mangle.rs"]
+#[expect(unreachable_pub, reason = "public in the crate that owns the file")]
+mod mangle;
 mod refused;
 mod watches;
 mod writes;
@@ -40,13 +45,21 @@ impl Place {
         headers: &[(&str, &str)],
         body: &str,
     ) -> http::Response<apiserver::http::Body> {
+        self.raw_bytes(method, path, headers, body.to_owned()).await
+    }
+
+    async fn raw_bytes(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> http::Response<apiserver::http::Body> {
         let mut request = http::Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let mut request = request
-            .body(Full::new(Bytes::from(body.to_owned())))
-            .unwrap();
+        let mut request = request.body(Full::new(body.into())).unwrap();
         request.extensions_mut().insert(User {
             name: "admin".into(),
             groups: vec![MASTERS.into()],

@@ -117,6 +117,32 @@ mod tests {
         assert_eq!(identity.serial, signed.serial);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_ask_for_another_key(
+            turned in proptest::collection::vec((proptest::prelude::any::<usize>(), 0_u8..8), 1..4),
+            cut in proptest::option::of(proptest::prelude::any::<usize>()),
+        ) {
+            static VALID: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+                let key = KeyPair::generate().unwrap();
+                CertificateParams::default().serialize_request(&key).unwrap().der().to_vec()
+            });
+            let mut der = VALID.clone();
+            for (at, bit) in turned {
+                let at = at % der.len();
+                der[at] ^= 1 << bit;
+            }
+            if let Some(cut) = cut {
+                der.truncate(cut % der.len());
+            }
+            // What is not covered by the signature may differ.
+            if let Ok(request) = CheckedRequest::parse(&der) {
+                let valid = CheckedRequest::parse(&VALID).unwrap();
+                proptest::prop_assert_eq!(request.fingerprint(), valid.fingerprint());
+            }
+        }
+    }
+
     #[test]
     fn a_request_with_a_broken_signature_is_refused() {
         let key = KeyPair::generate().unwrap();

@@ -5,6 +5,7 @@
 mod absent;
 mod devices;
 mod faults;
+mod fuzz;
 mod harness;
 mod load;
 mod neighbours;
@@ -15,6 +16,9 @@ mod service_bus;
 mod storage;
 mod telemetry;
 
+#[path = "../../../tests/src/mangle.rs"]
+#[expect(unreachable_pub, reason = "public in the crate that owns the file")]
+mod mangle;
 /// Shared with the end-to-end tests, which own the file.
 #[path = "../../../tests/src/wait.rs"]
 #[expect(unreachable_pub, reason = "public in the crate that owns the file")]

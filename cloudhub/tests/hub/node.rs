@@ -290,7 +290,7 @@ async fn readings_arrive_once_across_a_lost_acknowledgement_and_a_restart_of_the
 }
 
 /// An event in a batch, about `about`.
-fn told(seq: u64, about: &str) -> Entry {
+pub(crate) fn told(seq: u64, about: &str) -> Entry {
     let resource = format!("default/event/{about}.{seq}");
     let route = Route::new("edged", "resource", &Operation::Insert, resource);
     let body = json!({

@@ -18,7 +18,8 @@ use crate::{
 
 const ALL: &str = "batch, inventory, ping";
 pub(crate) const DEVICES: &str = "/apis/devices.kubeedge.io/v1beta1/namespaces/default/devices";
-const READINGS: &str = "/apis/telemetry.outpost.dev/v1/namespaces/default/devices/t1/readings";
+pub(crate) const READINGS: &str =
+    "/apis/telemetry.outpost.dev/v1/namespaces/default/devices/t1/readings";
 
 /// The real kubectl, as the administrator.
 pub(crate) async fn kubectl(hub: &TestHub, args: &[&str]) -> String {
