@@ -55,6 +55,32 @@ pub fn apply(device: &Device, event: Event, now_ms: i64) -> Result<Decision, Rej
     }
 }
 
+/// Checks what can be checked of an event without its device: names and values of an update.
+///
+/// # Errors
+/// [`Rejected`], as [`apply`] would say for any device.
+pub fn check(event: &Event) -> Result<(), Rejected> {
+    match event {
+        Event::Update { changes, .. } => check_changes(changes),
+        Event::Sync { .. }
+        | Event::Desired { .. }
+        | Event::State { .. }
+        | Event::Described { .. } => Ok(()),
+    }
+}
+
+/// What a mapper saw as desired is not checked: the cloud may desire any text.
+fn check_changes(changes: &BTreeMap<String, Option<Change>>) -> Result<(), Rejected> {
+    for (name, change) in changes {
+        check_name(name)?;
+        let values = change.iter().flat_map(|c| [&c.desired, &c.reported]);
+        for value in values.flatten() {
+            check_value(value)?;
+        }
+    }
+    Ok(())
+}
+
 /// Spec: device plane 2.4. The first wrong property refuses the whole request.
 fn update(
     device: &Device,
@@ -62,15 +88,7 @@ fn update(
     changes: BTreeMap<String, Option<Change>>,
     now_ms: i64,
 ) -> Result<Decision, Rejected> {
-    for (name, change) in &changes {
-        check_name(name)?;
-        let values = change
-            .iter()
-            .flat_map(|c| [&c.desired, &c.reported, &c.observed]);
-        for value in values.flatten() {
-            check_value(value)?;
-        }
-    }
+    check_changes(&changes)?;
     let mut next = device.clone();
     let mut written: BTreeMap<String, Option<Property>> = BTreeMap::new();
     let mut properties = BTreeMap::new();
@@ -221,7 +239,9 @@ fn answered(
             at_ms: now_ms,
             is_undelivered,
         });
-    } else if let Some(observed) = observed {
+    } else if let Some(observed) = observed
+        && (observed == desired.value || check_value(&observed).is_ok())
+    {
         property.observed = Some(observed);
     }
     // The same refusal at another time is no news.

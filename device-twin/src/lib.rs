@@ -38,7 +38,7 @@ mod value;
 mod version;
 mod wish;
 
-pub use apply::{Decision, apply, cut_reason};
+pub use apply::{Decision, apply, check, cut_reason};
 pub use delta::{Delta, delta};
 pub use device::{Attribute, Device, DeviceId};
 pub use effect::{DocumentEntry, Effect};

@@ -253,7 +253,7 @@ fn peer<T>(request: &Request<T>) -> Result<Peer, Status> {
     peer.ok_or_else(|| Status::unauthenticated("the peer is not known"))
 }
 
-fn mapper(info: pb::MapperInfo, peer: Peer) -> Result<Mapper, Status> {
+pub(super) fn mapper(info: pb::MapperInfo, peer: Peer) -> Result<Mapper, Status> {
     let invalid = |reason: &str| Err(Status::invalid_argument(reason));
     if info.protocol.is_empty() {
         return invalid("fail to register mapper because the protocol is nil");

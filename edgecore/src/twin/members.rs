@@ -101,9 +101,15 @@ pub fn device_removed(
 }
 
 /// Takes a `membership` (some joined, some left) or `membership/detail` (the full list) body. A
-/// device that is known keeps its twin. Doing it twice changes nothing.
+/// device that is known keeps its twin. Doing it twice changes nothing. A full list that names
+/// somebody in an unusable way removes nobody.
 pub fn membership(tx: &Connection, body: &[u8], now: UnixMillis) -> Result<Outcome, StoreError> {
     let mut outcome = Outcome::default();
+    if std::str::from_utf8(body).is_err() {
+        // Go's rules would make other names of what is no text.
+        tracing::warn!("membership message is no text");
+        return Ok(outcome);
+    }
     let (detail, update) = match (
         decode::<MembershipDetail>(body),
         decode::<MembershipUpdate>(body),
@@ -117,10 +123,12 @@ pub fn membership(tx: &Connection, body: &[u8], now: UnixMillis) -> Result<Outco
     let is_detail = detail.devices.is_some();
     let listed = detail.devices.or(update.added_devices).unwrap_or_default();
     let mut named: BTreeMap<DeviceId, twin::Device> = BTreeMap::new();
+    let mut is_whole = true;
     for device in listed {
         if let Some(id) = DeviceId::parse(&device.id) {
             named.insert(id, device);
         } else {
+            is_whole = false;
             tracing::warn!(device = device.id, "membership names an unusable device id");
         }
     }
@@ -137,7 +145,8 @@ pub fn membership(tx: &Connection, body: &[u8], now: UnixMillis) -> Result<Outco
                 .collect(),
         }
     };
-    for id in plan(&rows::ids(tx)?, &event).remove {
+    let gone = plan(&rows::ids(tx)?, &event).remove;
+    for id in gone.into_iter().filter(|_| is_whole || !is_detail) {
         remove(tx, &id, now, &mut outcome)?;
     }
     for (id, device) in named {

@@ -13,12 +13,14 @@ mod detail;
 mod history;
 mod mapper;
 mod members;
+#[cfg(test)]
+pub(crate) mod payload_tests;
 mod replay;
 mod rows;
 #[cfg(test)]
 mod tests;
 
-use device_twin::{Device, DeviceId, Effect, Event, Rejected, apply};
+use device_twin::{Device, DeviceId, Effect, Event, Rejected, apply, check};
 use rusqlite::Connection;
 use serde::Serialize;
 use uuid::Uuid;
@@ -154,7 +156,7 @@ fn handle_update(
     let rejected = match decided {
         Ok(event) => match rows::load(tx, &convert::id(device))? {
             Some(old) => change(tx, &old, event, now, &mut outcome)?,
-            None => Err(Rejected::unknown_device()),
+            None => check(&event).and(Err(Rejected::unknown_device())),
         },
         Err(rejected) => Err(rejected),
     };

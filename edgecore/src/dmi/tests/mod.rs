@@ -3,5 +3,6 @@
 mod convert;
 mod faults;
 mod life;
+mod payloads;
 mod refusals;
 mod world;
