@@ -160,7 +160,13 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, state: &WsState) ->
     };
     let (connection, acked) = match &refusal {
         None => {
-            let begun = state.services.ledger.begin(&node).await.ok()?;
+            let begun = match state.services.ledger.begin(&node).await {
+                Ok(begun) => begun,
+                Err(error) => {
+                    tracing::error!(node, %error, "a node cannot be let in: the store fails");
+                    return None;
+                }
+            };
             (Some(begun.connection), begun.acked)
         }
         Some(_) => (None, None),
