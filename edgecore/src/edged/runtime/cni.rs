@@ -2,25 +2,24 @@
 //! what was added is cached on disk together with the configuration that added it, so that DEL
 //! undoes exactly that, even after the configuration changed or we restarted.
 
+mod builtin;
 mod check;
 mod config;
 pub(super) mod follow;
+mod plugin;
 mod reservations;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
-use tokio::io::AsyncWriteExt;
 
+use self::plugin::Command;
 use super::NetworkWish;
-
-use super::masquerade::{self, Masquerade};
+use super::masquerade::Masquerade;
 
 /// A plugin that hangs (waiting for DHCP, for the xtables lock) is given this long.
 const PLUGIN_MAX: Duration = Duration::from_secs(60);
@@ -74,23 +73,6 @@ pub(super) struct Cni {
     pod_cidr: Option<String>,
     plugin_max: Duration,
     masquerade: Masquerade,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Command {
-    Add,
-    Check,
-    Del,
-}
-
-impl Command {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Add => "ADD",
-            Self::Check => "CHECK",
-            Self::Del => "DEL",
-        }
-    }
 }
 
 impl Cni {
@@ -158,62 +140,6 @@ impl Cni {
             Some(list) => Ok(list),
             None => self.builtin(),
         }
-    }
-
-    /// Bridge, host-local and portmap, written once to the state directory. The address range
-    /// and the bridge's name come from the state directory's path, so that two nodes on one
-    /// machine do not share them.
-    fn builtin(&self) -> Result<Value, CniError> {
-        let path = self.state_dir.join("builtin.conflist");
-        if let Ok(bytes) = std::fs::read(&path)
-            && let Ok(conflist) = serde_json::from_slice(&bytes)
-        {
-            return Ok(conflist);
-        }
-        let hash = Sha256::digest(self.state_dir.as_os_str().as_encoded_bytes());
-        let bridge = format!("edge{}", hex::encode(&hash[..4]));
-        let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
-        let subnet = self.pod_cidr.clone().unwrap_or_else(|| {
-            let third = free_subnet(&routes, &bridge, hash[4]);
-            format!("10.88.{third}.0/24")
-        });
-        let has_iptables = masquerade::iptables().is_some();
-        if !has_iptables {
-            tracing::warn!("no iptables; pods reach only this node, host ports do not work");
-        }
-        let mut conflist =
-            builtin_conflist(&bridge, &subnet, &self.state_dir.join("ipam"), has_iptables);
-        // Bounded bandwidth where it can be had; no reason to be without a network.
-        if self.find("bandwidth").is_ok()
-            && let Some(plugins) = conflist.get_mut("plugins").and_then(Value::as_array_mut)
-        {
-            plugins.push(json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } }));
-        }
-        std::fs::create_dir_all(&self.state_dir)?;
-        std::fs::write(path, conflist.to_string())?;
-        Ok(conflist)
-    }
-
-    fn find(&self, plugin: &str) -> Result<PathBuf, CniError> {
-        let searched = || {
-            let all: Vec<String> = self
-                .bin_dirs
-                .iter()
-                .map(|d| d.display().to_string())
-                .collect();
-            all.join(":")
-        };
-        if plugin.is_empty() || plugin.contains('/') {
-            return Err(CniError::Config(format!("plugin type `{plugin}`")));
-        }
-        self.bin_dirs
-            .iter()
-            .map(|dir| dir.join(plugin))
-            .find(|path| path.is_file())
-            .ok_or_else(|| CniError::Missing {
-                plugin: plugin.to_owned(),
-                searched: searched(),
-            })
     }
 
     fn cache_path(&self, uid: &str) -> PathBuf {
@@ -313,74 +239,6 @@ impl Cni {
         std::fs::read_dir(self.state_dir.join("results"))
             .is_ok_and(|entries| entries.flatten().next().is_some())
     }
-
-    async fn run(
-        &self,
-        command: Command,
-        uid: &str,
-        plugin: &Value,
-        cached: &Cached,
-        previous: Option<&Value>,
-    ) -> Result<Value, CniError> {
-        let kind = plugin_type(plugin);
-        let failed = |reason: String| CniError::Plugin {
-            plugin: kind.to_owned(),
-            reason,
-        };
-        let binary = self.find(kind)?;
-        let search: Vec<String> = self
-            .bin_dirs
-            .iter()
-            .map(|d| d.display().to_string())
-            .collect();
-        let input = plugin_config(plugin, cached, previous).to_string();
-        // DEL with a namespace that is gone: the plugins want an empty name, not a dead path.
-        let netns = if command == Command::Del && !is_namespace(&cached.netns) {
-            Path::new("")
-        } else {
-            &cached.netns
-        };
-        let mut child = tokio::process::Command::new(binary)
-            .env("CNI_COMMAND", command.name())
-            .env("CNI_CONTAINERID", uid)
-            .env("CNI_NETNS", netns)
-            .env("CNI_IFNAME", IF_NAME)
-            .env("CNI_ARGS", &cached.args)
-            .env("CNI_PATH", search.join(":"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| failed(error.to_string()))?;
-        let stdin = child.stdin.take();
-        let group = child.id();
-        let answered = tokio::time::timeout(self.plugin_max, async move {
-            if let Some(mut stdin) = stdin {
-                match stdin.write_all(input.as_bytes()).await {
-                    // One that ended without reading says why itself.
-                    Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
-                    Ok(()) | Err(_) => {}
-                }
-            }
-            child.wait_with_output().await
-        })
-        .await
-        .map_err(|_| {
-            kill_group(group);
-            failed(format!("no answer within {:?}", self.plugin_max))
-        })?
-        .map_err(|error| failed(error.to_string()))?;
-        if !answered.status.success() {
-            return Err(failed(complaint(&answered.stdout, &answered.stderr)));
-        }
-        // Only ADD answers with anything.
-        if command != Command::Add {
-            return Ok(Value::Null);
-        }
-        serde_json::from_slice(&answered.stdout).map_err(|error| failed(error.to_string()))
-    }
 }
 
 /// Whether a namespace is pinned at `path` (`f_type` is `NSFS_MAGIC` of `linux/magic.h`).
@@ -405,57 +263,6 @@ fn concerns(plugin: &Value, cached: &Cached) -> bool {
         }
         _ => true,
     }
-}
-
-/// The built-in network. Masquerading and host ports are both done by iptables.
-fn builtin_conflist(bridge: &str, subnet: &str, ipam_dir: &Path, has_iptables: bool) -> Value {
-    let mut plugins = vec![json!({
-        "type": "bridge",
-        "bridge": bridge,
-        "isGateway": true,
-        "ipMasq": false,
-        "hairpinMode": true,
-        "ipam": {
-            "type": "host-local",
-            "ranges": [[{ "subnet": subnet }]],
-            "routes": [{ "dst": "0.0.0.0/0" }],
-            "dataDir": ipam_dir,
-        },
-    })];
-    if has_iptables {
-        plugins.push(json!({ "type": "portmap", "capabilities": { "portMappings": true } }));
-    }
-    let mut list = json!({ "cniVersion": "0.4.0", "name": "edgecore", "plugins": plugins });
-    if has_iptables {
-        masquerade::ask(&mut list, subnet, bridge);
-    }
-    list
-}
-
-/// A plugin that does not answer goes with everything it started.
-fn kill_group(leader: Option<u32>) {
-    let leader = leader.and_then(|pid| i32::try_from(pid).ok());
-    if let Some(group) = leader.and_then(rustix::process::Pid::from_raw) {
-        // It may have ended this moment.
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-    }
-}
-
-/// The plugin's own words: code, `msg` and `details` of its error object, else its stderr.
-fn complaint(stdout: &[u8], stderr: &[u8]) -> String {
-    const TEXT_MAX: usize = 512;
-    let error: Value = serde_json::from_slice(stdout).unwrap_or_default();
-    let part = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
-    let said = format!("{} {}", part("msg"), part("details"));
-    let text = if said.trim().is_empty() {
-        String::from_utf8_lossy(stderr).into_owned()
-    } else {
-        match error.get("code").and_then(Value::as_u64) {
-            Some(code) => format!("{} (code {code})", said.trim()),
-            None => said,
-        }
-    };
-    text.trim().chars().take(TEXT_MAX).collect()
 }
 
 fn plugins(conflist: &Value) -> impl Iterator<Item = &Value> {
@@ -503,34 +310,6 @@ fn runtime_config(attachment: &Attachment) -> Value {
     })
 }
 
-/// One plugin's input: its own part, the list's name and version, what it may know of the pod by
-/// its capabilities, and the result so far (CNI spec 1.0.0, section 4).
-fn plugin_config(plugin: &Value, cached: &Cached, previous: Option<&Value>) -> Value {
-    let mut config: Map<String, Value> = plugin.as_object().cloned().unwrap_or_default();
-    for key in ["name", "cniVersion"] {
-        if let Some(value) = cached.conflist.get(key).filter(|value| !value.is_null()) {
-            config.insert(key.to_owned(), value.clone());
-        }
-    }
-    let capabilities = config.remove("capabilities").unwrap_or_default();
-    let mut runtime = Map::new();
-    for (name, value) in cached.runtime.as_object().into_iter().flatten() {
-        let wanted = capabilities.get(name).and_then(Value::as_bool) == Some(true);
-        let is_empty = value.as_array().is_some_and(Vec::is_empty)
-            || value.as_object().is_some_and(Map::is_empty);
-        if wanted && !is_empty {
-            runtime.insert(name.clone(), value.clone());
-        }
-    }
-    if !runtime.is_empty() {
-        config.insert("runtimeConfig".to_owned(), Value::Object(runtime));
-    }
-    if let Some(previous) = previous {
-        config.insert("prevResult".to_owned(), previous.clone());
-    }
-    Value::Object(config)
-}
-
 fn addresses(result: &Value) -> Vec<String> {
     result
         .get("ips")
@@ -540,22 +319,6 @@ fn addresses(result: &Value) -> Vec<String> {
         .filter_map(|ip| ip.get("address")?.as_str()?.split('/').next())
         .map(str::to_owned)
         .collect()
-}
-
-/// Third octet of a `10.88.x.0/24` that no other interface routes, `start` if possible.
-/// `/proc/net/route` writes addresses as little-endian hex.
-fn free_subnet(routes: &str, bridge: &str, start: u8) -> u8 {
-    (0..=u8::MAX)
-        .map(|step| start.wrapping_add(step))
-        .find(|third| {
-            let destination = format!("00{third:02X}580A");
-            !routes.lines().any(|line| {
-                let mut columns = line.split_whitespace();
-                let interface = columns.next();
-                columns.next() == Some(destination.as_str()) && interface != Some(bridge)
-            })
-        })
-        .unwrap_or(start)
 }
 
 #[cfg(test)]

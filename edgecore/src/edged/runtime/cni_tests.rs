@@ -1,5 +1,6 @@
 use std::os::unix::fs::PermissionsExt;
 
+use super::builtin::{builtin_conflist, free_subnet};
 use super::*;
 use crate::edged::runtime::NetworkHealth;
 

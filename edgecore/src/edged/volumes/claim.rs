@@ -1,6 +1,6 @@
 //! `persistentVolumeClaim`: what the claim is bound to, on this node.
 //!
-//! Volumes of local-path storage lie in `<data dir>/storage/<namespace>_<claim>_<volume>`; they are
+//! Volumes of local-path storage lie in `<rootDirectory>/storage/<namespace>_<claim>_<volume>`; they are
 //! no pod's and stay when pods go. Only [`reclaim`] removes one, and only when told.
 
 use std::io;

@@ -10,7 +10,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
-use super::{Cached, Cni, Command, IF_NAME, addresses, concerns, is_namespace, plugins};
+use super::plugin::Command;
+use super::{Cached, Cni, IF_NAME, addresses, concerns, is_namespace, plugins};
 use crate::edged::runtime::NetworkHealth;
 
 /// Versions that know no CHECK.

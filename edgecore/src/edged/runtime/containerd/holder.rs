@@ -21,8 +21,9 @@ use serde_json::json;
 
 use super::channel::{CALL, CallError, Daemon, TASK};
 use super::holder_program::program;
+use super::record::{SPEC_TYPE, label, runtime_record};
 use super::spec::{GROUP_ANNOTATION, PodPaths};
-use super::task::{self, SPEC_TYPE, label, runtime_record};
+use super::task;
 use crate::edged::runtime::RuntimeError;
 
 const PROGRAM: &str = "hold";

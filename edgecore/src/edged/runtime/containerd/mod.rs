@@ -2,8 +2,8 @@
 //! 1.6, 1.7 and 2.x; nothing newer than 1.6's services is needed.
 //!
 //! What is where: `channel` the connection and its errors, `content`/`document`/`image`/`import`/`archive`/
-//! `pull`/`snapshot` from references to unpacked snapshots, `spec` the pure OCI spec builder, `task` containers and their
-//! processes, `exec` commands in them, `cgroup` the host's tree, `events` the daemon's news. Namespaces and network of a pod
+//! `pull`/`snapshot` from references to unpacked snapshots, `spec` the pure OCI spec builder, `start` what a
+//! container is given, `record` and `task` containers and their processes, `exec` commands in them, `cgroup` the host's tree, `events` the daemon's news. Namespaces and network of a pod
 //! are [`super::sandbox`] and [`super::cni`].
 //!
 //! The source of truth is the daemon: container labels, task states, and what is pinned under the
@@ -28,11 +28,14 @@ mod layer;
 mod marks;
 mod platform;
 mod pull;
+mod record;
 pub(super) mod reference;
 mod registry;
 mod retire;
+mod signals;
 mod snapshot;
 mod spec;
+mod start;
 mod stats;
 mod store;
 mod task;
@@ -51,15 +54,14 @@ use self::cgroup::Cgroups;
 use self::channel::{CALL, Daemon, TASK};
 use self::exec::Execs;
 use self::ids::Spoilt;
-use self::image::{ImageError, ImageFacts, image_id};
+use self::image::ImageError;
 use self::marks::Marks;
 use self::reference::normalize;
 pub use self::registry::{Registries, RegistryHost};
+use self::spec::HostFacts;
 pub(crate) use self::spec::PodPaths;
-use self::spec::{HostFacts, UserDatabase};
 use self::stats::Stats;
 use self::store::ImageStore;
-use self::task::Stdin;
 use super::cni::Cni;
 use super::cni::follow::Follower;
 use super::sandbox::Sandboxes;
@@ -229,113 +231,6 @@ impl ContainerdRuntime {
     pub async fn pin_image(&self, reference: &str, pinned: bool) -> Result<(), RuntimeError> {
         self.images.pin(reference, pinned).await
     }
-
-    async fn users(&self, facts: &ImageFacts) -> Result<UserDatabase, RuntimeError> {
-        facts
-            .users
-            .get_or_try_init(|| {
-                snapshot::read_users(&self.daemon, &self.config.snapshotter, &facts.chain_id)
-            })
-            .await
-            .cloned()
-            .map_err(|error| RuntimeError::Create {
-                reason: format!("users of the image: {error}"),
-            })
-    }
-
-    fn runc_root(&self) -> String {
-        self.config.state_dir.join("runc").display().to_string()
-    }
-
-    /// The PID namespace that the pod's containers share, as runc takes it.
-    async fn shared_pid(
-        &self,
-        container: &ContainerSpec,
-        paths: &PodPaths,
-    ) -> Result<PathBuf, RuntimeError> {
-        let runc_root = self.runc_root();
-        let wanted = holder::Wanted {
-            pod_uid: &container.pod_uid,
-            cgroup_parent: &container.cgroup_parent,
-            paths,
-            snapshotter: &self.config.snapshotter,
-            state_dir: &self.config.state_dir,
-            runc_root: &runc_root,
-            oom_score_adj_min: self.host.oom_score_adj_min,
-        };
-        let pid = holder::ensure(&self.daemon, &wanted).await?;
-        Ok(PathBuf::from(format!("/proc/{pid}/ns/pid")))
-    }
-
-    /// Whether `id` is already as a start would leave it. Leftovers of a start that broke off
-    /// are removed.
-    async fn is_started(&self, id: &str) -> Result<bool, RuntimeError> {
-        use containerd_client::types::v1::Status;
-        let task = task::get(&self.daemon, id).await?;
-        match task.map(|process| process.status()) {
-            None if retire::is_retired(&self.daemon, id).await? => Ok(true),
-            None | Some(Status::Created | Status::Unknown) => {
-                task::delete(&self.daemon, &self.config.snapshotter, id).await?;
-                Ok(false)
-            }
-            Some(Status::Running | Status::Stopped | Status::Paused | Status::Pausing) => Ok(true),
-        }
-    }
-
-    /// Where a container's input goes in, if it has any.
-    fn stdin_path(&self, id: &str) -> PathBuf {
-        Marks::new(&self.config.state_dir).stdin(id)
-    }
-
-    /// Makes the fifo of a container that wants input.
-    fn make_stdin(&self, id: &str, spec: &ContainerSpec) -> std::io::Result<Stdin> {
-        if !spec.stdin {
-            return Ok(Stdin::None);
-        }
-        let path = self.stdin_path(id);
-        if let Some(parent) = path.parent() {
-            crate::files::make_dir(parent, 0o700)?;
-        }
-        exec::make_fifo(&path)?;
-        if spec.tty {
-            return Ok(Stdin::Terminal(path.display().to_string()));
-        }
-        if spec.stdin_once {
-            exec::make_fifo(&Marks::new(&self.config.state_dir).stdin_end(id))?;
-        }
-        Ok(Stdin::Opened)
-    }
-
-    /// What the program before runc has to know.
-    fn annotate(&self, id: &str, spec: &ContainerSpec, oci: &mut serde_json::Value) {
-        let path = self.stdin_path(id).display().to_string();
-        let annotations = &mut oci["annotations"];
-        annotations[task::STDIN_ANNOTATION] = path.into();
-        annotations[task::STDIN_ONCE_ANNOTATION] = spec.stdin_once.to_string().into();
-    }
-
-    fn write_logger_config(&self, id: &str, spec: &ContainerSpec) -> std::io::Result<PathBuf> {
-        let directory = self.config.state_dir.join("log");
-        std::fs::create_dir_all(&directory)?;
-        if let Some(parent) = spec.log_path.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        let path = directory.join(format!("{id}.json"));
-        let config = serde_json::json!({
-            "path": spec.log_path,
-            "bytesMax": spec.log_bytes_max,
-            "filesMax": spec.log_files_max,
-            "podBytesMax": self.config.log_pod_bytes_max,
-            "nodeBytesMax": self.config.log_node_bytes_max,
-            "isTerminal": spec.tty,
-            "holds": (spec.stdin && spec.stdin_once && !spec.tty).then(|| serde_json::json!({
-                "input": self.stdin_path(id),
-                "end": Marks::new(&self.config.state_dir).stdin_end(id),
-            })),
-        });
-        std::fs::write(&path, config.to_string())?;
-        Ok(path)
-    }
 }
 
 #[async_trait]
@@ -444,99 +339,18 @@ impl Runtime for ContainerdRuntime {
     }
 
     async fn start(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
-        let id = self.spoilt.usable(spec);
-        let create_failed = |reason: String| RuntimeError::Create { reason };
-        let reference = normalize(&spec.image)?;
-        let (target, facts) = self
-            .images
-            .present(&reference.whole())
-            .await
-            .map_err(|error| error.into_pull(&spec.image))?
-            .ok_or_else(|| RuntimeError::ImageNotPresent {
-                reference: spec.image.clone(),
-            })?;
-        let users = self.users(&facts).await?;
-        let mut paths = self.sandboxes.paths(spec)?;
-        if spec.share_pid && !spec.host_pid {
-            paths.pid_ns = Some(self.shared_pid(spec, &paths).await?);
-        }
-        let mut host = if spec.privileged {
-            host::with_devices(&self.host)
-        } else {
-            self.host.clone()
-        };
-        host.has_swap = self.cgroups.has_swap(&spec.cgroup_parent);
-        host.has_oom_group = self.cgroups.has_oom_group(&spec.cgroup_parent);
-        let mut oci = spec::build(
-            spec,
-            &facts.config.config,
-            &users,
-            &paths,
-            &host,
-            &self.config.seccomp_root,
-        )
-        .map_err(|error| create_failed(error.to_string()))?;
-        let config = self
-            .write_logger_config(&id, spec)
-            .map_err(|error| create_failed(format!("log directory: {error}")))?;
-        let runc_root = self.runc_root();
-        let log_address = format!(
-            "binary://{}?--config={}",
-            self.config.logger_path.display(),
-            config.display()
-        );
-        let stdin = self
-            .make_stdin(&id, spec)
-            .map_err(|error| create_failed(format!("standard input: {error}")))?;
-        if stdin == Stdin::Opened {
-            self.annotate(&id, spec, &mut oci);
-        }
-        let opener = self.config.logger_path.display().to_string();
-        let launch = task::Launch {
-            stdin: &stdin,
-            opener: &opener,
-            id: &id,
-            container: spec,
-            spec: &oci,
-            snapshotter: &self.config.snapshotter,
-            chain_id: &facts.chain_id,
-            image_id: &image_id(&reference, &target.digest),
-            stop_signal: &facts.config.config.stop_signal,
-            runc_root: &runc_root,
-            log_address: &log_address,
-            marks: &Marks::new(&self.config.state_dir),
-        };
-        if !task::create_record(&self.daemon, &launch).await? {
-            if self.is_started(&id).await? {
-                return Ok(id);
-            }
-            task::create_record(&self.daemon, &launch).await?;
-        }
-        if let Err(error) = task::launch(&self.daemon, &launch).await {
-            if let Err(leftover) = self.remove(&id).await {
-                tracing::debug!(error = %leftover, id, "broken container left to the next start");
-            }
-            if self.spoilt.note(&id, &error) {
-                tracing::info!(
-                    id,
-                    "a dead task of this id is in the way in containerd; another id is used"
-                );
-                return self.start(spec).await;
-            }
-            return Err(error);
-        }
-        Ok(id)
+        self.start_container(spec).await
     }
 
     async fn signal_stop(&self, id: &str) -> Result<(), RuntimeError> {
         const TERM: u32 = 15;
-        let record = task::record(&self.daemon, id)
+        let record = record::get(&self.daemon, id)
             .await?
             .ok_or_else(|| RuntimeError::NotFound { id: id.to_owned() })?;
         let signal = record
             .labels
-            .get(task::label::STOP_SIGNAL)
-            .and_then(|name| task::signal_number(name))
+            .get(record::label::STOP_SIGNAL)
+            .and_then(|name| signals::number(name))
             .unwrap_or(TERM);
         task::kill(&self.daemon, id, signal, false).await
     }
@@ -586,7 +400,7 @@ impl Runtime for ContainerdRuntime {
 
     async fn containers(&self) -> Result<Vec<Container>, RuntimeError> {
         let marks = Marks::new(&self.config.state_dir);
-        let containers = task::list(&self.daemon, &self.cgroups, &marks).await?;
+        let containers = record::list(&self.daemon, &self.cgroups, &marks).await?;
         self.images.used.touch_all(&containers);
         Ok(containers)
     }

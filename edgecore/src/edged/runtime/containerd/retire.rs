@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::Cgroups;
 use super::channel::{CALL, CallError, Daemon};
 use super::marks::Marks;
-use super::task::{self, label};
+use super::record::{self, label};
+use super::task;
 use crate::edged::runtime::{ContainerState, RuntimeError};
 
 /// Deletes the task of a container that is over and keeps its record. How it ended is written to the
@@ -19,11 +20,11 @@ pub(super) async fn retire(
     marks: &Marks,
     id: &str,
 ) -> Result<(), RuntimeError> {
-    let Some(record) = task::record(daemon, id).await? else {
+    let Some(record) = record::get(daemon, id).await? else {
         return Ok(());
     };
     if let Some(process) = task::get(daemon, id).await? {
-        match task::describe(&record, Some(&process), cgroups, marks).state {
+        match record::describe(&record, Some(&process), cgroups, marks).state {
             ContainerState::Running { .. } => {
                 return Err(RuntimeError::Other {
                     step: "container retire",
@@ -102,7 +103,7 @@ pub(super) fn kept_end(record: &Record) -> Option<ContainerState> {
 
 /// Whether the container is over and has given its task back.
 pub(super) async fn is_retired(daemon: &Daemon, id: &str) -> Result<bool, CallError> {
-    Ok(task::record(daemon, id)
+    Ok(record::get(daemon, id)
         .await?
         .is_some_and(|record| kept_end(&record).is_some()))
 }

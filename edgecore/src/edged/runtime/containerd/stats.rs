@@ -12,7 +12,8 @@ use tokio::time::Instant;
 
 use super::channel::{CALL, CallError, Daemon};
 use super::layer;
-use super::task::{self, label};
+use super::record::label;
+use super::task;
 use crate::edged::runtime::{ContainerStats, PodStats};
 
 /// How long the size of a container's own layer is believed: the daemon walks all of it.

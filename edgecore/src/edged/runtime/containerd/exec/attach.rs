@@ -16,7 +16,7 @@ use super::{Daemon, Execs, failed, not_found, resize, wait};
 use crate::edged::logs::{self, CHUNKS_MAX, Query, Stream};
 use crate::edged::runtime::RuntimeError;
 use crate::edged::runtime::containerd::marks::Marks;
-use crate::edged::runtime::containerd::task::{self, label};
+use crate::edged::runtime::containerd::record::{self, label};
 use crate::edged::runtime::session::{
     self as talk, AttachRequest, Input, Output, Served, Session, Size,
 };
@@ -29,7 +29,7 @@ impl Execs {
         request: &AttachRequest,
         marks: &Marks,
     ) -> Result<Session, RuntimeError> {
-        let record = task::record(&self.daemon, id)
+        let record = record::get(&self.daemon, id)
             .await?
             .ok_or_else(|| not_found(id))?;
         let spec: Value = serde_json::from_slice(&record.spec.unwrap_or_default().value)

@@ -35,7 +35,7 @@ pub(super) use self::fifo::make_fifo;
 use self::fifo::{Ends, Wanted};
 use self::home::{Homes, Place};
 use super::channel::{CALL, CallError, DELETE, Daemon, TASK};
-use super::task;
+use super::record;
 use crate::edged::runtime::session::{self as talk, ExecRequest, Session, Size};
 use crate::edged::runtime::{ExecOutput, RuntimeError};
 
@@ -172,7 +172,7 @@ impl Execs {
         permit: OwnedSemaphorePermit,
         ask: &Ask<'_>,
     ) -> Result<Running, RuntimeError> {
-        let record = task::record(&self.daemon, ask.id)
+        let record = record::get(&self.daemon, ask.id)
             .await?
             .ok_or_else(|| not_found(ask.id))?;
         let spec = record.spec.unwrap_or_default();
