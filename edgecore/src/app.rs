@@ -1,6 +1,7 @@
 //! The only place that makes channels and tasks. Order of start: store, MetaManager, Edged, bus,
 //! link, local API; nothing on this way needs a hub or a right clock.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,8 @@ const STACK_BYTES: usize = 512 << 10;
 const BLOCKING_MAX: usize = 8;
 /// Waiting for the writer thread to fold its log into the database.
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(5);
+/// The key that says where everything durable is.
+const DATABASE: &str = "database.dataSource";
 /// Questions for Edged's pods; more wait.
 const PODS_QUERIES_MAX: usize = 8;
 
@@ -43,15 +46,23 @@ const PODS_QUERIES_MAX: usize = 8;
 pub enum AppError {
     #[error("cannot start the runtime")]
     Runtime(#[source] std::io::Error),
-    #[error("cannot make `{path}`")]
+    #[error("cannot make `{path}` (`{key}`{})", advice(.source))]
     Directory {
         path: PathBuf,
+        /// The configuration's key that says where.
+        key: &'static str,
         #[source]
         source: std::io::Error,
     },
     #[error("another edgecore runs on `{path}`")]
     Locked { path: PathBuf },
-    #[error("cannot open the node's store")]
+    #[error("cannot open the node's store `{path}`")]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: StoreError,
+    },
+    #[error("the node's store failed")]
     Store(#[from] StoreError),
     #[error("cannot prepare the key that seals secrets")]
     Seal(#[from] SealError),
@@ -63,6 +74,19 @@ pub enum AppError {
     Bus(#[from] BusError),
     #[error("core task `{0}` ended; see the log")]
     Ended(&'static str),
+}
+
+fn advice(error: &std::io::Error) -> &'static str {
+    let is = |kinds: &[ErrorKind]| kinds.contains(&error.kind());
+    if is(&[ErrorKind::PermissionDenied]) {
+        "; run edgecore as root"
+    } else if is(&[ErrorKind::ReadOnlyFilesystem, ErrorKind::StorageFull]) {
+        "; it needs a disk with room that it may write to"
+    } else if is(&[ErrorKind::AlreadyExists, ErrorKind::NotADirectory]) {
+        "; something that is no directory is in the way"
+    } else {
+        ""
+    }
 }
 
 /// Runs the daemon until it is told to stop or a core task ends.
@@ -102,10 +126,13 @@ pub fn run(config: Config, file: Option<&Path>) -> Result<(), AppError> {
 
 async fn daemon(config: Config) -> Result<Exit, AppError> {
     let data = config.data_dir().to_owned();
-    make_dir(&data)?;
-    make_dir(&config.run_dir)?;
+    make_dir(&data, DATABASE)?;
+    make_dir(&config.run_dir, "outpost.runDirectory")?;
     let _lock = lock(&data)?;
-    let (store, writer, told) = Store::open(&config.database)?;
+    let (store, writer, told) = Store::open(&config.database).map_err(|source| AppError::Open {
+        path: config.database.clone(),
+        source,
+    })?;
     if let Some(error) = told {
         tracing::error!(
             %error,
@@ -382,9 +409,10 @@ pub(crate) fn containerd(runtime: &RuntimeConfig, run_dir: &Path) -> ContainerdC
     }
 }
 
-fn make_dir(path: &Path) -> Result<(), AppError> {
+fn make_dir(path: &Path, key: &'static str) -> Result<(), AppError> {
     crate::files::make_dir(path, 0o755).map_err(|source| AppError::Directory {
         path: path.to_owned(),
+        key,
         source,
     })
 }
@@ -399,6 +427,7 @@ fn lock(data: &Path) -> Result<std::fs::File, AppError> {
         .open(&path)
         .map_err(|source| AppError::Directory {
             path: path.clone(),
+            key: DATABASE,
             source,
         })?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)

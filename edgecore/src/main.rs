@@ -148,7 +148,11 @@ fn run(args: &RunArgs) -> u8 {
         Ok(()) => exit::OK,
         Err(error) => {
             tell_error(&error);
-            exit::SOFTWARE
+            if matches!(error, app::AppError::Ended(_)) {
+                exit::SOFTWARE
+            } else {
+                exit::FAILED
+            }
         }
     }
 }
@@ -207,7 +211,7 @@ async fn join_hub(args: &JoinArgs) -> Result<String, Box<dyn std::error::Error>>
         ("modules.edgeHub.tlsPrivateKeyFile", at("pki/node.key")),
         ("modules.edgeHub.websocket.server", websocket),
         ("modules.edged.hostnameOverride", node.clone()),
-        ("modules.edged.rootDirectory", at("pods")),
+        ("modules.edged.rootDirectory", at("edged")),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value))

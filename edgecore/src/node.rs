@@ -67,6 +67,11 @@ fn shown(text: Result<String, u8>) -> u8 {
 /// The ledger, read from the database itself.
 pub(crate) fn ledger(args: &AskArgs) -> u8 {
     let report = with_config(&args.config, async |config| {
+        if !config.database.exists() {
+            return Err(ConsoleError::NoDatabase {
+                path: config.database.clone(),
+            });
+        }
         Ok(Report::open(&config.database)?)
     });
     let report = match report {

@@ -119,6 +119,20 @@ impl PrivateContainerd {
         self.binaries.as_deref()
     }
 
+    /// What the daemon's own client says of a namespace.
+    ///
+    /// # Errors
+    /// The client cannot be started.
+    pub fn ctr(&self, namespace: &str, arguments: &[&str]) -> io::Result<String> {
+        let output = Command::new(ctr(self.binaries()))
+            .arg("--address")
+            .arg(self.address())
+            .args(["--namespace", namespace])
+            .args(arguments)
+            .output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// The daemon's process, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)

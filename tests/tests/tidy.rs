@@ -194,6 +194,48 @@ fn tests_that_documents_name_are_there() {
     }
 }
 
+#[test]
+fn tests_that_hold_bounds_and_hazards_are_there() {
+    let root = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let mut files = Vec::new();
+    for dir in [
+        "apiserver",
+        "broker",
+        "cloudhub",
+        "device-twin",
+        "edgecore",
+        "tests",
+        "wire",
+    ] {
+        collect(&root.join(dir), &mut files);
+    }
+    let texts = files.iter().map(std::fs::read_to_string);
+    let sources: Vec<String> = texts.collect::<Result<_, _>>().unwrap();
+    let is_name = |text: &&str| {
+        let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        text.matches('_').count() >= 2 && text.chars().all(is_word)
+    };
+    let mut named = 0;
+    for document in ["docs/limits.md", "docs/hazards.md"] {
+        let text = std::fs::read_to_string(root.join(document)).unwrap();
+        for name in text.split('`').skip(1).step_by(2).filter(is_name) {
+            let test = format!("fn {name}(");
+            let is_there = sources.iter().any(|text| text.contains(&test));
+            assert!(is_there, "{document} names {name}, which is no test");
+            named += 1;
+        }
+    }
+    assert!(named > 150, "only {named} names were found");
+}
+
+/// The hub writes into a volume where its data lies on a node that was configured as usual.
+#[test]
+fn volumes_lie_where_the_hub_says() {
+    let defaults = edgecore::config::load(None, [], &edgecore::config::Flags::default()).unwrap();
+    let storage = defaults.runtime.unwrap().root_dir.join("storage");
+    assert_eq!(storage.to_str(), Some(cloudhub::volumes::plan::STORAGE_DIR));
+}
+
 fn collect(dir: &std::path::Path, files: &mut Vec<std::path::PathBuf>) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();

@@ -16,8 +16,8 @@ pub const NODE_ANNOTATION: &str = "outpost.dev/node";
 pub const DATA_FINALIZER: &str = "outpost.dev/local-path";
 /// Who made a volume (`pkg/volume/util`: AnnDynamicallyProvisioned).
 pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
-/// Where nodes keep the data by default; a node with another data directory uses its own.
-const STORAGE_DIR: &str = "/var/lib/edgecore/edged/storage";
+/// Where nodes keep the data by default; a node with another `rootDirectory` uses its own.
+pub const STORAGE_DIR: &str = "/var/lib/edgecore/edged/storage";
 
 /// What a claim's class says; one that does not exist binds at once and makes nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

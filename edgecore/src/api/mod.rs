@@ -14,5 +14,5 @@ pub mod target;
 pub use server::{ListenError, PodsQuery, Sources, listen, serve};
 pub use stats::NodeStats;
 pub use status::{
-    DeviceStatus, DiskStatus, LinkStatus, MapperStatus, MemoryStatus, MqttStatus, PodStatus, Status,
+    DeviceStatus, DiskStatus, LinkStatus, MapperStatus, MemoryStatus, MqttStatus, Status,
 };

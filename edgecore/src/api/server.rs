@@ -20,7 +20,7 @@ use super::devices;
 use super::sessions::{Kind, Sessions};
 use super::stats::NodeStats;
 use super::status::{
-    DeviceStatus, DiskStatus, LinkStatus, MapperStatus, MemoryStatus, MqttStatus, PodStatus, Status,
+    DeviceStatus, DiskStatus, LinkStatus, MapperStatus, MemoryStatus, MqttStatus, Status,
 };
 use crate::bus::BusHandle;
 use crate::clock;
@@ -251,7 +251,7 @@ async fn status(sources: &Sources) -> Result<Status, StoreError> {
         uptime_secs: (now - sources.started).as_secs(),
         link: link(sources, now),
         mqtt: sources.bus.as_ref().map(mqtt),
-        pods: pods(sources).await,
+        pods: summaries(sources).await,
         devices: devices
             .into_iter()
             .map(|device| DeviceStatus {
@@ -300,24 +300,6 @@ async fn summaries(sources: &Sources) -> Vec<PodSummary> {
         return Vec::new();
     }
     answer.await.unwrap_or_default()
-}
-
-async fn pods(sources: &Sources) -> Vec<PodStatus> {
-    summaries(sources)
-        .await
-        .into_iter()
-        .map(|pod| PodStatus {
-            namespace: pod.namespace,
-            name: pod.name,
-            uid: pod.uid,
-            phase: pod.phase,
-            ready: pod.ready,
-            containers: pod.containers,
-            restarts: pod.restarts,
-            reason: pod.reason,
-            ip: pod.ip,
-        })
-        .collect()
 }
 
 fn mqtt(bus: &BusHandle) -> MqttStatus {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::dmi::MapperSummary;
+use crate::edged::PodSummary;
 use crate::outbox::report::StreamReport;
 
 /// Everything a person asks a node first.
@@ -16,7 +17,7 @@ pub struct Status {
     /// Absent on a node without MQTT.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mqtt: Option<MqttStatus>,
-    pub pods: Vec<PodStatus>,
+    pub pods: Vec<PodSummary>,
     pub devices: Vec<DeviceStatus>,
     #[serde(default)]
     pub mappers: Vec<MapperStatus>,
@@ -52,23 +53,6 @@ pub struct MqttStatus {
     pub external_connected: Option<bool>,
     /// Results that were not published because a queue was full.
     pub publishes_dropped: u64,
-}
-
-/// One pod.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PodStatus {
-    pub namespace: String,
-    pub name: String,
-    pub uid: String,
-    pub phase: String,
-    /// Ready containers, of `containers`.
-    pub ready: usize,
-    pub containers: usize,
-    pub restarts: i64,
-    /// Why something does not run; empty otherwise.
-    pub reason: String,
-    pub ip: String,
 }
 
 /// One device.

@@ -228,26 +228,36 @@ async fn send(client: AsyncClient, mut commands: mpsc::Receiver<Command>, shared
     }
 }
 
+/// Where a broker is, by its URL.
+pub(crate) struct Address<'a> {
+    pub(crate) is_tls: bool,
+    host: &'a str,
+    port: u16,
+}
+
+/// `tcp://host:port`, `ssl://host:port`; IPv6 in brackets.
+pub(crate) fn address(url: &str) -> Option<Address<'_>> {
+    let (scheme, authority) = url.split_once("://")?;
+    let (is_tls, default_port) = match scheme {
+        "tcp" | "mqtt" => (false, 1883),
+        "ssl" | "tls" | "mqtts" => (true, 8883),
+        _ => return None,
+    };
+    let authority = authority.trim_end_matches('/');
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+        _ => (authority, default_port),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    (!host.is_empty()).then_some(Address { is_tls, host, port })
+}
+
 fn options(config: &BusConfig) -> Result<MqttOptions, BusError> {
     let wrong = || BusError::Url {
         url: config.external.clone(),
     };
-    let (scheme, authority) = config.external.split_once("://").ok_or_else(wrong)?;
-    let (is_tls, default_port) = match scheme {
-        "tcp" | "mqtt" => (false, 1883),
-        "ssl" | "tls" | "mqtts" => (true, 8883),
-        _ => return Err(wrong()),
-    };
-    let authority = authority.trim_end_matches('/');
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| wrong())?),
-        _ => (authority, default_port),
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    if host.is_empty() {
-        return Err(wrong());
-    }
-    let mut options = MqttOptions::new(config.client_id.clone(), host, port);
+    let address = address(&config.external).ok_or_else(wrong)?;
+    let mut options = MqttOptions::new(config.client_id.clone(), address.host, address.port);
     options
         .set_clean_session(false)
         .set_manual_acks(true)
@@ -257,7 +267,7 @@ fn options(config: &BusConfig) -> Result<MqttOptions, BusError> {
     if !config.username.is_empty() {
         options.set_credentials(config.username.clone(), config.password.clone());
     }
-    if is_tls {
+    if address.is_tls {
         let files = config.tls.as_ref().ok_or_else(wrong)?;
         let tls = mutual(files, &Floor::default()).map_err(BusError::Tls)?;
         options.set_transport(Transport::Tls(TlsConfiguration::Rustls(Arc::new(tls))));

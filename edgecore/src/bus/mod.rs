@@ -39,6 +39,7 @@ use crate::twin::{self, LocalPublish, Outcome};
 pub use passwords::change as change_password;
 
 pub(crate) use certificates::Certificates;
+pub(crate) use external::address as external_address;
 
 use access::BusAccess;
 use external::External;

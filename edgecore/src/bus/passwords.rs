@@ -71,11 +71,14 @@ pub(super) struct Passwords {
 }
 
 impl Passwords {
+    /// Reads the file, so that one that cannot be read is told at the start.
     pub(super) fn new(path: PathBuf) -> Self {
-        Self {
+        let passwords = Self {
             path,
             known: Mutex::default(),
-        }
+        };
+        passwords.users();
+        passwords
     }
 
     /// Whether this is the user's password. Slow on purpose, for users that do not exist too.

@@ -3,9 +3,11 @@
 
 use super::ConfigError;
 use super::hub::TlsFiles;
-use super::keys::{Keys, wrong};
+use super::keys::{Keys, absolute, wrong};
 use super::mqtt::{self, MqttConfig};
 use super::schema::{Field, field, usual};
+
+const EXTERNAL: &str = "modules.eventBus.mqttServerExternal";
 
 pub(super) const FIELDS: &[Field] = &[
     field(
@@ -18,12 +20,20 @@ pub(super) const FIELDS: &[Field] = &[
         "false",
         "TLS towards the external broker",
     ),
-    field("modules.eventBus.eventBusTLS.tlsMqttCAFile", "\"\"", ""),
-    field("modules.eventBus.eventBusTLS.tlsMqttCertFile", "\"\"", ""),
+    field(
+        "modules.eventBus.eventBusTLS.tlsMqttCAFile",
+        "\"\"",
+        "the broker's certificate authority (PEM)",
+    ),
+    field(
+        "modules.eventBus.eventBusTLS.tlsMqttCertFile",
+        "\"\"",
+        "client certificate (PEM)",
+    ),
     field(
         "modules.eventBus.eventBusTLS.tlsMqttPrivateKeyFile",
         "\"\"",
-        "",
+        "its key",
     ),
     usual(
         "modules.eventBus.mqttMode",
@@ -36,7 +46,7 @@ pub(super) const FIELDS: &[Field] = &[
         "for the external broker",
     ),
     field(
-        "modules.eventBus.mqttServerExternal",
+        EXTERNAL,
         "\"tcp://127.0.0.1:1884\"",
         "used with mqttMode 1 and 2",
     ),
@@ -107,26 +117,50 @@ pub(super) fn check(keys: &Keys, node_name: &str) -> Result<Option<BusConfig>, C
             return Err(wrong("modules.eventBus.mqttMode", reason));
         }
     };
+    let external = keys.text(EXTERNAL)?;
+    let tls = tls(keys)?;
+    if mode != BusMode::Internal {
+        check_external(&external, tls.is_some())?;
+    }
     let client_id = keys.optional("modules.eventBus.mqttSubClientID")?;
     Ok(Some(BusConfig {
         mode,
         listen: keys.host_port("modules.eventBus.mqttServerInternal")?,
-        external: keys.text("modules.eventBus.mqttServerExternal")?,
+        external,
         client_id: client_id.unwrap_or_else(|| format!("edgecore-{node_name}")),
         username: keys.text("modules.eventBus.mqttUsername")?,
         password: keys.text("modules.eventBus.mqttPassword")?,
-        tls: tls(keys)?,
+        tls,
         inside: mqtt::check(keys)?,
     }))
 }
 
-/// Empty paths are left to the system's certificates, and to no certificate of the client.
-fn tls(keys: &Keys) -> Result<Option<TlsFiles>, ConfigError> {
-    let is_on: bool = keys.get("modules.eventBus.eventBusTLS.enable")?;
-    let files = TlsFiles {
-        ca: keys.get("modules.eventBus.eventBusTLS.tlsMqttCAFile")?,
-        cert: keys.get("modules.eventBus.eventBusTLS.tlsMqttCertFile")?,
-        key: keys.get("modules.eventBus.eventBusTLS.tlsMqttPrivateKeyFile")?,
+fn check_external(url: &str, has_tls: bool) -> Result<(), ConfigError> {
+    let reason = match (crate::bus::external_address(url), has_tls) {
+        (None, _) => format!("must be tcp://host:port or ssl://host:port, is `{url}`"),
+        (Some(address), false) if address.is_tls => {
+            format!("`{url}` needs modules.eventBus.eventBusTLS")
+        }
+        (Some(address), true) if !address.is_tls => {
+            format!("`{url}` is plain, and eventBusTLS.enable is true: ssl://host:port is TLS")
+        }
+        (Some(_), _) => return Ok(()),
     };
-    Ok(is_on.then_some(files))
+    Err(wrong(EXTERNAL, reason))
+}
+
+fn tls(keys: &Keys) -> Result<Option<TlsFiles>, ConfigError> {
+    const CA: &str = "modules.eventBus.eventBusTLS.tlsMqttCAFile";
+    const CERT: &str = "modules.eventBus.eventBusTLS.tlsMqttCertFile";
+    const KEY: &str = "modules.eventBus.eventBusTLS.tlsMqttPrivateKeyFile";
+    let is_on: bool = keys.get("modules.eventBus.eventBusTLS.enable")?;
+    let (ca, cert, key) = (keys.text(CA)?, keys.text(CERT)?, keys.text(KEY)?);
+    if !is_on {
+        return Ok(None);
+    }
+    Ok(Some(TlsFiles {
+        ca: absolute(CA, &ca)?,
+        cert: absolute(CERT, &cert)?,
+        key: absolute(KEY, &key)?,
+    }))
 }

@@ -21,7 +21,11 @@ pub(super) const FIELDS: &[Field] = &[
         "\"10Mi\"",
         "one of them is replaced by the next at this size",
     ),
-    field(kubelet!("podLogsDir"), "\"/var/log/pods\"", ""),
+    field(
+        kubelet!("podLogsDir"),
+        "\"/var/log/pods\"",
+        "the containers' logs, in the CRI format",
+    ),
     field(
         "outpost.loggerPath",
         "\"\"",

@@ -1,5 +1,7 @@
 //! `outpost.log…`: the daemon's own log.
 
+use tracing_subscriber::filter::{LevelFilter, Targets};
+
 use super::ConfigError;
 use super::keys::{Keys, wrong};
 use super::schema::{Field, field};
@@ -37,7 +39,23 @@ pub(super) fn check(keys: &Keys) -> Result<LogConfig, ConfigError> {
         }
     };
     Ok(LogConfig {
-        filter: keys.text("outpost.logLevel")?,
+        filter: filter(keys)?,
         format,
     })
+}
+
+/// A word alone would be the name of a module and turn off all others: more likely a level that is
+/// misspelt.
+fn filter(keys: &Keys) -> Result<String, ConfigError> {
+    const PATH: &str = "outpost.logLevel";
+    let text = keys.text(PATH)?;
+    let is_known = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
+    if text.parse::<Targets>().is_ok() && text.split(',').all(is_known) {
+        return Ok(text);
+    }
+    let reason = format!(
+        "must be error, warn, info, debug or trace, or a filter such as info,edgecore::hub=debug, \
+         is `{text}`"
+    );
+    Err(wrong(PATH, reason))
 }

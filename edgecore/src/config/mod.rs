@@ -43,7 +43,7 @@ pub const DEFAULT_PATH: &str = "/etc/edgecore/edgecore.yaml";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    #[error("cannot read configuration file `{path}`")]
+    #[error("cannot read configuration file `{path}` (`edgecore join` writes one)")]
     Read {
         path: String,
         #[source]

@@ -50,7 +50,7 @@ pub(super) const FIELDS: &[Field] = &[
         "\"\"",
         "certificate chain of the TLS listeners",
     ),
-    field("outpost.mqtt.tlsKeyFile", "\"\"", ""),
+    field("outpost.mqtt.tlsKeyFile", "\"\"", "its key"),
     field(
         "outpost.mqtt.tlsListen",
         "\"\"",

@@ -13,7 +13,11 @@ pub(super) const FIELDS: &[Field] = &[
         "[]",
         "DNS servers for pods with ClusterFirst; empty uses resolvConf",
     ),
-    field(kubelet!("clusterDomain"), "\"cluster.local\"", ""),
+    field(
+        kubelet!("clusterDomain"),
+        "\"cluster.local\"",
+        "the last part of names that clusterDNS resolves",
+    ),
     field(
         kubelet!("podCIDR"),
         "\"\"",
@@ -29,7 +33,11 @@ pub(super) const FIELDS: &[Field] = &[
         "\"/opt/cni/bin\"",
         "CNI plugins; also looked for in /usr/lib/cni",
     ),
-    field("outpost.cniConfDirectory", "\"/etc/cni/net.d\"", ""),
+    field(
+        "outpost.cniConfDirectory",
+        "\"/etc/cni/net.d\"",
+        "the first usable file by name is the pods' network; none: one of our own",
+    ),
 ];
 
 /// Where plugins are looked for, in this order.

@@ -46,13 +46,17 @@ pub(super) const FIELDS: &[Field] = &[
         "{}",
         "as evictionHard, after evictionSoftGracePeriod",
     ),
-    field(kubelet!("evictionSoftGracePeriod"), "{}", ""),
+    field(
+        kubelet!("evictionSoftGracePeriod"),
+        "{}",
+        "for each signal of evictionSoft: how long it has to hold, e.g. 1m30s",
+    ),
     field(
         kubelet!("kubeReserved"),
         "{}",
         "kept back from pods: cpu, memory, ephemeral-storage, pid",
     ),
-    field(kubelet!("maxPods"), "110", ""),
+    field(kubelet!("maxPods"), "110", "pods of this node at most"),
     field(
         kubelet!("podPidsLimit"),
         "-1",

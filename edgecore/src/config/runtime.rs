@@ -28,8 +28,8 @@ pub(super) const FIELDS: &[Field] = &[
     ),
     field(
         "modules.edged.rootDirectory",
-        "\"/var/lib/edgecore/pods\"",
-        "pod volumes that survive a reboot",
+        "\"/var/lib/edgecore/edged\"",
+        "the pods' volumes and records (pods/), data of PersistentVolumeClaims (storage/)",
     ),
     field(
         kubelet!("allowedUnsafeSysctls"),
@@ -82,7 +82,7 @@ pub struct RuntimeConfig {
     pub image_policy: ImagePolicy,
     pub cni_bin_dirs: Vec<PathBuf>,
     pub cni_conf_dir: PathBuf,
-    /// Volumes that survive a reboot.
+    /// Volumes and records of pods, and claims' data.
     pub root_dir: PathBuf,
     pub pod_logs_dir: PathBuf,
     /// The program that writes container logs.

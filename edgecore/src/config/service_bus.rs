@@ -16,7 +16,11 @@ pub(super) const FIELDS: &[Field] = &[
         "9060",
         "where local applications ask; open while a rule of the cloud has a URL for them",
     ),
-    field("modules.serviceBus.server", "\"127.0.0.1\"", ""),
+    field(
+        "modules.serviceBus.server",
+        "\"127.0.0.1\"",
+        "address to listen at; nobody is asked who they are: keep it on loopback",
+    ),
     field(
         "modules.serviceBus.timeout",
         "60",
@@ -27,7 +31,7 @@ pub(super) const FIELDS: &[Field] = &[
         "\"\"",
         "with a key: HTTPS",
     ),
-    field("modules.serviceBus.tlsPrivateKeyFile", "\"\"", ""),
+    field("modules.serviceBus.tlsPrivateKeyFile", "\"\"", "its key"),
 ];
 
 /// `None`: off.

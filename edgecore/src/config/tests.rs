@@ -101,6 +101,31 @@ fn mistakes_name_the_path() {
         ("apiVersion: v1", "edgecore.config.kubeedge.io/v1alpha2"),
         ("modules: {eventBus: {mqttMode: 7}}", "must be 0, 1 or 2"),
         (
+            "modules: {eventBus: {mqttMode: 2, mqttServerExternal: here}}",
+            "must be tcp://host:port or ssl://host:port, is `here`",
+        ),
+        (
+            "modules: {eventBus: {mqttMode: 2, mqttServerExternal: 'ssl://b:8883'}}",
+            "`ssl://b:8883` needs modules.eventBus.eventBusTLS",
+        ),
+        (
+            "modules: {eventBus: {mqttMode: 2, eventBusTLS: {enable: true, tlsMqttCAFile: /a, \
+             tlsMqttCertFile: /b, tlsMqttPrivateKeyFile: /c}}}",
+            "`tcp://127.0.0.1:1884` is plain, and eventBusTLS.enable is true",
+        ),
+        (
+            "modules: {eventBus: {eventBusTLS: {enable: true}}}",
+            "tlsMqttCAFile`: must be an absolute path",
+        ),
+        (
+            "outpost: {logLevel: inof}",
+            "`outpost.logLevel`: must be error",
+        ),
+        (
+            "outpost: {logLevel: 'a=b=c'}",
+            "`outpost.logLevel`: must be error",
+        ),
+        (
             "outpost: {outboxBytesMax: 4k}",
             "must be a size from 1Mi to 1Pi, is `4k`",
         ),
@@ -116,6 +141,36 @@ fn mistakes_name_the_path() {
         let told = with_file(text).unwrap_err().to_string();
         assert!(told.contains(expected), "{text}: {told}");
     }
+}
+
+#[test]
+fn each_key_says_what_it_is_for_and_documents_name_keys_that_are_there() {
+    for field in schema::fields() {
+        assert!(!field.doc.is_empty(), "{}", field.path);
+    }
+    let mut named = 0;
+    for (document, text) in [
+        ("operating.md", include_str!("../../../docs/operating.md")),
+        ("limits.md", include_str!("../../../docs/limits.md")),
+        ("hazards.md", include_str!("../../../docs/hazards.md")),
+        ("README.md", include_str!("../../../README.md")),
+    ] {
+        for quoted in text.split('`').skip(1).step_by(2) {
+            let end = quoted.find(|c: char| !c.is_ascii_alphanumeric() && c != '.');
+            let path = quoted[..end.unwrap_or(quoted.len())].trim_end_matches('.');
+            let path = match path.split_once('.') {
+                Some(("tailoredKubeletConfig", _)) => format!("modules.edged.{path}"),
+                Some(("modules", _)) => path.to_owned(),
+                // Annotations and API groups begin alike.
+                Some(("outpost", rest)) if !rest.starts_with("dev") => path.to_owned(),
+                _ => continue,
+            };
+            let known = schema::classify(&path);
+            assert_ne!(known, schema::Known::Unknown, "{document}: `{path}`");
+            named += 1;
+        }
+    }
+    assert!(named > 60, "only {named} keys found in the documents");
 }
 
 /// What no key takes is refused by name, whatever the key: so each is read by its section.

@@ -28,7 +28,7 @@ pub(super) const FIELDS: &[Field] = &[
         "\"/var/lib/edgecore/edgecore.db\"",
         "the node's one database; its directory also holds the key that seals secrets",
     ),
-    usual("kind", "\"EdgeCore\"", ""),
+    usual("kind", "\"EdgeCore\"", "what this file is for"),
     usual(
         "modules.edged.hostnameOverride",
         "\"\"",

@@ -59,6 +59,8 @@ pub enum ConsoleError {
          `edgecore check` says what is wrong"
     )]
     Nobody { containerd: PathBuf },
+    #[error("there is no database `{path}` yet; the first start of edgecore makes it")]
+    NoDatabase { path: PathBuf },
     #[error("cannot read the log directory `{path}`")]
     LogDirectory {
         path: PathBuf,

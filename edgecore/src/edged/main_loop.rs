@@ -377,15 +377,28 @@ impl MainLoop {
     }
 
     fn give(&mut self, uid: &str, pod: &Arc<Pod>, removed: bool) {
-        // Who waits for something that changes tries again.
-        let generation = self
-            .generation
-            .borrow()
-            .wrapping_add(self.context.runtime.network_changes());
-        let resend = *self.resend.borrow();
-        let seen = self.seen.get(uid).cloned().unwrap_or_default();
-        let host_ip = self.node.host_ip().to_owned();
-        let suspended = self.absence.is_over(self.stops.get(uid).copied());
+        let input = self.input_of(uid, pod, removed);
+        let resend = input.resend;
+        let Some(tracked) = self.workers.get_mut(uid) else {
+            self.start_worker(uid, input);
+            return;
+        };
+        if tracked.over {
+            if std::mem::replace(&mut tracked.told_over, resend) != resend {
+                self.context.pod_gone(&PodId::of(pod));
+            }
+            return;
+        }
+        tracked.told_over = resend;
+        let wake = std::mem::take(&mut tracked.wake);
+        tracked.input.send_if_modified(|known| {
+            let is_news = wake || known.differs(&input);
+            *known = input;
+            is_news
+        });
+    }
+
+    fn input_of(&self, uid: &str, pod: &Arc<Pod>, removed: bool) -> Input {
         let verdicts = self.context.verdicts.lock();
         let verdict = verdicts
             .unwrap_or_else(PoisonError::into_inner)
@@ -396,55 +409,27 @@ impl MainLoop {
             .unwrap_or_else(PoisonError::into_inner)
             .get(uid)
             .cloned();
-        if let Some(tracked) = self.workers.get_mut(uid) {
-            if tracked.over {
-                if std::mem::replace(&mut tracked.told_over, resend) != resend {
-                    self.context.pod_gone(&PodId::of(pod));
-                }
-                return;
-            }
-            tracked.told_over = resend;
-            let stamp = self.stamp;
-            let wake = std::mem::take(&mut tracked.wake);
-            tracked.input.send_if_modified(|input| {
-                let changed = wake
-                    || !Arc::ptr_eq(&input.pod, pod)
-                    || input.removed != removed
-                    || input.generation != generation
-                    || input.resend != resend
-                    || input.host_ip != host_ip
-                    || input.verdict != verdict
-                    || input.network != network
-                    || input.suspended != suspended
-                    || input.seen != seen;
-                *input = Input {
-                    pod: pod.clone(),
-                    removed,
-                    seen,
-                    stamp,
-                    generation,
-                    resend,
-                    host_ip,
-                    verdict,
-                    network,
-                    suspended,
-                };
-                changed
-            });
-            return;
-        }
-        let sender = watch::Sender::new(Input {
-            pod: pod.clone(),
+        Input {
+            pod: Arc::clone(pod),
             removed,
-            seen,
+            seen: self.seen.get(uid).cloned().unwrap_or_default(),
             stamp: self.stamp,
-            generation,
-            resend,
-            host_ip,
+            // Who waits for something that changes tries again.
+            generation: self
+                .generation
+                .borrow()
+                .wrapping_add(self.context.runtime.network_changes()),
+            resend: *self.resend.borrow(),
+            host_ip: self.node.host_ip().to_owned(),
             verdict,
             network,
-            suspended,
-        });
+            suspended: self.absence.is_over(self.stops.get(uid).copied()),
+        }
+    }
+
+    fn start_worker(&mut self, uid: &str, input: Input) {
+        let told_over = input.resend;
+        let sender = watch::Sender::new(input);
         let acted = Arc::new(AtomicBool::new(false));
         let sandbox = self.sandboxes.get(uid).cloned();
         let worker = Worker::new(
@@ -461,7 +446,7 @@ impl MainLoop {
                 acted,
                 wake: false,
                 over: false,
-                told_over: resend,
+                told_over,
             },
         );
     }

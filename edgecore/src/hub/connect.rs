@@ -26,6 +26,8 @@ const BUFFER_BYTES: usize = 4 << 10;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(super) enum ConnectError {
+    #[error("{0}; has this node joined? (`edgecore join`)")]
+    Identity(TlsError),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("cannot connect to {server}: {source}")]
@@ -85,7 +87,7 @@ async fn attempt(
 ) -> Result<Connected, ConnectError> {
     let server = || config.server.clone();
     // Read anew each time: a join or a renewal may have written them meanwhile.
-    let tls_config = Arc::new(tls::mutual(&config.tls, floor)?);
+    let tls_config = Arc::new(tls::mutual(&config.tls, floor).map_err(ConnectError::Identity)?);
     let name = tls::server_name(&config.server)?;
     let tcp = TcpStream::connect(&config.server)
         .await

@@ -22,7 +22,7 @@ use crate::config::TlsFiles;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    #[error("cannot read `{path}`: {reason}; has this node joined? (`edgecore join`)")]
+    #[error("cannot read `{path}`: {reason}")]
     Read { path: PathBuf, reason: String },
     #[error("certificate or key cannot be used")]
     Unusable(#[from] rustls::Error),

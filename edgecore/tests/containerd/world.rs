@@ -1,7 +1,6 @@
 //! A private daemon, a runtime on it, and what a test asks of both.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -178,14 +177,7 @@ impl World {
     }
 
     pub(crate) fn ctr(&self, arguments: &[&str]) -> String {
-        let output = Command::new("ctr")
-            .arg("-a")
-            .arg(self.daemon.address())
-            .args(["-n", &self.config.namespace])
-            .args(arguments)
-            .output()
-            .unwrap();
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        self.daemon.ctr(&self.config.namespace, arguments).unwrap()
     }
 
     /// Everything a pod may leave behind, by kind.

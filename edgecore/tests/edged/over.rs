@@ -12,14 +12,7 @@ const HOST_PORT: u16 = 38_931;
 
 impl World {
     pub(crate) fn ctr(&self, arguments: &[&str]) -> Vec<String> {
-        let output = std::process::Command::new("ctr")
-            .arg("-a")
-            .arg(self.daemon.address())
-            .args(["-n", &self.config.namespace])
-            .args(arguments)
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let text = self.daemon.ctr(&self.config.namespace, arguments).unwrap();
         text.lines().map(str::to_owned).collect()
     }
 

@@ -42,6 +42,7 @@ impl Reader {
     pub(super) async fn run(self, mut events: EventLoop) {
         let mut backoff = Backoff::default();
         let mut down_since = Instant::now();
+        let mut is_told = false;
         let mut waiting = VecDeque::new();
         loop {
             let connection = self.shared.connection.load(Ordering::Acquire);
@@ -78,9 +79,12 @@ impl Reader {
                     if self.counters.external_connected.load(Ordering::Relaxed) > 0 {
                         down_since = Instant::now();
                         tracing::warn!(%error, "external MQTT broker lost; reconnecting");
-                    } else {
+                    } else if is_told {
                         tracing::debug!(%error, "external MQTT broker not reached");
+                    } else {
+                        tracing::warn!(%error, "external MQTT broker not reached; trying again");
                     }
+                    is_told = true;
                     self.down();
                     let wait = backoff.next(down_since.elapsed(), rand::random());
                     tokio::time::sleep(wait).await;

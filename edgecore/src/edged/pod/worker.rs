@@ -64,6 +64,33 @@ pub(crate) struct Input {
     pub(crate) suspended: bool,
 }
 
+impl Input {
+    /// Whether there is news in `other`. A later listing that shows the same is none.
+    pub(crate) fn differs(&self, other: &Self) -> bool {
+        let Self {
+            pod,
+            removed,
+            seen,
+            stamp: _,
+            generation,
+            resend,
+            host_ip,
+            verdict,
+            network,
+            suspended,
+        } = other;
+        !Arc::ptr_eq(&self.pod, pod)
+            || self.removed != *removed
+            || self.generation != *generation
+            || self.resend != *resend
+            || self.host_ip != *host_ip
+            || self.verdict != *verdict
+            || self.network != *network
+            || self.suspended != *suspended
+            || self.seen != *seen
+    }
+}
+
 /// An image pull that is over: for which container, how long it took, what it brought.
 type Pulled = (String, Duration, Result<Image, RuntimeError>);
 

@@ -139,23 +139,22 @@ pub(super) fn image_id(reference: &Reference, digest: &str) -> String {
     format!("{}/{}@{digest}", reference.registry, reference.repository)
 }
 
-/// The image record of `name` (normalized), if there is one.
-pub(super) async fn target(daemon: &Daemon, name: &str) -> Result<Option<Descriptor>, CallError> {
+/// The image record of `name` (normalized); one that is not there is an error.
+async fn get(daemon: &Daemon, name: &str) -> Result<ImageRecord, CallError> {
+    let request = GetImageRequest {
+        name: name.to_owned(),
+    };
     let got = daemon
-        .call(
-            "image get",
-            CALL,
-            daemon.images().get(GetImageRequest {
-                name: name.to_owned(),
-            }),
-        )
-        .await;
-    match got {
+        .call("image get", CALL, daemon.images().get(request))
+        .await?;
+    Ok(got.image.unwrap_or_default())
+}
+
+/// What `name` (normalized) points to, if there is a record of it.
+pub(super) async fn target(daemon: &Daemon, name: &str) -> Result<Option<Descriptor>, CallError> {
+    match get(daemon, name).await {
         Err(error) if error.is_not_found() => Ok(None),
-        other => Ok(other?
-            .image
-            .and_then(|image| image.target)
-            .map(|target| Descriptor::from_proto(&target))),
+        found => Ok(found?.target.as_ref().map(Descriptor::from_proto)),
     }
 }
 
@@ -198,16 +197,7 @@ pub(super) async fn records(daemon: &Daemon) -> Result<Vec<Record>, CallError> {
 
 /// Puts the label of images that are never collected on `name`, or takes it off.
 pub(super) async fn pin(daemon: &Daemon, name: &str, pinned: bool) -> Result<(), CallError> {
-    let got = daemon
-        .call(
-            "image get",
-            CALL,
-            daemon.images().get(GetImageRequest {
-                name: name.to_owned(),
-            }),
-        )
-        .await?;
-    let mut image = got.image.unwrap_or_default();
+    let mut image = get(daemon, name).await?;
     if pinned {
         image.labels.insert(PINNED.to_owned(), "true".to_owned());
     } else {

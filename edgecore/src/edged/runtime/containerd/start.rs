@@ -46,10 +46,8 @@ pub(super) const STDIN_ANNOTATION: &str = "io.outpost.stdin";
 /// In the OCI spec: the input ends with its last writer.
 pub(super) const STDIN_ONCE_ANNOTATION: &str = "io.outpost.stdin-once";
 
-fn create_failed(reason: impl ToString) -> RuntimeError {
-    RuntimeError::Create {
-        reason: reason.to_string(),
-    }
+fn create_failed(reason: String) -> RuntimeError {
+    RuntimeError::Create { reason }
 }
 
 impl ContainerdRuntime {
@@ -134,7 +132,8 @@ impl ContainerdRuntime {
         host.has_oom_group = self.cgroups.has_oom_group(&container.cgroup_parent);
         let image = &facts.config.config;
         let seccomp = &self.config.seccomp_root;
-        spec::build(container, image, &users, &paths, &host, seccomp).map_err(create_failed)
+        spec::build(container, image, &users, &paths, &host, seccomp)
+            .map_err(|error| create_failed(error.to_string()))
     }
 
     async fn users(&self, facts: &ImageFacts) -> Result<UserDatabase, RuntimeError> {
