@@ -170,7 +170,7 @@ fn each_key_says_what_it_is_for_and_documents_name_keys_that_are_there() {
             named += 1;
         }
     }
-    assert!(named > 60, "only {named} keys found in the documents");
+    assert!(named > 40, "only {named} keys found in the documents");
 }
 
 /// What no key takes is refused by name, whatever the key: so each is read by its section.
