@@ -165,7 +165,6 @@ fn unfold_time(after: &[u8], out: &mut Vec<u8>) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use sha2::{Digest, Sha256};
 
     use super::*;
 

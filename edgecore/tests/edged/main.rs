@@ -4,7 +4,6 @@
 
 /// Shared with the end-to-end tests, which own these files.
 #[path = "../../../tests/src/containerd.rs"]
-#[expect(dead_code, reason = "the end-to-end tests use more of it")]
 #[expect(unreachable_pub, reason = "public in the crate that owns the file")]
 mod daemon;
 #[path = "../../../tests/src/ground.rs"]
