@@ -323,6 +323,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::Limits;
+    use crate::router::Router;
 
     #[test]
     fn what_is_written_is_read_back() {
@@ -455,7 +457,74 @@ mod tests {
         }
     }
 
+    /// Two rows of each kind, the first of each for `a`.
+    fn rows(now: Moment) -> crate::storage::Loaded {
+        let options = SubOptions {
+            qos: Qos::AtLeastOnce,
+            no_local: false,
+            retain_as_published: true,
+            id: 3,
+        };
+        let mut message = Message::new("t/x", &b"reading"[..], Qos::AtLeastOnce, true);
+        message.expires = Some(now.at + Duration::from_secs(60));
+        let will = Will {
+            message: message.clone(),
+            delay_secs: 7,
+            expiry_secs: None,
+            row: None,
+        };
+        let subscriptions = [("t/#", &options)];
+        let session = encode_session(5, 1000, 0, subscriptions.into_iter());
+        let queued = encode_queued(7, Qos::AtLeastOnce, true, &[3], Some(&message), now);
+        let both = ["a", "b"].map(ToOwned::to_owned);
+        let numbered = || both.clone().into_iter().zip(1..);
+        crate::storage::Loaded {
+            sessions: both.clone().map(|client| (client, session.clone())).into(),
+            queue: numbered().map(|(c, id)| (id, c, queued.clone())).collect(),
+            retained: both
+                .clone()
+                .map(|t| (t, encode_message(&message, now)))
+                .into(),
+            received: Vec::new(),
+            wills: numbered()
+                .map(|(c, id)| (id, c, encode_will(&will, now)))
+                .collect(),
+        }
+    }
+
     proptest! {
+        /// A row that was torn, or in which a bit turned, costs itself and what hangs on it.
+        #[test]
+        fn a_damaged_row_leaves_the_others_as_they_were(
+            kind in 0_usize..4,
+            at: prop::sample::Index,
+            bit in prop::option::of(0_u8..8),
+        ) {
+            let now = Moment::now();
+            let mut loaded = rows(now);
+            let blob = match kind {
+                0 => &mut loaded.sessions[0].1,
+                1 => &mut loaded.queue[0].2,
+                2 => &mut loaded.retained[0].1,
+                _ => &mut loaded.wills[0].2,
+            };
+            let at = at.index(blob.len());
+            match bit {
+                Some(bit) => blob[at] ^= 1 << bit,
+                None => blob.truncate(at),
+            }
+            let mut router = Router::new(Limits::default(), std::sync::Arc::default());
+            let unreadable = router.load(loaded, now);
+            prop_assert!(bit.is_some() || unreadable > 0, "a torn row was taken for a whole one");
+            prop_assert!(unreadable <= 2);
+            let held = router.held();
+            prop_assert!(held.sessions >= 1 && held.subscriptions >= 1);
+            prop_assert!(held.retained >= 1 && held.queued >= 1);
+            let mut ops = Vec::new();
+            let due = router.fire_timers(now.at + Duration::from_secs(900), &mut ops);
+            prop_assert!(due.iter().any(|due| &*due.client == "b"));
+        }
+
         #[test]
         fn torn_blobs_do_not_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             if let Some(first) = bytes.first_mut() {

@@ -6,6 +6,8 @@
 
 mod access;
 mod certificates;
+#[cfg(test)]
+mod damage_tests;
 mod external;
 mod listen;
 mod passwords;

@@ -374,3 +374,60 @@ async fn applications_ask_over_tls_and_a_changed_certificate_is_taken_at_the_nex
         .unwrap()
         .unwrap();
 }
+
+/// Each text that is cut short, or in which one byte is another.
+fn damaged(whole: &str) -> Vec<Vec<u8>> {
+    let whole = whole.as_bytes();
+    let cut = (0..whole.len()).map(|end| whole[..end].to_vec());
+    let other = (0..whole.len()).map(|at| {
+        let mut bytes = whole.to_vec();
+        bytes[at] ^= 1 << (at % 8);
+        bytes
+    });
+    cut.chain(other).collect()
+}
+
+#[tokio::test]
+async fn damaged_requests_are_answered_each_and_the_next_good_one_is_served() {
+    let hub = HubHandle::answering(|message| {
+        let text = Content::string("ok");
+        Ok(message.reply("r", 0, "router", text))
+    });
+    let at = free().await;
+    let (_routes, wanted) = watch::channel(routes(&["http://cloud/app"]));
+    let (_calls, bus) = ServiceBus::new(config_at(at), hub, wanted);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(bus.run(stop.clone()));
+    until_open(at, true).await;
+    let whole = r#"{"method":"POST","targetURL":"http://cloud/app","payload":"21.5"}"#;
+    for body in damaged(whole) {
+        let told = ask(at, &body).await.unwrap();
+        let code = told["code"].as_u64().unwrap();
+        assert!(code == 200 || code == 400 && told["msg"] != "", "{told}");
+    }
+    assert_eq!(ask(at, whole.as_bytes()).await.unwrap()["code"], 200);
+    stop.cancel();
+    tokio::time::timeout(PATIENCE, running)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+
+    // The other direction: what the hub sends.
+    let port = service().await;
+    let whole = request("POST", b"hello");
+    for content in damaged(whole.raw()) {
+        let Ok(content) = serde_json::from_slice::<Content>(&content) else {
+            continue;
+        };
+        let message = call_of(&format!("{port}:/x"), "POST", content);
+        let reply = call::call(&message, None).await;
+        assert!(matches!(reply.status_code, 200 | 400), "{reply:?}");
+    }
+    for resource in damaged(&format!("{port}:/things?a=b")) {
+        let resource = String::from_utf8_lossy(&resource).into_owned();
+        let reply = call::call(&call_of(&resource, "GET", request("GET", b"")), Some(port)).await;
+        // Never the port of somebody else but by the hub's word, and never without an answer.
+        assert!(matches!(reply.status_code, 200 | 400 | 502), "{resource}");
+    }
+}

@@ -203,6 +203,36 @@ proptest! {
         }
     }
 
+    /// One bit is another, the stream ends early: an error has a reason that can be told.
+    #[test]
+    fn damaged_packets_are_read_or_refused(
+        version in version(),
+        messages in prop::collection::vec(sent(), 1..3),
+        at: prop::sample::Index,
+        bit in 0_u8..8,
+        end: prop::sample::Index,
+    ) {
+        let mut bytes = BytesMut::new();
+        for sent in &messages {
+            encoded(sent, version, &mut bytes);
+        }
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1 << bit;
+        bytes.truncate(end.index(bytes.len()) + 1);
+        if let Err(error) = feed_all(&mut connected(version), &bytes) {
+            prop_assert!(error.reason >= 0x80, "{error}");
+        }
+        let mut connect = match version {
+            Version::V311 => CONNECT_V311.to_vec(),
+            Version::V5 => CONNECT_V5.to_vec(),
+        };
+        let at = at % connect.len();
+        connect[at] ^= 1 << bit;
+        if let Err(error) = feed_all(&mut Decoder::new(1024), &connect) {
+            prop_assert!(error.reason != 0, "{error}");
+        }
+    }
+
     #[test]
     fn acknowledgements_are_read_back(version in version(), kind in 0_usize..4, id in 1_u16.., code: bool) {
         let kinds = [encode::Ack::Puback, encode::Ack::Pubrec, encode::Ack::Pubrel, encode::Ack::Pubcomp];

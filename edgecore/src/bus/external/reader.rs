@@ -23,6 +23,8 @@ use crate::twin::LocalPublish;
 
 /// Pause before a busy store is asked again.
 const BUSY_RETRY: Duration = Duration::from_millis(2);
+/// Filters in one SUBSCRIBE: each has at most 2 KiB, and the packet is bounded.
+const SUBSCRIBED_AT_ONCE: usize = 64;
 /// After a message that could not be stored, before the broker is asked for it again.
 const STORE_AGAIN: Duration = Duration::from_secs(1);
 
@@ -141,12 +143,16 @@ impl Reader {
         self.shared.connection.fetch_add(1, Ordering::AcqRel);
         self.counters.external_connected.store(1, Ordering::Relaxed);
         tracing::info!("external MQTT broker connected");
-        let filters = subscriptions::filters(&routes)
-            .map(|filter| SubscribeFilter::new(filter.to_owned(), QoS::AtLeastOnce));
         // A broker that lost its sessions knows nothing of ours. The queue has room: it was emptied
         // when the last connection ended, and nothing but what was on its way into it came since.
-        if let Err(error) = self.client.try_subscribe_many(filters) {
-            tracing::warn!(%error, "subscriptions not renewed at the external MQTT broker");
+        let filters: Vec<&str> = subscriptions::filters(&routes).collect();
+        for some in filters.chunks(SUBSCRIBED_AT_ONCE) {
+            let some = some
+                .iter()
+                .map(|filter| SubscribeFilter::new((*filter).to_owned(), QoS::AtLeastOnce));
+            if let Err(error) = self.client.try_subscribe_many(some) {
+                tracing::warn!(%error, "subscriptions not renewed at the external MQTT broker");
+            }
         }
         self.shared.is_up.send_replace(true);
     }
