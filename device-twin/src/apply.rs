@@ -8,7 +8,7 @@ use crate::effect::{DocumentEntry, Effect};
 use crate::error::Rejected;
 use crate::event::{Change, Delivery, Event};
 use crate::twin::{Property, Refusal, Stamped};
-use crate::value::{Kind, check_name, check_value};
+use crate::value::{Kind, ValueRule, check_name};
 use crate::version::Version;
 use crate::{sync, wish};
 
@@ -39,8 +39,21 @@ pub struct Decision {
 /// # Errors
 /// [`Rejected`] with the code and sentence for the sender. Trying again does not help.
 pub fn apply(device: &Device, event: Event, now_ms: i64) -> Result<Decision, Rejected> {
+    apply_by(device, event, now_ms, &ValueRule::default())
+}
+
+/// [`apply`] with another rule for the values that devices report and local programs desire.
+///
+/// # Errors
+/// As there.
+pub fn apply_by(
+    device: &Device,
+    event: Event,
+    now_ms: i64,
+    rule: &ValueRule,
+) -> Result<Decision, Rejected> {
     match event {
-        Event::Update { event_id, changes } => update(device, event_id, changes, now_ms),
+        Event::Update { event_id, changes } => update(device, event_id, changes, now_ms, rule),
         Event::Sync { event_id, changes } => Ok(sync::sync(device, event_id, &changes, now_ms)),
         Event::Desired {
             object_uid,
@@ -58,10 +71,10 @@ pub fn apply(device: &Device, event: Event, now_ms: i64) -> Result<Decision, Rej
 /// Checks what can be checked of an event without its device: names and values of an update.
 ///
 /// # Errors
-/// [`Rejected`], as [`apply`] would say for any device.
-pub fn check(event: &Event) -> Result<(), Rejected> {
+/// [`Rejected`], as [`apply_by`] would say for any device.
+pub fn check(event: &Event, rule: &ValueRule) -> Result<(), Rejected> {
     match event {
-        Event::Update { changes, .. } => check_changes(changes),
+        Event::Update { changes, .. } => check_changes(changes, rule),
         Event::Sync { .. }
         | Event::Desired { .. }
         | Event::State { .. }
@@ -70,12 +83,17 @@ pub fn check(event: &Event) -> Result<(), Rejected> {
 }
 
 /// What a mapper saw as desired is not checked: the cloud may desire any text.
-fn check_changes(changes: &BTreeMap<String, Option<Change>>) -> Result<(), Rejected> {
+fn check_changes(
+    changes: &BTreeMap<String, Option<Change>>,
+    rule: &ValueRule,
+) -> Result<(), Rejected> {
     for (name, change) in changes {
         check_name(name)?;
         let values = change.iter().flat_map(|c| [&c.desired, &c.reported]);
         for value in values.flatten() {
-            check_value(value)?;
+            if !rule.allows(value) {
+                return Err(Rejected::bad_value(rule));
+            }
         }
     }
     Ok(())
@@ -87,19 +105,25 @@ fn update(
     event_id: String,
     changes: BTreeMap<String, Option<Change>>,
     now_ms: i64,
+    rule: &ValueRule,
 ) -> Result<Decision, Rejected> {
-    check_changes(&changes)?;
+    check_changes(&changes, rule)?;
     let mut next = device.clone();
     let mut written: BTreeMap<String, Option<Property>> = BTreeMap::new();
     let mut properties = BTreeMap::new();
     for (name, change) in changes {
-        let Some(change) = change else {
+        let Some(mut change) = change else {
             if let Some(deleted) = remove_property(&mut next, &name)? {
                 written.insert(name.clone(), None);
                 properties.insert(name, deleted);
             }
             continue;
         };
+        // Kept where it is what the cloud desires, in whatever characters, or could be reported.
+        let desired = next.properties.get(&name).and_then(|p| p.desired.as_ref());
+        change.observed.take_if(|observed| {
+            !rule.allows(observed) && desired.is_none_or(|desired| desired.value != *observed)
+        });
         if let Some(parts) = write_property(&mut next, &name, change, now_ms)? {
             written.insert(name.clone(), Some(parts.clone()));
             properties.insert(name, parts);
@@ -239,9 +263,7 @@ fn answered(
             at_ms: now_ms,
             is_undelivered,
         });
-    } else if let Some(observed) = observed
-        && (observed == desired.value || check_value(&observed).is_ok())
-    {
+    } else if let Some(observed) = observed {
         property.observed = Some(observed);
     }
     // The same refusal at another time is no news.

@@ -1,5 +1,7 @@
 //! Why an event was refused, in KubeEdge's words: clients may match on them.
 
+use crate::value::ValueRule;
+
 /// The class of a refusal, as sent to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
@@ -67,10 +69,22 @@ impl Rejected {
         )
     }
 
-    pub(crate) fn bad_value() -> Self {
-        Self::bad(
-            "The value of twin must only include upper or lowercase letters, number, english, and \
-             special letter - _ . , : / @ # and the length of value should be less than 512 bytes",
-        )
+    pub(crate) fn bad_value(rule: &ValueRule) -> Self {
+        if *rule == ValueRule::default() {
+            return Self::bad(
+                "The value of twin must only include upper or lowercase letters, number, english, \
+                 and special letter - _ . , : / @ # and the length of value should be less than 512 \
+                 bytes",
+            );
+        }
+        let what = if rule.is_text {
+            "be text without control characters"
+        } else {
+            "only include letters, digits and - _ . , : / @ #"
+        };
+        Self::bad(&format!(
+            "The value of twin must {what}, and have at most {} bytes",
+            rule.bytes_max
+        ))
     }
 }

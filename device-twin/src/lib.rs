@@ -38,7 +38,7 @@ mod value;
 mod version;
 mod wish;
 
-pub use apply::{Decision, apply, check, cut_reason};
+pub use apply::{Decision, apply, apply_by, check, cut_reason};
 pub use delta::{Delta, delta};
 pub use device::{Attribute, Device, DeviceId};
 pub use effect::{DocumentEntry, Effect};
@@ -47,5 +47,5 @@ pub use event::Event;
 pub use event::{Change, Conflict, Delivery, SyncChange, Wanted};
 pub use membership::{MembershipEvent, MembershipPlan, plan};
 pub use twin::{FromCloud, Property, Refusal, Stamped, SyncState};
-pub use value::Kind;
+pub use value::{Kind, ValueRule};
 pub use version::Version;

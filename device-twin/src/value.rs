@@ -5,7 +5,37 @@ use serde::{Deserialize, Serialize};
 use crate::error::Rejected;
 
 const NAME_BYTES_MAX: usize = 128;
-const VALUE_BYTES_MAX: usize = 512;
+
+/// What text the value of a property may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ValueRule {
+    /// Longest value in bytes.
+    pub bytes_max: usize,
+    /// Any characters but control characters; else KubeEdge's class, `[a-zA-Z0-9-_.,:/@#]`.
+    pub is_text: bool,
+}
+
+impl Default for ValueRule {
+    /// KubeEdge's (`edge/pkg/devicetwin/dtcommon/util.go`): its class, 512 bytes.
+    fn default() -> Self {
+        Self {
+            bytes_max: 512,
+            is_text: false,
+        }
+    }
+}
+
+impl ValueRule {
+    /// Whether a device may report this value; it may be empty.
+    pub fn allows(&self, value: &str) -> bool {
+        let is_good = if self.is_text {
+            !value.contains(char::is_control)
+        } else {
+            value.bytes().all(is_allowed)
+        };
+        is_good && value.len() <= self.bytes_max
+    }
+}
 
 /// The type of a property. Serialized under the names devices use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,15 +137,6 @@ pub(crate) fn check_name(name: &str) -> Result<(), Rejected> {
     }
 }
 
-/// Checks a value from a device: empty, or the same characters, up to 512.
-pub(crate) fn check_value(value: &str) -> Result<(), Rejected> {
-    if value.len() <= VALUE_BYTES_MAX && value.bytes().all(is_allowed) {
-        Ok(())
-    } else {
-        Err(Rejected::bad_value())
-    }
-}
-
 fn is_allowed(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-_.,:/@#".contains(&byte)
 }
@@ -198,9 +219,25 @@ mod tests {
         for bad in ["", "two words", "1e+3", "25°C", &"x".repeat(129)] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
-        assert!(check_value("").is_ok());
-        assert!(check_value(&"x".repeat(512)).is_ok());
-        assert!(check_value(&"x".repeat(513)).is_err());
+        let theirs = ValueRule::default();
+        let text = ValueRule {
+            bytes_max: 600,
+            is_text: true,
+        };
+        let long = |len| "x".repeat(len);
+        for (value, by_theirs, by_text) in [
+            (String::new(), true, true),
+            (long(512), true, true),
+            (long(513), false, true),
+            (long(600), false, true),
+            (long(601), false, false),
+            ("25 °C <ok> \"+3\"".to_owned(), false, true),
+            ("a\nb".to_owned(), false, false),
+            ("\0".to_owned(), false, false),
+        ] {
+            assert_eq!(theirs.allows(&value), by_theirs, "{value}");
+            assert_eq!(text.allows(&value), by_text, "{value}");
+        }
     }
 
     #[test]

@@ -164,6 +164,7 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
     let outbox_bytes_max = config.outbox_bytes_max;
     let streams = config.streams.clone();
     let (conflict, history) = (config.twin_conflict.clone(), config.history);
+    let values = config.twin_values;
     store
         .write(move |tx| {
             outbox::set_bytes_max(tx, outbox_bytes_max)?;
@@ -173,6 +174,7 @@ async fn assemble(config: &Config, store: &Store) -> Result<Exit, AppError> {
                 meta::mark_if_rebuilt(tx, ran_before)?;
             }
             twin::set_conflict(tx, &conflict)?;
+            twin::set_values(tx, &values)?;
             twin::set_history_bounds(tx, history)?;
             twin::set_node(tx, &own)
         })

@@ -173,6 +173,26 @@ fn each_key_says_what_it_is_for_and_documents_name_keys_that_are_there() {
     assert!(named > 40, "only {named} keys found in the documents");
 }
 
+#[test]
+fn values_of_properties_are_kubeedges_unless_they_may_be_wider() {
+    let of = |text: &str| {
+        let text = format!("outpost:\n  twinValues: {text}\n");
+        with_file(&text).map(|config| config.twin_values)
+    };
+    let theirs = device_twin::ValueRule::default();
+    assert_eq!(of("{}").unwrap(), theirs);
+    assert_eq!(
+        of("{bytesMax: '512', characters: kubeedge}").unwrap(),
+        theirs
+    );
+    let wide = of("{bytesMax: 4Ki, characters: text}").unwrap();
+    assert_eq!((wide.bytes_max, wide.is_text), (4096, true));
+    for wrong in ["{bytesMax: '511'}", "{bytesMax: 5Ki}", "{characters: all}"] {
+        let told = of(wrong).unwrap_err().to_string();
+        assert!(told.contains("outpost.twinValues."), "{wrong}: {told}");
+    }
+}
+
 /// What no key takes is refused by name, whatever the key: so each is read by its section.
 #[test]
 fn each_key_of_the_file_is_read() {

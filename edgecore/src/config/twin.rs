@@ -1,10 +1,15 @@
-//! `outpost.history…`, `outpost.twinConflict`: what is kept of readings, whose desired value stands.
+//! `outpost.history…`, `outpost.twinConflict`: what is kept of readings, whose desired value stands,
+//! and `outpost.twinValues…`: what a value may be.
+
+use device_twin::ValueRule;
 
 use super::ConfigError;
 use super::keys::{BYTES_MAX, Keys, wrong};
 use super::schema::{Field, field};
 use crate::twin::HistoryBounds;
 
+/// KubeEdge's bound is the least: devices of its world rely on it.
+const VALUE_BYTES: std::ops::RangeInclusive<u64> = 512..=4 << 10;
 /// Of one property.
 const ROWS_MAX: u32 = 1_000_000;
 
@@ -28,6 +33,16 @@ pub(super) const FIELDS: &[Field] = &[
         "outpost.twinConflict",
         "\"cloud\"",
         "whose desired value stands when the hub and somebody here both set one: cloud, edge or newest; the annotation outpost.dev/conflict of a Device comes first",
+    ),
+    field(
+        "outpost.twinValues.bytesMax",
+        "\"512\"",
+        "longest value of a property, 512 to 4Ki; KubeEdge's is 512, and its hubs and mappers may rely on it",
+    ),
+    field(
+        "outpost.twinValues.characters",
+        "\"kubeedge\"",
+        "kubeedge: letters, digits and - _ . , : / @ # in values; text: anything but control characters",
     ),
 ];
 
@@ -56,4 +71,21 @@ pub(super) fn conflict(keys: &Keys) -> Result<String, ConfigError> {
     }
     let reason = format!("must be cloud, edge or newest, is `{text}`");
     Err(wrong(PATH, reason))
+}
+
+pub(super) fn values(keys: &Keys) -> Result<ValueRule, ConfigError> {
+    const CHARACTERS: &str = "outpost.twinValues.characters";
+    let bytes_max = keys.bytes("outpost.twinValues.bytesMax", VALUE_BYTES)?;
+    let is_text = match keys.text(CHARACTERS)?.as_str() {
+        "kubeedge" => false,
+        "text" => true,
+        other => {
+            let reason = format!("must be kubeedge or text, is `{other}`");
+            return Err(wrong(CHARACTERS, reason));
+        }
+    };
+    Ok(ValueRule {
+        bytes_max: usize::try_from(bytes_max).unwrap_or(usize::MAX),
+        is_text,
+    })
 }

@@ -85,6 +85,8 @@ pub struct Config {
     pub history: HistoryBounds,
     /// `cloud`, `edge` or `newest`: whose desired value stands.
     pub twin_conflict: String,
+    /// What values devices may report.
+    pub twin_values: device_twin::ValueRule,
     /// KubeEdge's keys that were present and mean nothing here, sorted.
     pub ignored: Vec<String>,
 }
@@ -168,6 +170,7 @@ pub(super) fn check(keys: &Keys, mut ignored: Vec<String>) -> Result<Config, Con
         streams: outbox::streams(keys)?,
         history: twin::history(keys)?,
         twin_conflict: twin::conflict(keys)?,
+        twin_values: twin::values(keys)?,
         node_name,
         ignored,
     })

@@ -19,8 +19,9 @@ mod replay;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod values;
 
-use device_twin::{Device, DeviceId, Effect, Event, Rejected, apply, check};
+use device_twin::{Device, DeviceId, Effect, Event, Rejected, apply_by, check};
 use rusqlite::Connection;
 use serde::Serialize;
 use uuid::Uuid;
@@ -47,6 +48,7 @@ pub use members::{
     device_removed, device_upserted, membership, membership_detail_request, set_conflict, set_node,
 };
 pub use rows::{DeviceSummary, devices};
+pub use values::set_values;
 
 /// A message for local MQTT clients, published after the commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,7 +158,7 @@ fn handle_update(
     let rejected = match decided {
         Ok(event) => match rows::load(tx, &convert::id(device))? {
             Some(old) => change(tx, &old, event, now, &mut outcome)?,
-            None => check(&event).and(Err(Rejected::unknown_device())),
+            None => check(&event, &values::rule(tx, &event)?).and(Err(Rejected::unknown_device())),
         },
         Err(rejected) => Err(rejected),
     };
@@ -230,7 +232,8 @@ fn change(
     now: UnixMillis,
     outcome: &mut Outcome,
 ) -> Result<Result<(), Rejected>, StoreError> {
-    let decision = match apply(old, event, now) {
+    let rule = values::rule(tx, &event)?;
+    let decision = match apply_by(old, event, now, &rule) {
         Ok(decision) => decision,
         Err(rejected) => return Ok(Err(rejected)),
     };

@@ -109,6 +109,40 @@ fn fault_17_a_device_that_cannot_be_stored_is_told_and_comes_again() {
 }
 
 #[test]
+fn fault_22_wider_values_are_taken_where_the_configuration_says_so() {
+    let db = db_with(&[("default", "t1")]);
+    let tx = db.reader();
+    let wide = device_twin::ValueRule {
+        bytes_max: 600,
+        is_text: true,
+    };
+    let said = |id: &str, value: &str| {
+        let payload = json!({"event_id": id, "twin": {"t": {"actual": {"value": value}}}});
+        update(tx, &payload.to_string())[0].1.clone()
+    };
+    for (value, is_taken) in [
+        ("25 °C".to_owned(), true),
+        ("x".repeat(600), true),
+        ("x".repeat(601), false),
+        ("a\nb".to_owned(), false),
+    ] {
+        set_values(tx, &wide).unwrap();
+        let told = said("wide", &value);
+        if is_taken {
+            assert_eq!(told["twin"]["t"]["actual"]["value"], value);
+        } else {
+            assert_eq!(told["code"], 400, "{value}");
+            assert!(told["reason"].as_str().unwrap().contains("600 bytes"));
+        }
+        set_values(tx, &device_twin::ValueRule::default()).unwrap();
+        assert_eq!(said("theirs", &value)["code"], 400, "{value}");
+    }
+    // What was taken before stays.
+    let got = publish(tx, "$hw/events/device/default/t1/twin/get", "{}");
+    assert_eq!(got[0].1["twin"]["t"]["actual"]["value"], "x".repeat(600));
+}
+
+#[test]
 fn fault_22_whoever_sent_a_value_that_is_not_taken_hears_why() {
     let db = db_with(&[("default", "t1")]);
     let tx = db.reader();
