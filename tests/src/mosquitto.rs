@@ -37,7 +37,8 @@ impl Mosquitto {
         let config = format!(
             "listener {} 127.0.0.1\nallow_anonymous true\nuser root\npersistence true\n\
              persistence_location {}/\nautosave_on_changes true\nautosave_interval 1\n\
-             max_queued_messages 0\n",
+             max_queued_messages 0\nlog_type error\nlog_type warning\nlog_type notice\n\
+             log_type information\nlog_type unsubscribe\n",
             address.port(),
             path(dir)?
         );
@@ -58,6 +59,13 @@ impl Mosquitto {
     pub fn start_again(&mut self) -> Result<()> {
         self.process = spawn(&self.dir)?;
         Ok(())
+    }
+
+    /// How often clients have left this filter, by its log.
+    pub fn left(&self, filter: &str) -> usize {
+        let log = self.process.log();
+        let of_it = |line: &&str| line.ends_with(&format!(" {filter}"));
+        log.lines().filter(of_it).count()
     }
 
     /// Publishes at QoS 1; mosquitto has it when this returns.

@@ -378,6 +378,14 @@ async fn mqtt_rules(run: &mut Run, broker: SocketAddr, is_inside: bool) -> Resul
     Ok(())
 }
 
+async fn external_is(run: &Run, connected: bool) -> Result<()> {
+    wait::until("mosquitto and the node", PATIENCE, async || {
+        let status = run.world.status()?;
+        Ok((status["mqtt"]["externalConnected"] == connected).then_some(()))
+    })
+    .await
+}
+
 #[test]
 fn mqtt_of_the_broker_inside_goes_to_the_cloud_and_back() {
     story("rules-mqtt", Vec::new(), async |run| {
@@ -398,13 +406,31 @@ fn mqtt_of_an_external_mosquitto_goes_to_the_cloud_and_back() {
     ];
     story("rules-mosquitto", settings, async |run| {
         let dir = run.dir.path().join("mosquitto");
-        let _broker = Mosquitto::start(address, &dir)?;
-        wait::until("mosquitto on the node", PATIENCE, async || {
-            let status = run.world.status()?;
-            Ok((status["mqtt"]["externalConnected"] == true).then_some(()))
+        let mut broker = Mosquitto::start(address, &dir)?;
+        external_is(run, true).await?;
+        mqtt_rules(run, address, false).await?;
+
+        // A rule that goes while mosquitto is away: its session there must not keep the topic.
+        run.apply("mqtt-to-cloud").await?;
+        wait::until("the rule on the node", PATIENCE, async || {
+            publish(address, "default/plant/y", "again").await?;
+            Ok((run.cloud.has("POST /readings again") > 0).then_some(()))
         })
         .await?;
-        mqtt_rules(run, address, false).await
+        let filter = "default/plant/+";
+        let before = broker.left(filter);
+        broker.kill9()?;
+        external_is(run, false).await?;
+        run.delete("mqtt-to-cloud").await?;
+        run.world.edge()?.kill9()?;
+        run.world.edge_up()?;
+        run.link_is("connected").await?;
+        broker.start_again()?;
+        external_is(run, true).await?;
+        wait::until("the topic to be left", PATIENCE, async || {
+            Ok((broker.left(filter) > before).then_some(()))
+        })
+        .await
     });
 }
 
