@@ -53,7 +53,12 @@ pub fn change(value: &mut Value, choose: &mut impl FnMut(usize) -> usize) {
                 text.push_str(&odd_text(choose));
             }
         }
-        other => *other = odd(choose),
+        other @ (Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Array(_)
+        | Value::Object(_)) => *other = odd(choose),
     }
 }
 

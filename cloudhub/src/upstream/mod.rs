@@ -384,14 +384,13 @@ fn status(error: &ApiError) -> body::Status {
     }
 }
 
-/// Whether the same request may do better later: the store's trouble, not the request's.
+/// Whether the same request may do better later: the store is full, stopping or busy. An internal
+/// error may be a damaged object, which would hold up its node for ever; where the whole store fails,
+/// the batch's position cannot be written either.
 fn is_passing(error: &ApiError) -> bool {
     matches!(
         error.reason,
-        Reason::InternalError
-            | Reason::ServiceUnavailable
-            | Reason::Timeout
-            | Reason::TooManyRequests
+        Reason::ServiceUnavailable | Reason::Timeout | Reason::TooManyRequests
     )
 }
 
