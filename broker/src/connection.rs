@@ -305,7 +305,7 @@ impl<'a> Connection<'a> {
     /// Gathers answers and deliveries and writes as much as the socket takes.
     fn flush(&mut self) -> Result<(), End> {
         loop {
-            let failed = {
+            let (failed, is_welcomed) = {
                 let mut slots = self.pipeline.lock();
                 if self.socket.out.is_empty() {
                     std::mem::swap(&mut self.socket.out, &mut slots.out);
@@ -313,7 +313,7 @@ impl<'a> Connection<'a> {
                     self.socket.out.extend_from_slice(&slots.out);
                     slots.out.clear();
                 }
-                slots.failed
+                (slots.failed, slots.is_welcomed)
             };
             if let Some(failure) = failed {
                 return Err(End::NotKept(failure));
@@ -321,12 +321,14 @@ impl<'a> Connection<'a> {
             if let Some(code) = self.pipeline.ended() {
                 return Err(End::Server(code));
             }
-            self.core.router().encode_outgoing(
-                self.key,
-                &self.pipeline,
-                &mut self.socket.out,
-                Instant::now(),
-            );
+            if is_welcomed {
+                self.core.router().encode_outgoing(
+                    self.key,
+                    &self.pipeline,
+                    &mut self.socket.out,
+                    Instant::now(),
+                );
+            }
             if !self.socket.has_out() {
                 return Ok(());
             }

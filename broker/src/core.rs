@@ -249,6 +249,7 @@ impl Core {
                     expiry_secs,
                 };
                 encode::connack(&mut slots.out, version, &self.limits, &ack);
+                slots.is_welcomed = true;
             }
             Request::Suback { id, codes, granted } => {
                 encode::suback(&mut slots.out, version, id, &codes);

@@ -101,6 +101,8 @@ pub(crate) struct Slots {
     bytes: usize,
     /// Encoded answers, not yet taken by the connection.
     pub(crate) out: BytesMut,
+    /// The CONNACK is among the answers: messages may follow it, and none may go before (MQTT 5 §3.2).
+    pub(crate) is_welcomed: bool,
     /// The connection has to end without answering further.
     pub(crate) failed: Option<Failure>,
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::protocol::connect_with_will;
-use crate::support::{GatedStorage, Harness, Raw, publish, read_publish, wait_until};
+use crate::support::{GatedStorage, Harness, Raw, connect_v5, publish, read_publish, wait_until};
 use broker::{Limits, MemoryStorage, StorageError};
 
 const PUBACK: u8 = 0x40;
@@ -461,4 +461,31 @@ async fn rows_that_cannot_be_read_are_left_out_and_stand_in_nobodys_way() {
         harness.stop().await;
     }
     assert_eq!(storage.queued(), 0);
+}
+
+/// MQTT 5 §3.2: the first packet to the client is CONNACK. That its session ends later than its row
+/// says has to be committed first; messages that wait for it are there at once.
+#[tokio::test]
+async fn nothing_goes_to_a_client_before_its_connack() {
+    let storage = GatedStorage::open();
+    let harness = Harness::start(storage.clone()).await;
+    let mut reader = Raw::connect_v5(harness.addr, "r", false, 600).await;
+    assert_eq!(reader.subscribe_v5("app/#", 1).await, 1);
+    reader.send(&[0xe0, 0]).await;
+    reader.assert_closed().await;
+    let (mut device, _) = Raw::connect_v311(harness.addr, "d", true).await;
+    device
+        .send(&publish("app/x", b"v", 1, false, 1, false))
+        .await;
+    assert_eq!(device.packet().await, (PUBACK, vec![0, 1]));
+    storage.close_gate();
+    let mut reader = Raw::open(harness.addr).await;
+    reader.send(&connect_v5("r", false, 600)).await;
+    storage.wait_held(1).await;
+    reader.assert_silent().await;
+    storage.open_gate();
+    assert_eq!(reader.packet().await.0, 0x20);
+    let (kind, body) = reader.packet().await;
+    assert_eq!(read_publish(kind, &body, true).0, "app/x");
+    harness.stop().await;
 }
